@@ -1,0 +1,56 @@
+from anabranch.v1 import session_pb2 as _session_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class RelaySessionRequest(_message.Message):
+    __slots__ = ("frames", "authorization")
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    AUTHORIZATION_FIELD_NUMBER: _ClassVar[int]
+    frames: _containers.RepeatedCompositeFieldContainer[RelaySessionRequestFrame]
+    authorization: str
+    def __init__(self, frames: _Optional[_Iterable[_Union[RelaySessionRequestFrame, _Mapping]]] = ..., authorization: _Optional[str] = ...) -> None: ...
+
+class RelaySessionRequestFrame(_message.Message):
+    __slots__ = ("stream", "start", "cancel", "traceparent", "on_behalf_of")
+    STREAM_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    CANCEL_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
+    ON_BEHALF_OF_FIELD_NUMBER: _ClassVar[int]
+    stream: int
+    start: bytes
+    cancel: _session_pb2.SessionCancel
+    traceparent: str
+    on_behalf_of: _session_pb2.Caller
+    def __init__(self, stream: _Optional[int] = ..., start: _Optional[bytes] = ..., cancel: _Optional[_Union[_session_pb2.SessionCancel, _Mapping]] = ..., traceparent: _Optional[str] = ..., on_behalf_of: _Optional[_Union[_session_pb2.Caller, _Mapping]] = ...) -> None: ...
+
+class RelaySessionResponse(_message.Message):
+    __slots__ = ("ready", "frames", "load", "go_away")
+    READY_FIELD_NUMBER: _ClassVar[int]
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    GO_AWAY_FIELD_NUMBER: _ClassVar[int]
+    ready: _session_pb2.SessionReady
+    frames: _containers.RepeatedCompositeFieldContainer[RelaySessionResponseFrame]
+    load: _session_pb2.LoadReport
+    go_away: _session_pb2.GoAway
+    def __init__(self, ready: _Optional[_Union[_session_pb2.SessionReady, _Mapping]] = ..., frames: _Optional[_Iterable[_Union[RelaySessionResponseFrame, _Mapping]]] = ..., load: _Optional[_Union[_session_pb2.LoadReport, _Mapping]] = ..., go_away: _Optional[_Union[_session_pb2.GoAway, _Mapping]] = ...) -> None: ...
+
+class RelaySessionResponseFrame(_message.Message):
+    __slots__ = ("stream", "chunk", "error", "last", "tokens")
+    STREAM_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    stream: int
+    chunk: bytes
+    error: bytes
+    last: bool
+    tokens: int
+    def __init__(self, stream: _Optional[int] = ..., chunk: _Optional[bytes] = ..., error: _Optional[bytes] = ..., last: _Optional[bool] = ..., tokens: _Optional[int] = ...) -> None: ...
