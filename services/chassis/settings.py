@@ -25,7 +25,7 @@ T = TypeVar("T")
 # Kubernetes injects these for every Service of the namespace; a Service called anabranch-router
 # would otherwise make the router refuse to start.
 _SERVICE_LINK = re.compile(
-    r"(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?|(?P<url>PORT))"
+    r"(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?)"
 )
 
 
@@ -158,8 +158,8 @@ def _unknown(prefix: str, known: set[str], environ: Mapping[str, str]) -> list[s
     for variable in sorted(environ):
         if not variable.startswith(prefix) or variable in known:
             continue
-        link = _SERVICE_LINK.fullmatch(variable[len(prefix) :])
-        if link and (not link["url"] or "://" in environ[variable]):
+        port_url = variable.endswith("PORT") and "://" in environ[variable]
+        if port_url or _SERVICE_LINK.fullmatch(variable[len(prefix) :]):
             continue
         close = difflib.get_close_matches(variable, sorted(known), n=1)
         hint = f"; did you mean {close[0]}?" if close else ""

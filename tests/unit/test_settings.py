@@ -136,6 +136,7 @@ def test_kubernetes_service_links_are_not_mistaken_for_settings():
         "SERVICE_PORT_GRPC": "50051",
         "PORT": "tcp://10.0.0.1:50051",
         "PORT_50051_TCP": "tcp://10.0.0.1:50051",
+        "PORT_50051_TCP_PORT": "50051",
         "PORT_50051_TCP_ADDR": "10.0.0.1",
         "METRICS_SERVICE_HOST": "10.0.0.1",
     }
