@@ -24,6 +24,7 @@ import tempfile
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from google.protobuf import descriptor_pb2
 
@@ -165,16 +166,17 @@ def _without_access(protoset: bytes) -> Iterator[str]:
     # parse because an extension that is not registered yet stays an unknown field.
     from anabranch.v1 import options_pb2
 
+    access: Any = options_pb2.access  # protoc's .pyi gives an extension no usable type
     for file in descriptor_pb2.FileDescriptorSet.FromString(protoset).file:
         if not file.name.startswith(PACKAGE):
             continue
         for service in file.service:
             for method in service.method:
                 name = f"{file.package}.{service.name}.{method.name}"
-                if not method.options.HasExtension(options_pb2.access):
+                if not method.options.HasExtension(access):
                     yield f"{name} has no (access) option"
                     continue
-                rule = method.options.Extensions[options_pb2.access]
+                rule = method.options.Extensions[access]
                 if rule.public and rule.any_scope:
                     yield f"{name} is public and names scopes"
 

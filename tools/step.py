@@ -36,7 +36,7 @@ def run(label: str, command: list[str], log: Path, hint: str = "") -> int:
     say(f"  → {label}")
     with log.open("w", encoding="utf-8") as out:
         try:
-            child = subprocess.Popen(  # noqa: S603 - the Makefile names the command
+            child = subprocess.Popen(
                 command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
             )
         except OSError as error:
