@@ -14,6 +14,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import cast
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
@@ -91,13 +92,13 @@ _CODES_BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
 
 def reason_name(reason: int) -> str:
     """The name that travels in ErrorInfo: the enum's value without its prefix."""
-    return ErrorReason.Name(reason).removeprefix(_PREFIX)
+    return str(ErrorReason.Name(reason)).removeprefix(_PREFIX)
 
 
 def reason_from_name(name: str) -> ErrorReason:
     """The enum value of a travelling name; UNSPECIFIED for one from a newer peer."""
     try:
-        return ErrorReason.Value(_PREFIX + name)
+        return cast(ErrorReason, ErrorReason.Value(_PREFIX + name))
     except ValueError:
         return errors_pb2.ERROR_REASON_UNSPECIFIED
 

@@ -54,9 +54,7 @@ def validate_generate(
     request: pb.GenerateRequest, limits: RequestLimits = DEFAULT_LIMITS, *, path: str = ""
 ) -> None:
     """Raises Fault INVALID_REQUEST naming every violation; `path` prefixes field names."""
-    found = [
-        Violation(path + v.field, v.description) for v in generate_violations(request, limits)
-    ]
+    found = [Violation(path + v.field, v.description) for v in generate_violations(request, limits)]
     if found:
         raise invalid(found)
 
@@ -149,7 +147,7 @@ def _message(message: pb.Message, at: str, limits: RequestLimits) -> Iterator[Vi
 
 def _sampling(sampling: pb.Sampling, limits: RequestLimits) -> Iterator[Violation]:
     for name, low, high, open_below in _RANGES:
-        if not sampling.HasField(name):  # type: ignore[arg-type]
+        if not sampling.HasField(name):
             continue
         value = getattr(sampling, name)
         below = value <= low if open_below else value < low

@@ -1,0 +1,177 @@
+"""What surrounds every RPC: access log, errors, authentication and deadline.
+
+One server interceptor wraps each method's behaviour once. It knows nothing of
+what the methods do, and it costs nothing per message of a stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Protocol
+
+import grpc
+from grpc_status import rpc_status
+
+from services.chassis.access import Access, access_of
+from services.chassis.authn import Principal, set_current_principal
+from services.chassis.errors import Fault, fault_of, reason_name, to_status
+
+_log = logging.getLogger("anabranch.access")
+
+# Session is bounded by its requests' own deadlines; a health or reflection watch by nothing.
+_UNBOUNDED = ("/Session", "/Watch", "/ServerReflectionInfo")
+# Consul and Kubernetes ask every second: worth no line each.
+_QUIET = "/grpc.health.v1.Health/"
+
+
+class Authenticator(Protocol):
+    """Decides who calls."""
+
+    async def __call__(self, access: Access | None, authorization: str) -> Principal | None:
+        """The caller; None for a public method. Raises Fault."""
+
+
+class Observer(Protocol):
+    """Is told of each finished RPC."""
+
+    def __call__(self, method: str, code: grpc.StatusCode, seconds: float) -> None:
+        """Called once an RPC, after it ended."""
+
+
+Behaviour = Callable[[Any, grpc.aio.ServicerContext], Any]
+
+
+class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """The interceptor of every Anabranch server.
+
+    `max_seconds` bounds every RPC but the long-lived ones, whatever its caller set.
+    """
+
+    def __init__(
+        self,
+        authenticator: Authenticator,
+        *,
+        max_seconds: float,
+        observer: Observer | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._authenticator = authenticator
+        self._max_seconds = max_seconds
+        self._observer = observer
+        self._clock = clock
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler | None:
+        """Finds the method's handler and returns it wrapped."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        method = handler_call_details.method
+        authorization = ""
+        for key, value in handler_call_details.invocation_metadata or ():
+            if key == "authorization":
+                authorization = value
+        return self._wrapped(handler, method, authorization)
+
+    def _wrapped(
+        self, handler: grpc.RpcMethodHandler, method: str, authorization: str
+    ) -> grpc.RpcMethodHandler:
+        behaviour = (
+            handler.unary_unary
+            or handler.unary_stream
+            or handler.stream_unary
+            or handler.stream_stream
+        )
+        if inspect.isasyncgenfunction(behaviour):
+            run = self._streaming(behaviour, method, authorization)
+        else:
+            run = self._single(behaviour, method, authorization)
+        make = {
+            (False, False): grpc.unary_unary_rpc_method_handler,
+            (False, True): grpc.unary_stream_rpc_method_handler,
+            (True, False): grpc.stream_unary_rpc_method_handler,
+            (True, True): grpc.stream_stream_rpc_method_handler,
+        }[(handler.request_streaming, handler.response_streaming)]
+        return make(run, handler.request_deserializer, handler.response_serializer)
+
+    def _single(self, behaviour: Behaviour, method: str, authorization: str) -> Behaviour:
+        async def run(request: Any, context: grpc.aio.ServicerContext) -> Any:
+            began = self._clock()
+            try:
+                async with asyncio.timeout(self._limit(method)):
+                    await self._admit(method, authorization)
+                    result = await behaviour(request, context)
+            except BaseException as exc:
+                await self._failed(exc, context, method, began)
+                raise
+            self._ended(context, method, grpc.StatusCode.OK, began)
+            return result
+
+        return run
+
+    def _streaming(self, behaviour: Behaviour, method: str, authorization: str) -> Behaviour:
+        async def run(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+            began = self._clock()
+            try:
+                async with asyncio.timeout(self._limit(method)):
+                    await self._admit(method, authorization)
+                    async for response in behaviour(request, context):
+                        yield response
+            except BaseException as exc:
+                await self._failed(exc, context, method, began)
+                raise
+            self._ended(context, method, grpc.StatusCode.OK, began)
+
+        return run
+
+    def _limit(self, method: str) -> float | None:
+        return None if method.endswith(_UNBOUNDED) else self._max_seconds
+
+    async def _admit(self, method: str, authorization: str) -> None:
+        set_current_principal(await self._authenticator(access_of(method), authorization))
+
+    async def _failed(
+        self, exc: BaseException, context: grpc.aio.ServicerContext, method: str, began: float
+    ) -> None:
+        """Ends the RPC with the status of what was raised; returns only to re-raise."""
+        if isinstance(exc, asyncio.CancelledError | GeneratorExit):
+            self._ended(context, method, grpc.StatusCode.CANCELLED, began)
+            return
+        if isinstance(exc, grpc.aio.AbortError):
+            self._ended(context, method, context.code() or grpc.StatusCode.INTERNAL, began)
+            return
+        if not isinstance(exc, Exception):
+            return
+        fault = fault_of(exc)
+        self._ended(context, method, fault.code, began, fault)
+        await context.abort_with_status(rpc_status.to_status(to_status(fault)))
+
+    def _ended(
+        self,
+        context: grpc.aio.ServicerContext,
+        method: str,
+        code: grpc.StatusCode,
+        began: float,
+        fault: Fault | None = None,
+    ) -> None:
+        seconds = self._clock() - began
+        if self._observer is not None:
+            self._observer(method, code, seconds)
+        if method.startswith(_QUIET):
+            return
+        fields: dict[str, object] = {
+            "method": method,
+            "code": code.name,
+            "ms": round(seconds * 1000, 1),
+            "peer": context.peer(),
+        }
+        if fault is not None:
+            fields["reason"] = reason_name(fault.reason)
+        _log.info("rpc", extra=fields)

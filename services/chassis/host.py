@@ -1,0 +1,305 @@
+"""The composition of one service process: server, health, reflection, HTTP, registration.
+
+`Host.open` nests every resource and, on the way out, shuts down in order:
+NOT_SERVING, deregister, GoAway, drain, stop, flush. Each service's app.py uses
+it, in production and in tests alike. What the service does is not known here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import importlib.resources
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from opentelemetry.metrics import Meter
+from opentelemetry.trace import Tracer
+
+from services.chassis import telemetry as telemetry_module
+from services.chassis.access import Access
+from services.chassis.auth_client import AuthClient, TokenSource
+from services.chassis.authn import KeySource, Principal, Verifier, authenticate
+from services.chassis.channels import server_options
+from services.chassis.guard import Guard
+from services.chassis.http_endpoint import HttpEndpoint
+from services.chassis.model_handler import ModelHandler
+from services.chassis.model_service import SERVICE_NAME, ModelService
+from services.chassis.model_streams import StreamLimits
+from services.chassis.reflection import add_reflection
+from services.chassis.registry import Registration, Registry, open_registry
+from services.chassis.settings import CommonSettings
+from services.chassis.telemetry import Telemetry
+
+_log = logging.getLogger(__name__)
+
+# What is left after the drain gets this long to end by itself before it is cut.
+_STOP_GRACE_S = 1.0
+
+
+class Tasks:
+    """The background work of a process, in one task group; a failure of one ends them all."""
+
+    def __init__(self, group: asyncio.TaskGroup) -> None:
+        self._group = group
+        self._running: set[asyncio.Task[Any]] = set()
+
+    def create_task(
+        self, work: Coroutine[Any, Any, Any], *, name: str | None = None
+    ) -> asyncio.Task[Any]:
+        """Starts work that the process awaits; an exception escaping it stops the process."""
+        task = self._group.create_task(work, name=name)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
+
+    def cancel_all(self) -> None:
+        """Cancels whatever still runs; the group then waits for it."""
+        for task in tuple(self._running):
+            task.cancel()
+
+
+class Host:
+    """One service process between `open` and its shutdown.
+
+    Order of use: add services, `start`, load what must be loaded, `serve`.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        settings: CommonSettings,
+        *,
+        meta: Mapping[str, str],
+        telemetry: Telemetry,
+        registry: Registry,
+        verifier: Verifier,
+        tokens: TokenSource | None,
+        tasks: Tasks,
+        http: HttpEndpoint,
+    ) -> None:
+        self.service = service
+        self.settings = settings
+        self.telemetry = telemetry
+        self.registry = registry
+        self.verifier = verifier
+        self.tokens = tokens
+        self.tasks = tasks
+        self.http = http
+        self.address = ""
+        self.instance_id = settings.service_id
+        self.model_service: ModelService | None = None
+        self._meta = dict(meta)
+        self._services: list[str] = []
+        self._serving = False
+        self._registered = False
+        self._health = health.aio.HealthServicer()
+        self._duration = telemetry.meter.create_histogram(
+            "rpc.server.duration", unit="s", description="Duration of finished RPCs"
+        )
+        self._server = grpc.aio.server(
+            interceptors=[
+                Guard(
+                    self._authenticate,
+                    max_seconds=StreamLimits().max_timeout,
+                    observer=self._observe,
+                )
+            ],
+            options=server_options(settings.max_message_bytes),
+            maximum_concurrent_rpcs=settings.max_concurrent_rpcs,
+        )
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        service: str,
+        settings: CommonSettings,
+        *,
+        meta: Mapping[str, str] | None = None,
+        registry: Registry | None = None,
+        key_source: KeySource | None = None,
+    ) -> AsyncIterator[Host]:
+        """Opens what every service stands on; leaving shuts it down in order.
+
+        `registry` replaces the one that the settings name (tests share one);
+        `key_source` replaces the auth service as the origin of verification keys.
+        Raises what a background task raised, as an ExceptionGroup.
+        """
+        own_registry = registry is None
+        registry = registry or open_registry(
+            settings.registry,
+            token=settings.registry_token,
+            stale_for=settings.registry_stale_for,
+        )
+        auth = AuthClient(settings.auth_target, registry)
+        telemetry = telemetry_module.open(
+            service, settings.service_id or service, settings.otlp_endpoint
+        )
+        verifier = Verifier(key_source or auth, issuer=settings.issuer, audience=settings.audience)
+        tokens = None
+        if settings.client_id and settings.client_secret is not None:
+            tokens = TokenSource(auth, settings.client_id, settings.client_secret)
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = Tasks(group)
+                host = cls(
+                    service,
+                    settings,
+                    meta=meta or {},
+                    telemetry=telemetry,
+                    registry=registry,
+                    verifier=verifier,
+                    tokens=tokens,
+                    tasks=tasks,
+                    http=HttpEndpoint(
+                        settings.http_listen,
+                        metrics=telemetry.prometheus_text,
+                        ready=lambda: host.is_serving,
+                    ),
+                )
+                if key_source is None:
+                    tasks.create_task(auth.follow(), name="auth-address")
+                tasks.create_task(verifier.keep_fresh(), name="verification-keys")
+                try:
+                    yield host
+                finally:
+                    await host._shut_down()
+                    tasks.cancel_all()
+        finally:
+            await auth.close()
+            if own_registry:
+                await registry.close()
+            await telemetry.close()
+
+    @property
+    def meter(self) -> Meter:
+        """Where the service creates its instruments."""
+        return self.telemetry.meter
+
+    @property
+    def tracer(self) -> Tracer:
+        """Where the service starts its spans."""
+        return self.telemetry.tracer
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether health says SERVING."""
+        return self._serving
+
+    @property
+    def http_address(self) -> str:
+        """host:port of the HTTP endpoint, once started."""
+        return self.http.address
+
+    def add_model_service(
+        self,
+        handler: ModelHandler,
+        *,
+        limits: StreamLimits | None = None,
+        remember_ids: int = 0,
+    ) -> ModelService:
+        """Serves ModelService with this handler. Before `start`."""
+        self.model_service = ModelService(
+            handler, self.verifier, limits=limits, remember_ids=remember_ids
+        )
+        self._server.add_generic_rpc_handlers((self.model_service.generic_handler(),))
+        self._services.append(SERVICE_NAME)
+        return self.model_service
+
+    def add_servicer(
+        self, add: Callable[[Any, grpc.aio.Server], None], servicer: object, full_name: str
+    ) -> None:
+        """Serves another service: its generated add function, servicer and full name."""
+        add(servicer, self._server)
+        self._services.append(full_name)
+
+    def set_meta(self, meta: Mapping[str, str]) -> None:
+        """Adds to what the registry tells about this process. Before `serve`."""
+        self._meta.update(meta)
+
+    async def start(self) -> None:
+        """Binds and answers; health says NOT_SERVING until `serve`."""
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        protoset = importlib.resources.files("anabranch.v1").joinpath("anabranch.protoset")
+        add_reflection(self._server, protoset.read_bytes(), self._services)
+        self.address = await self._bind()
+        await self._server.start()
+        await self.http.start()
+        if not self.instance_id:
+            self.instance_id = f"{self.service}-{self.address.replace(':', '-')}"
+        _log.info(
+            "listening",
+            extra={"address": self.address, "http": self.http_address, "id": self.instance_id},
+        )
+
+    async def serve(self) -> None:
+        """Says SERVING and registers. Call it once the service can answer."""
+        if self.model_service is not None:
+            self.model_service.open_for_work()
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        self._serving = True
+        self._registered = True
+        await self.registry.register(
+            Registration(
+                service=self.service,
+                id=self.instance_id,
+                address=self.settings.advertise or self.address,
+                meta={
+                    "version": importlib.metadata.version("anabranch"),
+                    "zone": self.settings.zone,
+                    **self._meta,
+                },
+            )
+        )
+        _log.info("serving", extra={"id": self.instance_id})
+
+    async def stop_serving(self, reason: str) -> None:
+        """Says NOT_SERVING and leaves the registry, for good. Running requests go on."""
+        was_registered, self._registered = self._registered, False
+        self._serving = False
+        await self._health.enter_graceful_shutdown()
+        if was_registered:
+            await self.registry.deregister(self.instance_id)
+        _log.info("not serving", extra={"id": self.instance_id, "cause": reason})
+
+    async def _shut_down(self) -> None:
+        await self.stop_serving("shutting down")
+        limit = self.settings.drain_timeout
+        if self.model_service is not None:
+            self.model_service.go_away(limit, "shutting down")
+            try:
+                async with asyncio.timeout(limit):
+                    await self.model_service.requests.wait_idle()
+            except TimeoutError:
+                _log.warning(
+                    "drain time is over", extra={"cut_off": len(self.model_service.requests)}
+                )
+        await self._server.stop(_STOP_GRACE_S)
+        await self.http.close()
+        _log.info("stopped", extra={"id": self.instance_id})
+
+    async def _bind(self) -> str:
+        listen = self.settings.listen
+        try:
+            port = self._server.add_insecure_port(listen)
+        except RuntimeError as exc:
+            raise OSError(f"cannot listen on {listen}: is the port in use?") from exc
+        return f"{listen.rpartition(':')[0]}:{port}"
+
+    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        for name in ("", *self._services):
+            await self._health.set(name, status)
+
+    async def _authenticate(self, access: Access | None, authorization: str) -> Principal | None:
+        return await authenticate(self.verifier, access, authorization)
+
+    def _observe(self, method: str, code: grpc.StatusCode, seconds: float) -> None:
+        self._duration.record(
+            seconds, {"rpc.method": method.lstrip("/"), "rpc.grpc.status_code": code.name}
+        )

@@ -1,0 +1,79 @@
+"""What engine, proxy and router each implement; the wire is carried by model_service.
+
+Only the interface: an `Outlet` that output goes into, the context of a request,
+and the `ModelHandler` protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from anabranch.v1 import generation_pb2, model_pb2, session_pb2
+from services.chassis.authn import Principal
+from services.chassis.errors import Fault
+
+Cancel = Callable[[], None]
+
+
+class Outlet(Protocol):
+    """Where the output of one request goes. Used on the event loop only.
+
+    A request ends with exactly one `chunk(last=True)` or one `fail()`; what is
+    put in afterwards is dropped. Nothing here blocks: several chunks put in
+    during one turn of the loop leave in one message.
+    """
+
+    def chunk(self, raw: bytes, *, last: bool, tokens: int) -> None:
+        """Takes a serialised GenerateChunk that holds `tokens` output tokens."""
+
+    def fail(self, fault: Fault) -> None:
+        """Ends the request with an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallContext:
+    """One request's circumstances. `deadline` is in seconds of the loop's clock."""
+
+    caller: Principal
+    request_id: str
+    deadline: float
+    traceparent: str = ""
+
+
+class ModelHandler(Protocol):
+    """What a service does with requests."""
+
+    def open(
+        self,
+        request: generation_pb2.GenerateRequest,
+        raw: bytes,
+        context: CallContext,
+        outlet: Outlet,
+    ) -> Cancel:
+        """Starts a validated request and returns at once.
+
+        `raw` is the serialised request. Raises Fault to refuse. The returned
+        cancel is idempotent; after it the outlet is ended soon, with a last
+        chunk of FINISH_REASON_CANCELLED or an error.
+        """
+
+    async def embed(
+        self, request: model_pb2.EmbedRequest, context: CallContext
+    ) -> model_pb2.EmbedResponse:
+        """Answers Embed. Raises Fault."""
+
+    async def count_tokens(
+        self, request: model_pb2.CountTokensRequest, context: CallContext
+    ) -> model_pb2.CountTokensResponse:
+        """Answers CountTokens. Raises Fault."""
+
+    async def list_models(self) -> Sequence[generation_pb2.ModelInfo]:
+        """Every model that can be asked for here, in any order."""
+
+    def ready(self) -> session_pb2.SessionReady:
+        """The first message of a session."""
+
+    def load(self) -> session_pb2.LoadReport | None:
+        """The load now; None from a service that reports none."""

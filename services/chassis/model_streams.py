@@ -1,0 +1,224 @@
+"""The requests in progress of one process: admission, deadlines, cancellation, counting.
+
+Every request, whichever RPC brought it, is an `ActiveRequest` between its
+handler and its outlet. Knows nothing of gRPC messages beyond the request itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import uuid
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from google.protobuf.message import DecodeError
+
+from anabranch.v1 import errors_pb2, generation_pb2
+from services.chassis.authn import Principal
+from services.chassis.errors import Fault, Violation, Work, fault_of, invalid
+from services.chassis.model_handler import CallContext, Cancel, ModelHandler, Outlet
+from services.chassis.validation import validate_generate
+
+
+@dataclass(frozen=True, slots=True)
+class StreamLimits:
+    """Bounds of requests and sessions; seconds and bytes."""
+
+    default_timeout: float = 600.0
+    max_timeout: float = 3600.0
+    session_buffer_bytes: int = 16 * 1024 * 1024
+    write_stall: float = 10.0
+    load_busy_interval: float = 0.1
+    load_idle_interval: float = 1.0
+
+
+class ActiveRequest:
+    """One request between handler and wire: passes output on until it has ended once."""
+
+    __slots__ = ("_cancel", "_owner", "_target", "_timer", "chunks", "ended")
+
+    def __init__(self, owner: ActiveRequests, target: Outlet) -> None:
+        self._owner = owner
+        self._target = target
+        self._cancel: Cancel | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self.ended = False
+        self.chunks = 0
+
+    def chunk(self, raw: bytes, *, last: bool, tokens: int) -> None:
+        if self.ended:
+            return
+        self.chunks += 1
+        if last:
+            self._end()
+        self._target.chunk(raw, last=last, tokens=tokens)
+
+    def fail(self, fault: Fault) -> None:
+        if self.ended:
+            return
+        self._end()
+        self._target.fail(fault.after(Work.OUTPUT_SEEN) if self.chunks else fault)
+
+    def cancel(self) -> None:
+        """The caller wants no more: the handler stops, and says so through the outlet."""
+        if not self.ended and self._cancel is not None:
+            self._cancel()
+
+    def abandon(self) -> None:
+        """The caller is gone: the handler stops, and nobody hears of it."""
+        if self.ended:
+            return
+        self._end()
+        if self._cancel is not None:
+            self._cancel()
+
+    def begin(self, cancel: Cancel, deadline: float) -> None:
+        """Called once the handler has taken the request."""
+        self._cancel = cancel
+        if not self.ended:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_at(deadline, self._expire)
+
+    def _expire(self) -> None:
+        if self.ended:
+            return
+        self.fail(
+            Fault(
+                errors_pb2.ERROR_REASON_DEADLINE_EXCEEDED,
+                "the request's time ran out",
+                work=Work.MAYBE_BILLED,
+            )
+        )
+        if self._cancel is not None:
+            self._cancel()
+
+    def _end(self) -> None:
+        self.ended = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._owner.remove(self)
+
+
+class ActiveRequests:
+    """All requests in progress, and the door that new ones come through."""
+
+    def __init__(
+        self, handler: ModelHandler, limits: StreamLimits, *, remember_ids: int = 0
+    ) -> None:
+        self._handler = handler
+        self.limits = limits
+        self._active: set[ActiveRequest] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._bodies = _RequestIds(remember_ids) if remember_ids else None
+        self.loading = True
+        self.draining = False
+
+    def __len__(self) -> int:
+        return len(self._active)
+
+    def remove(self, request: ActiveRequest) -> None:
+        self._active.discard(request)
+        if not self._active:
+            self._idle.set()
+
+    async def wait_idle(self) -> None:
+        """Returns when nothing is in progress."""
+        await self._idle.wait()
+
+    def check_open(self) -> None:
+        """Raises Fault MODEL_LOADING or DRAINING when nothing new is taken."""
+        if self.draining:
+            raise Fault(
+                errors_pb2.ERROR_REASON_DRAINING,
+                "this process is shutting down; ask another",
+                retry_after=0.1,
+            )
+        if self.loading:
+            raise Fault(
+                errors_pb2.ERROR_REASON_MODEL_LOADING,
+                "the model is still being loaded",
+                retry_after=2.0,
+            )
+
+    def open(
+        self,
+        raw: bytes,
+        target: Outlet,
+        caller: Principal,
+        *,
+        traceparent: str = "",
+        time_remaining: float | None = None,
+    ) -> ActiveRequest:
+        """Starts a serialised GenerateRequest; a refusal goes to the target as well.
+
+        Never raises for what the request is; the target hears of it.
+        """
+        active = ActiveRequest(self, target)
+        self._active.add(active)
+        self._idle.clear()
+        try:
+            self.check_open()
+            request, raw = self._read(raw, caller)
+            context = self._context(request, caller, traceparent, time_remaining)
+            active.begin(self._handler.open(request, raw, context, active), context.deadline)
+        except Exception as exc:  # noqa: BLE001 - the edge: whatever a handler raises becomes a status
+            active.fail(fault_of(exc))
+        return active
+
+    def _read(self, raw: bytes, caller: Principal) -> tuple[generation_pb2.GenerateRequest, bytes]:
+        try:
+            request = generation_pb2.GenerateRequest.FromString(raw)
+        except DecodeError as exc:
+            raise invalid([Violation("", "is not a GenerateRequest message")]) from exc
+        validate_generate(request)
+        if not request.request_id:
+            # Serialised messages concatenate to their merge: no need to encode it all again.
+            request.request_id = uuid.uuid4().hex
+            addition = generation_pb2.GenerateRequest(request_id=request.request_id)
+            return request, raw + addition.SerializeToString()
+        if self._bodies is not None:
+            self._bodies.check(caller, request)
+        return request, raw
+
+    def _context(
+        self,
+        request: generation_pb2.GenerateRequest,
+        caller: Principal,
+        traceparent: str,
+        time_remaining: float | None,
+    ) -> CallContext:
+        allowed = self.limits.default_timeout
+        if request.HasField("timeout"):
+            allowed = min(request.timeout.ToNanoseconds() / 1e9, self.limits.max_timeout)
+        if time_remaining is not None:
+            allowed = min(allowed, time_remaining)
+        return CallContext(
+            caller=caller,
+            request_id=request.request_id,
+            deadline=asyncio.get_running_loop().time() + allowed,
+            traceparent=traceparent,
+        )
+
+
+class _RequestIds:
+    """Remembers the bodies of the latest request ids, to refuse an id used for another."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._seen: OrderedDict[tuple[str, str], bytes] = OrderedDict()
+
+    def check(self, caller: Principal, request: generation_pb2.GenerateRequest) -> None:
+        body = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
+        key = (caller.client_id, request.request_id)
+        known = self._seen.setdefault(key, body)
+        self._seen.move_to_end(key)
+        if len(self._seen) > self._size:
+            self._seen.popitem(last=False)
+        if known != body:
+            raise Fault(
+                errors_pb2.ERROR_REASON_REQUEST_ID_REUSED,
+                "this request_id was used before with another body",
+                metadata={"request_id": request.request_id},
+            )
