@@ -1,0 +1,1 @@
+"""The routing decision as values: no gRPC, no asyncio, no clock, no environment."""

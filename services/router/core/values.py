@@ -1,0 +1,175 @@
+"""What a routing decision is made from, and what it is. Values only.
+
+Times are in seconds, sizes in tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Tier(Enum):
+    """On whose hardware a backend runs."""
+
+    LOCAL = "local"
+    CLOUD = "cloud"
+
+
+class Residency(Enum):
+    """The tiers that a request may use, in order of preference."""
+
+    LOCAL_FIRST = (Tier.LOCAL, Tier.CLOUD)
+    LOCAL_ONLY = (Tier.LOCAL,)
+    CLOUD_FIRST = (Tier.CLOUD, Tier.LOCAL)
+    CLOUD_ONLY = (Tier.CLOUD,)
+
+
+class Resume(Enum):
+    """What a backend must be able to do for a request."""
+
+    FRESH = "fresh"
+    AFTER_TOKENS = "tokens"
+    AFTER_TEXT = "text"
+
+
+class Health(Enum):
+    """Whether a backend takes work."""
+
+    CONNECTING = "connecting"
+    READY = "ready"
+    DRAINING = "draining"
+    LOST = "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A backend's own latest report; zeros mean that it said nothing."""
+
+    running: int = 0
+    waiting: int = 0
+    queued_prefill_tokens: int = 0
+    context_tokens: int = 0
+    kv_used_tokens: int = 0
+    kv_total_tokens: int = 0
+    step_time_ratio: float = 1.0
+    prefill_tokens_per_step: float = 0.0
+    step_time: float = 0.0
+    max_running: int = 0
+    prefill_budget: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A backend as the router knows it at one moment.
+
+    `sent_since` and `sent_tokens_since` are this router's dispatches that the
+    report in `load` does not know of yet; `cooling_until` is a time on the
+    snapshot's clock before which it is not tried.
+    """
+
+    id: str
+    tier: Tier
+    health: Health
+    models: frozenset[str]
+    load: Load = Load()
+    in_flight: int = 0
+    sent_since: int = 0
+    sent_tokens_since: int = 0
+    round_trip: float = 0.0
+    cooling_until: float = float("-inf")
+    drained: bool = False
+    resumes: Mapping[str, frozenset[Resume]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Every known backend at one moment."""
+
+    backends: tuple[Backend, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the decision needs of a request.
+
+    `ttft_slo` is what is left of the caller's own limit, None when it set none.
+    `tried` holds backends that failed this request.
+    """
+
+    model: str
+    prompt_tokens: int
+    residency: Residency = Residency.LOCAL_FIRST
+    ttft_slo: float | None = None
+    backend_id: str = ""
+    resume: Resume = Resume.FRESH
+    tried: frozenset[str] = frozenset()
+
+
+class Overflow(Enum):
+    """Why a request leaves its preferred tier."""
+
+    SATURATED = "saturated"
+    ABSENT = "absent"
+    UNHEALTHY = "unhealthy"
+    FAILED = "failed"
+
+
+class Refusal(Enum):
+    """Why a request is not served at all."""
+
+    MODEL_UNKNOWN = "model_unknown"
+    NO_BACKEND = "no_backend"
+    CANNOT_RESUME = "cannot_resume"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A backend weighed for one request. `objection` is empty when it is feasible."""
+
+    backend_id: str
+    tier: Tier
+    objection: str
+    score: float
+    predicted_ttft: float
+    predicted_tpot: float
+    free_slot: bool
+
+    @property
+    def feasible(self) -> bool:
+        """Whether the request may go there now."""
+        return not self.objection
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """Send it there."""
+
+    backend_id: str
+    tier: Tier
+    predicted_ttft: float
+    overflow: Overflow | None
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Capacity exists; wait for it."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """It cannot be served."""
+
+    refusal: Refusal
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The verdict, and every backend that was weighed, best first."""
+
+    verdict: Dispatch | Wait | Refuse
+    candidates: tuple[Candidate, ...]

@@ -1,0 +1,151 @@
+"""The routing decision, case by case."""
+
+from random import Random
+
+import pytest
+
+from services.router.core.decide import decide
+from services.router.core.values import (
+    Backend,
+    Dispatch,
+    Health,
+    Load,
+    Overflow,
+    Pool,
+    Refusal,
+    Refuse,
+    Request,
+    Residency,
+    Resume,
+    Tier,
+    Wait,
+)
+
+NOW = 1000.0
+
+
+def backend(name: str, **changes) -> Backend:
+    values = {
+        "id": name,
+        "tier": Tier.LOCAL,
+        "health": Health.READY,
+        "models": frozenset({"m"}),
+        "load": Load(max_running=4, step_time=0.01, prefill_budget=512),
+    }
+    return Backend(**{**values, **changes})
+
+
+def verdict(request: Request, *backends: Backend):
+    return decide(request, Pool(backends), NOW, Random(1)).verdict
+
+
+CLOUD = backend("cloud", tier=Tier.CLOUD, load=Load(max_running=100))
+
+
+def test_local_is_chosen_while_it_has_room():
+    chosen = verdict(Request("m", 10), backend("a"), CLOUD)
+    assert isinstance(chosen, Dispatch)
+    assert (chosen.backend_id, chosen.overflow) == ("a", None)
+
+
+def test_the_emptier_backend_is_chosen():
+    busy = backend("busy", load=Load(running=3, max_running=4))
+    assert verdict(Request("m", 10), busy, backend("free")).backend_id == "free"
+
+
+def test_dispatches_that_the_report_does_not_know_count():
+    full = backend("a", sent_since=4)
+    assert verdict(Request("m", 10), full, CLOUD).backend_id == "cloud"
+
+
+def test_a_slow_backend_is_avoided():
+    slow = backend("slow", load=Load(step_time_ratio=3.0, max_running=4))
+    fine = backend("fine", load=Load(running=1, max_running=4))
+    assert verdict(Request("m", 1000), slow, fine).backend_id == "fine"
+
+
+@pytest.mark.parametrize(
+    ("local", "reason"),
+    [
+        ([backend("a", load=Load(running=4, max_running=4))], Overflow.SATURATED),
+        ([], Overflow.ABSENT),
+        ([backend("a", health=Health.LOST)], Overflow.UNHEALTHY),
+        ([backend("a", drained=True)], Overflow.UNHEALTHY),
+        ([backend("a", cooling_until=NOW + 1)], Overflow.UNHEALTHY),
+    ],
+)
+def test_overflow_says_why(local, reason):
+    chosen = verdict(Request("m", 10), *local, CLOUD)
+    assert (chosen.backend_id, chosen.overflow) == ("cloud", reason)
+
+
+def test_overflow_after_a_failure_says_so():
+    request = Request("m", 10, tried=frozenset({"a"}))
+    assert verdict(request, backend("a"), CLOUD).overflow is Overflow.FAILED
+
+
+def test_local_only_waits_and_never_leaves():
+    full = backend("a", load=Load(running=4, max_running=4))
+    request = Request("m", 10, residency=Residency.LOCAL_ONLY)
+    assert isinstance(verdict(request, full, CLOUD), Wait)
+
+
+def test_local_only_is_refused_when_nothing_local_is_healthy():
+    request = Request("m", 10, residency=Residency.LOCAL_ONLY)
+    refused = verdict(request, backend("a", health=Health.LOST), CLOUD)
+    assert isinstance(refused, Refuse)
+    assert refused.refusal is Refusal.NO_BACKEND
+
+
+def test_an_unknown_model_is_refused_as_such():
+    assert verdict(Request("x", 10), backend("a")).refusal is Refusal.MODEL_UNKNOWN
+
+
+def test_a_caller_with_a_limit_waits_for_nobody_slower():
+    late = backend("a", load=Load(queued_prefill_tokens=100_000, step_time=0.1, max_running=4))
+    assert verdict(Request("m", 10, ttft_slo=1.0), late, CLOUD).backend_id == "cloud"
+    assert isinstance(verdict(Request("m", 10, ttft_slo=1.0), late), Wait)
+
+
+def test_a_caller_without_a_limit_is_served_late_rather_than_refused():
+    late = backend("a", load=Load(queued_prefill_tokens=900_000, step_time=0.1, max_running=4))
+    assert verdict(Request("m", 10), late).backend_id == "a"
+
+
+def test_a_pinned_backend_is_the_only_choice():
+    request = Request("m", 10, backend_id="b")
+    assert verdict(request, backend("a"), backend("b")).backend_id == "b"
+    assert isinstance(verdict(request, backend("a")), Refuse)
+
+
+def test_resume_goes_only_where_it_can():
+    able = backend("able", resumes={"m": frozenset({Resume.AFTER_TOKENS})})
+    request = Request("m", 10, resume=Resume.AFTER_TOKENS)
+    assert verdict(request, backend("a"), able).backend_id == "able"
+    assert verdict(request, backend("a")).refusal is Refusal.CANNOT_RESUME
+
+
+def test_a_full_cache_counts_as_busy():
+    full = backend("a", load=Load(kv_used_tokens=100, kv_total_tokens=100, max_running=4))
+    assert isinstance(verdict(Request("m", 10), full), Wait)
+
+
+def test_every_backend_is_explained():
+    decision = decide(
+        Request("m", 10, residency=Residency.LOCAL_ONLY),
+        Pool((backend("a"), CLOUD, backend("b", drained=True))),
+        NOW,
+        Random(1),
+    )
+    objections = {c.backend_id: c.objection for c in decision.candidates}
+    assert objections["a"] == ""
+    assert "residency" in objections["cloud"]
+    assert "operator" in objections["b"]
+
+
+def test_equal_backends_share_the_work():
+    chosen = {
+        decide(Request("m", 10), Pool((backend("a"), backend("b"))), NOW, Random(seed)).verdict
+        for seed in range(50)
+    }
+    assert {c.backend_id for c in chosen} == {"a", "b"}
