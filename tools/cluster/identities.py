@@ -1,0 +1,101 @@
+"""Creates a fresh cluster's identities through the auth service, as an administrator would.
+
+Secrets go into files of mode 0600 and nowhere else: not into logs, arguments or environments.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from anabranch.v1 import auth_pb2, auth_pb2_grpc
+from tools.cluster.process import ClusterError
+
+ADMIN = "admin"
+TIMEOUT = 15.0
+"""Seconds that auth may take for one answer."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A client that the cluster starts with."""
+
+    client_id: str
+    tenant: str
+    scopes: tuple[str, ...]
+    purpose: str
+
+
+IDENTITIES = (
+    Identity("router", "operators", ("relay",), "the router's calls to engines and proxies"),
+    Identity("demo", "demo", ("generate",), "a caller"),
+)
+
+
+async def create(
+    auth: str, secrets: Path, identities: Sequence[Identity] = IDENTITIES
+) -> dict[str, str]:
+    """Creates the identities as the bootstrap administrator; client id → secret, admin included.
+
+    Raises ClusterError when auth refuses.
+    """
+    try:
+        admin_secret = (secrets / ADMIN).read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ClusterError(f"auth wrote no administrator's secret: {error}") from error
+    found = {ADMIN: admin_secret}
+    async with grpc.aio.insecure_channel(auth, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        stub = auth_pb2_grpc.AuthServiceStub(channel)
+        try:
+            token = await stub.IssueToken(
+                auth_pb2.IssueTokenRequest(client_id=ADMIN, client_secret=admin_secret),
+                timeout=TIMEOUT,
+            )
+            for identity in identities:
+                made = await stub.CreateClient(
+                    auth_pb2.CreateClientRequest(
+                        client_id=identity.client_id,
+                        tenant=identity.tenant,
+                        display_name=identity.purpose,
+                        scopes=identity.scopes,
+                    ),
+                    metadata=(("authorization", f"Bearer {token.access_token}"),),
+                    timeout=TIMEOUT,
+                )
+                found[identity.client_id] = made.client_secret
+        except grpc.aio.AioRpcError as error:
+            raise ClusterError(
+                f"auth did not create the identities: {error.code().name}: {error.details()}"
+            ) from error
+    for client_id, secret in found.items():
+        write_private(secrets / client_id, secret + "\n")
+    return found
+
+
+def write_private(path: Path, text: str) -> None:
+    """Writes a file that only its owner can read, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = path.with_name(f".{path.name}.part")
+    half.unlink(missing_ok=True)
+    with os.fdopen(os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+    half.replace(path)
+
+
+def save(run_dir: Path, credentials: Mapping[str, str], router: str, auth: str) -> None:
+    """Writes credentials.json and the `env` file that a shell sources before the CLI."""
+    write_private(run_dir / "credentials.json", json.dumps(dict(credentials), indent=2) + "\n")
+    lines = {
+        "ANABRANCH_TARGET": router,
+        "ANABRANCH_AUTH_TARGET": auth,
+        "ANABRANCH_CLIENT_ID": "demo",
+        "ANABRANCH_CLIENT_SECRET_FILE": str(run_dir / "secrets/demo"),
+    }
+    (run_dir / "env").write_text(
+        "".join(f"export {key}={value}\n" for key, value in lines.items()), encoding="utf-8"
+    )
