@@ -1,0 +1,106 @@
+"""Puts the auth service together: the one place where its collaborators are constructed.
+
+Production and in-process tests both enter `running`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from anabranch.v1 import auth_pb2_grpc
+from services.auth.bootstrap import announcer
+from services.auth.core.throttle import LoginThrottle
+from services.auth.directory import Directory
+from services.auth.grants import Grants
+from services.auth.keyring import Keyring
+from services.auth.keyset import StoredKeySet
+from services.auth.login import Login
+from services.auth.oauth_http import OAuthEndpoints
+from services.auth.passwords import Passwords
+from services.auth.servicer import AuthServicer
+from services.auth.settings import Settings
+from services.auth.store import open_store, sqlite_file
+from services.auth.vault import Vault, master_secret_beside
+from services.chassis.host import Host
+
+SERVICE = "anabranch-auth"
+FULL_NAME = "anabranch.v1.AuthService"
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Host]:
+    """The service, serving, until the block is left.
+
+    Raises Fault when the database is away, VaultError when its signing keys
+    were sealed under another key_encryption_secret, OSError when an address or
+    a file cannot be had.
+    """
+    with Passwords(threads=settings.hash_threads, waiting=settings.hash_waiting) as passwords:
+        async with open_store(settings.url) as store:
+            vault = await asyncio.to_thread(_vault, settings)
+            keyring = Keyring(store, vault, settings.rotation, time.time)
+            keyset = StoredKeySet(
+                store,
+                keyring,
+                max_age=settings.jwks_max_age,
+                clock=time.time,
+                monotonic=time.monotonic,
+            )
+            directory = Directory(store, passwords, keyset, time.time)
+            throttle = LoginThrottle(
+                rate=settings.login_rate, burst=settings.login_burst, clock=time.monotonic
+            )
+            login = Login(store, passwords, throttle)
+            await keyring.refresh()
+            async with Host.open(SERVICE, settings, key_source=keyset) as host:
+                grants = Grants(
+                    store,
+                    keyring,
+                    keyset,
+                    host.verifier,
+                    issuer=settings.issuer,
+                    audience=settings.audience,
+                    token_life=settings.token_life,
+                    clock=time.time,
+                )
+                servicer = AuthServicer(
+                    login=login,
+                    grants=grants,
+                    directory=directory,
+                    keyring=keyring,
+                    keyset=keyset,
+                    issuer=settings.issuer,
+                    token_life=settings.token_life,
+                )
+                host.add_servicer(
+                    auth_pb2_grpc.add_AuthServiceServicer_to_server, servicer, FULL_NAME
+                )
+                OAuthEndpoints(
+                    login,
+                    grants,
+                    keyset,
+                    issuer=settings.issuer,
+                    audience=settings.audience,
+                    jwks_cache=settings.http_cache,
+                ).hang(host.http)
+                await host.start()
+                # Only now: a process that cannot bind must not use up the one announcement.
+                await directory.bootstrap(announcer(settings.bootstrap_secret_file, sys.stdout))
+                host.tasks.create_task(
+                    keyring.keep_fresh(settings.refresh_period), name="signing-keys"
+                )
+                await host.serve()
+                yield host
+
+
+def _vault(settings: Settings) -> Vault:
+    if settings.key_encryption_secret is not None:
+        return Vault(settings.key_encryption_secret.reveal())
+    file = sqlite_file(settings.url)
+    if file is None:
+        raise ValueError("key_encryption_secret is required with PostgreSQL")
+    return Vault(master_secret_beside(file))

@@ -1,0 +1,122 @@
+"""Holds the signing keys of this replica, makes the next one in time and forgets dead ones.
+
+The keys live in the store, shared by all replicas; the schedule is
+core/rotation.py's. It signs nothing itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from services.auth.core import rotation
+from services.auth.core.claims import AFTERLIFE
+from services.auth.core.rotation import RotationPolicy
+from services.auth.records import Records, StoredKey
+from services.auth.store import Store
+from services.auth.tokens import SigningKey, jwks_json, new_signing_key, signing_key
+from services.auth.vault import Vault
+from services.chassis.errors import Fault
+
+_log = logging.getLogger(__name__)
+
+
+class Keyring:
+    """The keys, opened. Load it once with `refresh` before asking it for anything."""
+
+    def __init__(
+        self, store: Store, vault: Vault, policy: RotationPolicy, clock: Callable[[], float]
+    ) -> None:
+        """`clock` returns unix seconds."""
+        self._store = store
+        self._vault = vault
+        self._policy = policy
+        self._clock = clock
+        self._keys: dict[str, SigningKey] = {}
+        self._jwks = jwks_json(())
+
+    def signer(self) -> SigningKey:
+        """The key that signs now. Raises LookupError before the first refresh."""
+        key = rotation.signer(list(self._keys.values()), self._clock())
+        if key is None:
+            raise LookupError("no signing key is active")
+        return key
+
+    @property
+    def jwks(self) -> str:
+        """The public halves of all published keys as JSON text."""
+        return self._jwks
+
+    async def refresh(self) -> None:
+        """Learns what other replicas did, and makes or forgets keys that are due.
+
+        Raises Fault when the database is away, VaultError when a key cannot be opened.
+        """
+        async with self._store.reading() as records:
+            stored = await records.signing_keys()
+        now = self._clock()
+        if rotation.dead(stored, now) or self._due(stored, now) is not None:
+            # Another replica may be here as well: decide again under the lock.
+            async with self._store.alone() as records:
+                stored = await records.signing_keys()
+                gone = rotation.dead(stored, now)
+                if gone:
+                    await records.forget_signing_keys([key.kid for key in gone])
+                    stored = [key for key in stored if key not in gone]
+                active_at = self._due(stored, now)
+                if active_at is not None:
+                    stored.append(await self._add(records, active_at))
+        self._hold(stored)
+
+    async def rotate(self) -> SigningKey:
+        """Publishes the next key now, to sign after the time that verifiers need to learn it.
+
+        While one is already waiting, that one is returned: asking again cannot
+        pile up keys.
+        """
+        async with self._store.alone() as records:
+            stored = await records.signing_keys()
+            now = self._clock()
+            waiting = rotation.pending(stored, now)
+            if waiting is None:
+                waiting = await self._add(records, now + self._policy.publish_ahead)
+                stored.append(waiting)
+        self._hold(stored)
+        return self._keys[waiting.kid]
+
+    async def keep_fresh(self, every: float) -> None:
+        """Refreshes each `every` seconds until cancelled, through outages of the database."""
+        while True:
+            await asyncio.sleep(every)
+            try:
+                await self.refresh()
+                async with self._store.writing() as records:
+                    await records.forget_revocations(self._clock() - 2 * AFTERLIFE)
+            except Fault as fault:
+                _log.warning("keys could not be refreshed", extra={"cause": fault.message})
+
+    def _due(self, stored: list[StoredKey], now: float) -> float | None:
+        return rotation.next_activation(stored, now, self._policy)
+
+    async def _add(self, records: Records, active_at: float) -> StoredKey:
+        key = new_signing_key(active_at)
+        row = StoredKey(
+            kid=key.kid,
+            public_key=key.public_bytes,
+            sealed_private_key=self._vault.seal(key.private_key.private_bytes_raw(), kid=key.kid),
+            created_at=self._clock(),
+            active_at=active_at,
+        )
+        await records.add_signing_key(row)
+        _log.info("signing key published", extra={"kid": key.kid, "active_at": active_at})
+        return row
+
+    def _hold(self, stored: list[StoredKey]) -> None:
+        self._keys = {row.kid: self._keys.get(row.kid) or self._opened(row) for row in stored}
+        ordered = rotation.in_order(list(self._keys.values()))
+        self._jwks = jwks_json((key.kid, key.public_bytes) for key in ordered)
+
+    def _opened(self, row: StoredKey) -> SigningKey:
+        private = self._vault.open(row.sealed_private_key, kid=row.kid)
+        return signing_key(row.kid, row.active_at, private)

@@ -1,0 +1,1 @@
+"""Alembic's revisions of the auth database; each one can be undone."""

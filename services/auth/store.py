@@ -1,0 +1,181 @@
+"""Opens the auth database (SQLite or PostgreSQL) and its transactions.
+
+What is read and written inside a transaction is records.py's; the shape of the
+tables is migrations/'s. A database that cannot be reached becomes one Fault here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, event, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from anabranch.v1 import errors_pb2
+from services.auth import migrate
+from services.auth.records import Records
+from services.chassis.errors import Fault
+
+_DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
+_BUSY_SECONDS = 10.0
+_CONNECT_SECONDS = 2.0
+_COMMAND_SECONDS = 5.0
+_RETRY_SECONDS = 1.0
+# Any number does, as long as nobody else in this database uses it: "anab" in ASCII.
+_ADVISORY_LOCK = 0x616E6162
+
+
+def database_url(text_of_url: str) -> URL:
+    """Parses a URL and adds the driver. Raises ValueError, whose text holds no password."""
+    try:
+        url = make_url(text_of_url)
+    except (ArgumentError, ValueError):
+        raise ValueError("the database URL cannot be parsed") from None
+    kind = "postgresql" if url.drivername == "postgres" else url.drivername.partition("+")[0]
+    driver = _DRIVERS.get(kind)
+    if driver is None or ("+" in url.drivername and url.drivername != driver):
+        raise ValueError(f"the database must be one of {', '.join(_DRIVERS.values())}")
+    if kind == "sqlite" and not url.database:
+        raise ValueError("the SQLite database must be a file")
+    return url.set(drivername=driver)
+
+
+def sqlite_file(url: URL) -> Path | None:
+    """The file of a SQLite database; None for another kind."""
+    return Path(url.database or "") if url.get_backend_name() == "sqlite" else None
+
+
+class Store:
+    """A pool of connections and the three kinds of transaction on it."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._sqlite = engine.dialect.name == "sqlite"
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[Records]:
+        """A transaction that only reads. Raises Fault when the database is away."""
+        async with self._transaction("BEGIN") as connection:
+            yield Records(connection)
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[Records]:
+        """A transaction that is committed on leaving, rolled back on an exception."""
+        async with self._transaction("BEGIN IMMEDIATE") as connection:
+            yield Records(connection)
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[Records]:
+        """As `writing`, while no other replica is in a block of this kind."""
+        async with self._locked() as connection:
+            yield Records(connection)
+
+    async def upgrade(self, revision: str = "head") -> None:
+        """Applies missing migrations, once, however many replicas start together."""
+        async with self._locked() as connection:
+            await connection.run_sync(migrate.upgrade, revision)
+
+    async def downgrade(self, revision: str) -> None:
+        async with self._locked() as connection:
+            await connection.run_sync(migrate.downgrade, revision)
+
+    async def close(self) -> None:
+        await self._engine.dispose()
+
+    @asynccontextmanager
+    async def _locked(self) -> AsyncIterator[AsyncConnection]:
+        # SQLite admits one writing transaction at a time, which is the lock.
+        # PostgreSQL's ends with the transaction, also when this process dies.
+        async with self._transaction("BEGIN IMMEDIATE") as connection:
+            if not self._sqlite:
+                await connection.execute(
+                    text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK}
+                )
+            yield connection
+
+    @asynccontextmanager
+    async def _transaction(self, sqlite_begin: str) -> AsyncIterator[AsyncConnection]:
+        try:
+            async with self._engine.connect() as connection:
+                if self._sqlite:
+                    await connection.execution_options(anabranch_begin=sqlite_begin)
+                async with connection.begin():
+                    yield connection
+        except (OperationalError, PoolTimeout, OSError) as away:
+            raise _unreachable() from away
+        except DBAPIError as failed:
+            if failed.connection_invalidated:
+                raise _unreachable() from failed
+            raise
+
+
+def _unreachable() -> Fault:
+    return Fault(
+        errors_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE,
+        "the auth service cannot reach its database",
+        metadata={"dependency": "database"},
+        retry_after=_RETRY_SECONDS,
+    )
+
+
+@asynccontextmanager
+async def open_store(url: URL) -> AsyncIterator[Store]:
+    """The store of this URL, migrated; closed on leaving.
+
+    Raises Fault (DEPENDENCY_UNAVAILABLE) when the database is away.
+    """
+    file = sqlite_file(url)
+    store = Store(_sqlite_engine(url, file) if file is not None else _postgresql_engine(url))
+    try:
+        await store.upgrade()
+        yield store
+    finally:
+        await store.close()
+
+
+def _postgresql_engine(url: URL) -> AsyncEngine:
+    return create_async_engine(
+        url,
+        pool_size=5,
+        max_overflow=5,
+        pool_timeout=_CONNECT_SECONDS,
+        pool_pre_ping=True,
+        # A statement's values may be hashes and sealed keys: never in an exception's text.
+        hide_parameters=True,
+        connect_args={"timeout": _CONNECT_SECONDS, "command_timeout": _COMMAND_SECONDS},
+    )
+
+
+def _sqlite_engine(url: URL, file: Path) -> AsyncEngine:
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # SQLite gives its journals the mode of the database, so this one call keeps
+    # hashes from other accounts of the machine.
+    os.close(os.open(file, os.O_CREAT | os.O_RDWR, 0o600))
+    engine = create_async_engine(url, hide_parameters=True, connect_args={"timeout": _BUSY_SECONDS})
+    event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+    event.listen(engine.sync_engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    # The driver's own implicit BEGIN comes too late to cover reads and table
+    # changes; `_begin_sqlite` says BEGIN itself.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # IMMEDIATE takes the write lock first, where the driver waits its turn; a
+    # reader that later wants to write is refused at once instead.
+    connection.exec_driver_sql(connection.get_execution_options().get("anabranch_begin", "BEGIN"))

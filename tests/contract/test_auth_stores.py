@@ -1,0 +1,242 @@
+"""What every database of the auth service must do: one suite over SQLite and a real PostgreSQL."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import asyncpg
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from anabranch.v1 import errors_pb2
+from services.auth.core.rotation import RotationPolicy
+from services.auth.keyring import Keyring
+from services.auth.models import metadata
+from services.auth.records import AlreadyThere, Client
+from services.auth.store import Store, database_url, open_store
+from services.auth.vault import Vault, VaultError
+from services.chassis.errors import Fault
+from tests.support.postgres import binaries, postgres_server
+
+CLIENT = Client("orders", "shop", "Orders", ("generate",), None, "$argon2id$x", 1000.25)
+POLICY = RotationPolicy(period=86_400, publish_ahead=900)
+HAVE_POSTGRES = binaries() is not None
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[str]:
+    with postgres_server() as url:
+        yield url
+
+
+@pytest.fixture(
+    params=[
+        "sqlite",
+        pytest.param(
+            "postgresql",
+            marks=[
+                pytest.mark.cluster,
+                pytest.mark.skipif(not HAVE_POSTGRES, reason="no PostgreSQL server installed"),
+            ],
+        ),
+    ]
+)
+async def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database."""
+    if request.param == "sqlite":
+        return f"sqlite+aiosqlite:///{tmp_path / 'auth.db'}"
+    server = make_url(request.getfixturevalue("postgres"))
+    name = f"t{secrets.token_hex(6)}"
+    plain = server.set(drivername="postgresql").render_as_string(hide_password=False)
+    connection = await asyncpg.connect(plain)
+    await connection.execute(f"CREATE DATABASE {name}")
+    await connection.close()
+    return server.set(database=name).render_as_string(hide_password=False)
+
+
+@pytest.fixture
+async def store(url: str) -> AsyncIterator[Store]:
+    async with open_store(database_url(url)) as opened:
+        yield opened
+
+
+async def test_a_client_comes_back_as_it_was_stored(store: Store) -> None:
+    async with store.writing() as records:
+        await records.add_client(CLIENT)
+    async with store.reading() as records:
+        assert await records.client("orders") == CLIENT
+        assert await records.client("nobody") is None
+
+
+async def test_a_second_client_of_the_same_id_is_refused_and_the_first_is_kept(
+    store: Store,
+) -> None:
+    async with store.writing() as records:
+        await records.add_client(CLIENT)
+    with pytest.raises(AlreadyThere):
+        async with store.writing() as records:
+            await records.add_client(replace(CLIENT, tenant="thief"))
+    async with store.reading() as records:
+        found = await records.client("orders")
+    assert found == CLIENT
+
+
+async def test_a_failed_block_leaves_no_trace(store: Store) -> None:
+    async def fail() -> None:
+        async with store.writing() as records:
+            await records.add_client(CLIENT)
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        await fail()
+    async with store.reading() as records:
+        assert not await records.any_client()
+
+
+async def test_pages_are_in_byte_order_whatever_the_database_collates(store: Store) -> None:
+    ids = ["a-b", "a0", "ab", "a-", "z", "0", "aa"]
+    async with store.writing() as records:
+        for client_id in ids:
+            await records.add_client(replace(CLIENT, client_id=client_id))
+    listed: list[str] = []
+    async with store.reading() as records:
+        while page := await records.clients_after(listed[-1] if listed else "", 2):
+            listed += [client.client_id for client in page]
+    assert listed == sorted(ids)
+
+
+async def test_a_change_touches_only_what_is_given(store: Store) -> None:
+    async with store.writing() as records:
+        await records.add_client(CLIENT)
+        changed = await records.change_client("orders", scopes=("relay", "generate"))
+        assert changed == replace(CLIENT, scopes=("generate", "relay"))
+        assert await records.change_client("nobody", display_name="x") is None
+
+
+async def test_a_disabled_client_is_listed_by_when_and_keeps_its_first_time(store: Store) -> None:
+    async with store.writing() as records:
+        await records.add_client(CLIENT)
+        assert await records.disable_client("orders", 2000.0)
+        assert await records.disable_client("orders", 3000.0)
+        assert not await records.disable_client("nobody", 2000.0)
+    async with store.reading() as records:
+        assert await records.clients_disabled_since(2000.0) == ["orders"]
+        assert await records.clients_disabled_since(2000.5) == []
+        found = await records.client("orders")
+    assert found is not None
+    assert found.disabled
+
+
+async def test_revocations_repeat_without_harm_and_are_forgotten_in_time(store: Store) -> None:
+    async with store.writing() as records:
+        await records.revoke_token("one", "orders", 100.0)
+        await records.revoke_token("one", "orders", 100.0)
+        await records.revoke_token("two", "orders", 200.0)
+    async with store.writing() as records:
+        assert await records.is_revoked("one")
+        assert await records.revoked_tokens(150.0) == ["two"]
+        assert await records.forget_revocations(150.0) == 1
+        assert not await records.is_revoked("one")
+        assert await records.is_revoked("two")
+
+
+async def test_migrations_go_down_to_nothing_and_up_again(store: Store) -> None:
+    async with store.writing() as records:
+        await records.add_client(CLIENT)
+    await store.downgrade("base")
+    await store.upgrade()
+    async with store.writing() as records:
+        assert not await records.any_client()
+        await records.add_client(CLIENT)
+
+
+async def test_the_migrations_build_exactly_the_tables_that_the_code_expects(url: str) -> None:
+    async with open_store(database_url(url)):
+        pass
+    engine = create_async_engine(database_url(url))
+    async with engine.connect() as connection:
+        difference = await connection.run_sync(
+            lambda c: compare_metadata(MigrationContext.configure(c), metadata)
+        )
+    await engine.dispose()
+    assert difference == []
+
+
+async def test_replicas_that_start_together_migrate_once_and_share_one_key(url: str) -> None:
+    vault = Vault("v" * 32)
+
+    async def replica() -> str:
+        async with open_store(database_url(url)) as own:
+            ring = Keyring(own, vault, POLICY, lambda: 5000.0)
+            await ring.refresh()
+            return ring.signer().kid
+
+    kids = await asyncio.gather(*(replica() for _ in range(4)))
+    assert len(set(kids)) == 1
+
+
+async def test_keys_are_sealed_in_the_database_and_open_only_with_their_secret(
+    store: Store,
+) -> None:
+    ring = Keyring(store, Vault("v" * 32), POLICY, lambda: 5000.0)
+    await ring.refresh()
+    async with store.reading() as records:
+        (stored,) = await records.signing_keys()
+    private = ring.signer().private_key.private_bytes_raw()
+    assert private not in stored.sealed_private_key
+    with pytest.raises(VaultError):
+        await Keyring(store, Vault("w" * 32), POLICY, lambda: 5000.0).refresh()
+
+
+async def test_a_rotation_is_published_first_signs_later_and_ends_the_old_key_last(
+    store: Store,
+) -> None:
+    now = 5000.0
+    ring = Keyring(store, Vault("v" * 32), POLICY, lambda: now)
+    await ring.refresh()
+    old = ring.signer().kid
+    new = await ring.rotate()
+    assert (await ring.rotate()).kid == new.kid
+    assert ring.signer().kid == old
+    assert new.kid in ring.jwks
+    now += POLICY.publish_ahead
+    assert ring.signer().kid == new.kid
+    await ring.refresh()
+    assert old in ring.jwks
+    now += 1000
+    await ring.refresh()
+    assert old not in ring.jwks
+
+
+async def test_one_block_alone_waits_for_the_other(store: Store) -> None:
+    order: list[str] = []
+    inside = asyncio.Event()
+
+    async def first() -> None:
+        async with store.alone() as records:
+            inside.set()
+            await records.add_client(CLIENT)
+            await asyncio.sleep(0.05)
+            order.append("first")
+
+    async def second() -> None:
+        await inside.wait()
+        async with store.alone() as records:
+            order.append("second" if await records.any_client() else "too early")
+
+    await asyncio.gather(first(), second())
+    assert order == ["first", "second"]
+
+
+async def test_an_unreachable_database_is_one_fault_that_names_no_password() -> None:
+    url = database_url("postgresql://someone:hunter2@127.0.0.1:1/nothing")
+    with pytest.raises(Fault) as caught:
+        async with open_store(url):
+            pass
+    assert caught.value.reason == errors_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE
+    assert "hunter2" not in caught.value.message
