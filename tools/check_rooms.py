@@ -32,7 +32,7 @@ WORLD = {
 }
 """Parts of the standard library that a pure room has no use for: clocks, files, networks."""
 
-ENVIRONMENT_READERS = ("anabranch/cli",)
+ENVIRONMENT_READERS = ("anabranch/cli", "anabranch/environment.py")
 """Where the environment may be read, besides every __main__.py."""
 
 HEAVY = {"services/local_engine/vllm_engine.py": {"vllm", "torch", "transformers"}}

@@ -22,7 +22,8 @@ from typing import Self
 import grpc
 
 from anabranch.v1 import admin_pb2, admin_pb2_grpc, auth_pb2, auth_pb2_grpc
-from tools.cluster import health, identities, state
+from tools import identities
+from tools.cluster import health, state
 from tools.cluster.ports import free_port, is_free
 from tools.cluster.process import ClusterError, ProcessSpec, Running
 from tools.cluster.recipes import ROOT, EngineSpec, Ports, Recipes, at
@@ -127,14 +128,17 @@ class Cluster:
         recipes = self.recipes
         await self._launch(recipes.consul())
         await self._launch(recipes.auth())
-        self.credentials = await identities.create(self.auth, self.secrets)
+        try:
+            self.credentials = await identities.create(self.auth, self.secrets)
+        except identities.IdentityError as error:
+            raise ClusterError(str(error)) from error
         identities.save(self.run_dir, self.credentials, self.router, self.auth)
         together = [
             recipes.engine(engine, self.ports.engine if number == 0 else _free_pair())
             for number, engine in enumerate(self._engines)
         ]
         if self._cloud:
-            recipes.write_routes(tuple(dict.fromkeys(engine.model for engine in self._engines)))
+            recipes.write_offer(tuple(dict.fromkeys(engine.model for engine in self._engines)))
             await self._launch(recipes.provider())
             together.append(recipes.cloud())
         together.append(recipes.router())

@@ -136,13 +136,13 @@ class Recipes:
         )
 
     def cloud(self) -> ProcessSpec:
-        """The cloud proxy, with the routes file that `write_routes` leaves."""
+        """The cloud proxy, with the file that `write_offer` leaves."""
         return self._service(
             "cloud",
             "services.cloud_proxy",
             "ANABRANCH_CLOUD_",
             self.ports.cloud,
-            {"ROUTES": str(self.run_dir / "routes.yaml")},
+            {"MODELS_FILE": str(self.run_dir / "models.yaml")},
         )
 
     def router(self) -> ProcessSpec:
@@ -172,7 +172,7 @@ class Recipes:
             start_timeout=240.0 if engine.kind is EngineKind.VLLM else 45.0,
         )
 
-    def write_routes(self, models: tuple[str, ...]) -> None:
+    def write_offer(self, models: tuple[str, ...]) -> None:
         """The cloud proxy's offer: the local models' names, from the provider simulator."""
         key = self.run_dir / "secrets/provider"
         key.write_text(PROVIDER_KEY + "\n", encoding="ascii")
@@ -188,7 +188,7 @@ class Recipes:
             for model in models
         ]
         # JSON is YAML.
-        (self.run_dir / "routes.yaml").write_text(
+        (self.run_dir / "models.yaml").write_text(
             json.dumps({"models": routes}, indent=2) + "\n", encoding="utf-8"
         )
 

@@ -1,12 +1,19 @@
 """Creates a fresh cluster's identities through the auth service, as an administrator would.
 
-Secrets go into files of mode 0600 and nowhere else: not into logs, arguments or environments.
+    python -m tools.identities --auth HOST:PORT --secrets DIRECTORY
+
+The directory holds the file `admin` that auth wrote at its first start; a file for each
+identity joins it, mode 0600. Secrets go nowhere else: not into logs, arguments or environments.
+A second run finds the files and changes nothing.
 """
 
 from __future__ import annotations
 
+import argparse
+import asyncio
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +21,14 @@ from pathlib import Path
 import grpc
 
 from anabranch.v1 import auth_pb2, auth_pb2_grpc
-from tools.cluster.process import ClusterError
 
 ADMIN = "admin"
 TIMEOUT = 15.0
 """Seconds that auth may take for one answer."""
+
+
+class IdentityError(Exception):
+    """Auth did not create the identities; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +52,12 @@ async def create(
 ) -> dict[str, str]:
     """Creates the identities as the bootstrap administrator; client id → secret, admin included.
 
-    Raises ClusterError when auth refuses.
+    Raises IdentityError when auth refuses.
     """
     try:
         admin_secret = (secrets / ADMIN).read_text(encoding="utf-8").strip()
     except OSError as error:
-        raise ClusterError(f"auth wrote no administrator's secret: {error}") from error
+        raise IdentityError(f"auth wrote no administrator's secret: {error}") from error
     found = {ADMIN: admin_secret}
     async with grpc.aio.insecure_channel(auth, options=[("grpc.enable_http_proxy", 0)]) as channel:
         stub = auth_pb2_grpc.AuthServiceStub(channel)
@@ -69,7 +79,7 @@ async def create(
                 )
                 found[identity.client_id] = made.client_secret
         except grpc.aio.AioRpcError as error:
-            raise ClusterError(
+            raise IdentityError(
                 f"auth did not create the identities: {error.code().name}: {error.details()}"
             ) from error
     for client_id, secret in found.items():
@@ -99,3 +109,26 @@ def save(run_dir: Path, credentials: Mapping[str, str], router: str, auth: str) 
     (run_dir / "env").write_text(
         "".join(f"export {key}={value}\n" for key, value in lines.items()), encoding="utf-8"
     )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Creates the identities unless their files are there; 1 with the reason when it cannot."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--auth", required=True, help="host:port of the auth service")
+    parser.add_argument("--secrets", required=True, type=Path, help="directory of the secrets")
+    options = parser.parse_args(arguments)
+    missing = [i for i in IDENTITIES if not (options.secrets / i.client_id).exists()]
+    if not missing:
+        return 0
+    try:
+        asyncio.run(create(options.auth, options.secrets, missing))
+    except IdentityError as error:
+        print(f"identities: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
