@@ -1,0 +1,11 @@
+"""Runs the cloud proxy: hands the environment and the arguments over, and nothing else."""
+
+import os
+import sys
+
+from services.chassis import process
+from services.cloud_proxy.app import SERVICE, running
+from services.cloud_proxy.settings import Settings
+
+if __name__ == "__main__":
+    sys.exit(process.main(SERVICE, "ANABRANCH_CLOUD_", Settings, running, os.environ, sys.argv[1:]))

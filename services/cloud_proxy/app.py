@@ -1,0 +1,117 @@
+"""Composes the cloud proxy: the one place where its collaborators are constructed."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import logging
+import random
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+from anabranch.v1 import session_pb2
+from services.chassis.authn import KeySource
+from services.chassis.host import Host
+from services.chassis.registry import Registry
+from services.cloud_proxy.config import Route
+from services.cloud_proxy.dialects import Dialect
+from services.cloud_proxy.dialects.openai_chat import OpenAiChat
+from services.cloud_proxy.handler import CloudProxy
+from services.cloud_proxy.keys import KeyPool
+from services.cloud_proxy.observe import Observer
+from services.cloud_proxy.retries import RetryPolicy
+from services.cloud_proxy.settings import Settings
+from services.cloud_proxy.upstream import Caps, Timers, Upstream, open_session
+
+_log = logging.getLogger(__name__)
+
+SERVICE = "anabranch-cloud"
+
+
+@asynccontextmanager
+async def running(
+    settings: Settings,
+    *,
+    registry: Registry | None = None,
+    key_source: KeySource | None = None,
+) -> AsyncIterator[Host]:
+    """The cloud proxy, serving until the context is left.
+
+    `registry` and `key_source` stand in for what the settings name, in tests of one process.
+    """
+    routes = settings.routes()
+    _warn(routes)
+    timers = Timers(
+        connect=settings.connect_timeout,
+        first_token=settings.first_token_timeout,
+        inter_token=settings.inter_token_timeout,
+        total=settings.total_timeout,
+    )
+    dialects: dict[str, Dialect] = {"openai-chat": OpenAiChat()}
+    # The session outlives the host: its last requests end while the host drains.
+    async with (
+        open_session(timers, settings.ca_file) as session,
+        Host.open(
+            SERVICE,
+            settings,
+            meta=_meta(routes, settings),
+            registry=registry,
+            key_source=key_source,
+        ) as host,
+    ):
+        upstream = Upstream(
+            session,
+            _pools(routes),
+            timers=timers,
+            caps=Caps(response=settings.max_response_bytes, line=settings.max_line_bytes),
+            retry=RetryPolicy(attempts=settings.attempts, longest_wait=settings.longest_retry_wait),
+            random=random.random,
+        )
+
+        def identity() -> session_pb2.SessionReady:
+            return session_pb2.SessionReady(
+                backend_id=host.instance_id,
+                version=importlib.metadata.version("anabranch"),
+                zone=settings.zone,
+            )
+
+        host.add_model_service(
+            CloudProxy(
+                routes,
+                dialects,
+                upstream,
+                Observer(host.meter, host.tracer),
+                host.tasks,
+                identity=identity,
+                max_in_flight=settings.max_in_flight,
+                image_hosts=frozenset(settings.image_hosts),
+            )
+        )
+        await host.start()
+        await host.serve()
+        yield host
+
+
+def _pools(routes: Mapping[str, Route]) -> dict[str, KeyPool]:
+    """One pool an account, shared by its routes, since their limits are shared."""
+    clock = asyncio.get_running_loop().time
+    return {route.account: KeyPool(route.keys, clock) for route in routes.values()}
+
+
+def _meta(routes: Mapping[str, Route], settings: Settings) -> dict[str, str]:
+    names = sorted(name for r in routes.values() for name in (r.name, *r.aliases))
+    return {
+        "tier": "cloud",
+        "models": ",".join(names),
+        "provider": ",".join(sorted({r.profile.name for r in routes.values()})),
+        "capacity": str(settings.max_in_flight),
+    }
+
+
+def _warn(routes: Mapping[str, Route]) -> None:
+    for route in routes.values():
+        facts = {"model": route.name, "provider": route.profile.name}
+        if route.model.prices is None:
+            _log.warning("no prices: costs are counted as 0", extra=facts)
+        if route.profile.simulated:
+            _log.warning("answers come from the provider simulator, not a model", extra=facts)

@@ -1,0 +1,73 @@
+"""The cloud proxy's settings, and the configuration files that they name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.chassis.settings import CommonSettings, Secret, SettingsError, setting
+from services.cloud_proxy.config import Route, load_routes, parse_keys
+from services.cloud_proxy.profiles import PROFILES, BadConfiguration, load_profiles
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(CommonSettings):
+    """ANABRANCH_CLOUD_*. The files are checked here too, so a bad one stops the start."""
+
+    listen: str = setting("127.0.0.1:50053", help="Address and port of the gRPC server.")
+    http_listen: str = setting(
+        "127.0.0.1:9103", help="Address and port of /metrics, /healthz and /readyz."
+    )
+    models_file: Path = setting(
+        help="YAML file of the models offered: name, provider, model, and where needed base_url, "
+        "api_key or api_key_file, context_length, capabilities and prices."
+    )
+    profiles_dir: Path | None = setting(
+        None, help="Directory of further provider profiles; one replaces a built-in of its name."
+    )
+    api_keys: Secret | None = setting(
+        None,
+        help="Provider keys as name=key entries, separated by commas, spaces or line ends. A route "
+        "uses the name in its api_key, else its provider's. A repeated name makes a pool of keys.",
+    )
+    max_in_flight: int = setting(
+        256, minimum=1, help="Requests at providers at once; further ones are refused at once."
+    )
+    connect_timeout: float = setting(5.0, minimum=0.05, help="To connect to a provider.")
+    first_token_timeout: float = setting(
+        60.0, minimum=0.05, help="From a request's start to its first output."
+    )
+    inter_token_timeout: float = setting(
+        30.0, minimum=0.05, help="From one piece of output to the next; keep-alives do not count."
+    )
+    total_timeout: float = setting(600.0, minimum=0.05, help="For one attempt as a whole.")
+    attempts: int = setting(
+        3, minimum=1, maximum=10, help="Attempts in all, before the first output only."
+    )
+    longest_retry_wait: float = setting(
+        2.0, minimum=0, help="A provider that asks to wait longer fails the request instead."
+    )
+    max_response_bytes: int = setting(
+        64 << 20, minimum=1 << 16, help="The largest response of a provider, in bytes."
+    )
+    max_line_bytes: int = setting(
+        1 << 20, minimum=1 << 12, help="The longest line or event of a stream, in bytes."
+    )
+    image_hosts: tuple[str, ...] = setting(
+        (), help="Hosts whose https image addresses are passed on. Empty: none, only image bytes."
+    )
+    ca_file: Path | None = setting(
+        None, help="PEM file of the certificate authorities to trust instead of the system's."
+    )
+
+    def __post_init__(self) -> None:
+        try:
+            self.routes()
+        except BadConfiguration as bad:
+            raise SettingsError(bad.problems) from None
+
+    def routes(self) -> dict[str, Route]:
+        """The models offered, by name. Reads the files. Raises BadConfiguration."""
+        directories = (PROFILES, self.profiles_dir) if self.profiles_dir else (PROFILES,)
+        keys = parse_keys(self.api_keys.reveal()) if self.api_keys else {}
+        return load_routes(self.models_file, load_profiles(*directories), keys)
