@@ -1,0 +1,114 @@
+"""docker-compose.yml says only what the services understand; no container is started."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from services.chassis.settings import load
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+OURS = {
+    "router": ("services.router", "ANABRANCH_ROUTER_"),
+    "engine": ("services.local_engine", "ANABRANCH_ENGINE_"),
+    "cloud-proxy": ("services.cloud_proxy", "ANABRANCH_CLOUD_"),
+    "auth": ("services.auth", "ANABRANCH_AUTH_"),
+}
+GIVEN = {
+    "ANABRANCH_POSTGRES_PASSWORD": "0123456789abcdef",
+    "ANABRANCH_KEY_ENCRYPTION_SECRET": "0123456789abcdef0123456789abcdef",
+    "ANABRANCH_CLOUD_API_KEYS": "deepseek=some-key",
+}
+
+
+def substituted(text: str) -> str:
+    """`${NAME:-default}` and `${NAME:?message}`, with the values of a filled-in .env."""
+    return re.sub(
+        r"\$\{(\w+)(?::-([^}]*)|:\?[^}]*)?\}",
+        lambda found: GIVEN.get(found[1], found[2] or ""),
+        text,
+    )
+
+
+def environment(service: dict[str, Any], tmp_path: Path) -> dict[str, str]:
+    """A container's variables, its mounted files replaced by those of this machine."""
+    values = {key: substituted(str(value)) for key, value in service["environment"].items()}
+    for volume in service.get("volumes", ()):
+        source, target = volume.split(":")[:2]
+        for key, value in values.items():
+            if value == target or value.startswith(target + "/"):
+                here = ROOT / source if source.startswith(".") else tmp_path
+                values[key] = str(here) + value.removeprefix(target)
+                if not source.startswith("."):
+                    Path(values[key]).write_text("a-secret\n", encoding="utf-8")
+    return values
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_variable_is_a_setting_of_its_service(name, tmp_path):
+    package, prefix = OURS[name]
+    settings = importlib.import_module(f"{package}.settings").Settings
+    values = environment(COMPOSE["services"][name], tmp_path)
+    assert all(key.startswith(prefix) for key in values)
+    load(settings, prefix, values)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_others_are_told_the_containers_own_name_and_port(name):
+    package, prefix = OURS[name]
+    values = COMPOSE["services"][name]["environment"]
+    settings = importlib.import_module(f"{package}.settings").Settings
+    port = settings.__dataclass_fields__["listen"].default.rpartition(":")[2]
+    assert values[f"{prefix}ADVERTISE"] == f"{name}:{port}"
+
+
+def test_every_build_names_a_dockerfile_and_a_stage_that_exist():
+    for service in COMPOSE["services"].values():
+        build = service.get("build")
+        if build:
+            text = (ROOT / build["dockerfile"]).read_text(encoding="utf-8")
+            assert "target" not in build or f" AS {build['target']}\n" in text
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "deploy/docker").glob("*.Dockerfile")), ids=str)
+def test_an_image_runs_unprivileged_and_copies_only_its_own_service(path):
+    text = path.read_text(encoding="utf-8")
+    room = re.search(r'ENTRYPOINT \["python3?", "-m", "services\.(\w+)"\]', text)
+    assert room
+    copied = set(re.findall(r"^COPY services/(\w+) ", text, re.MULTILINE))
+    assert copied == {"chassis", room[1]}
+    final = text[text.rindex("\nFROM ") :]
+    assert re.search(r"^USER 10001:10001$", final, re.MULTILINE)
+    for copy in re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE):
+        for source in copy.split():
+            assert source == "README.md" or (ROOT / source).exists(), source
+
+
+def test_our_containers_give_up_every_privilege():
+    for name in OURS:
+        service = COMPOSE["services"][name]
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+
+
+def test_dependencies_and_volumes_exist():
+    services, volumes = COMPOSE["services"], COMPOSE["volumes"]
+    for name, service in services.items():
+        assert set(service.get("depends_on", {})) <= set(services), name
+        for volume in service.get("volumes", ()):
+            source = volume.split(":")[0]
+            assert source.startswith("./") or source in volumes, volume
+
+
+def test_every_variable_that_must_be_set_is_in_the_example():
+    example = (ROOT / "deploy/docker/env.example").read_text(encoding="utf-8")
+    text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+    for name in set(re.findall(r"\$\{(\w+)", text)):
+        assert re.search(rf"^{name}=", example, re.MULTILINE), name
