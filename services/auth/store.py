@@ -6,12 +6,14 @@ tables is migrations/'s. A database that cannot be reached becomes one Fault her
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import asyncpg  # type: ignore[import-untyped]
 from sqlalchemy import Connection, event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
@@ -23,13 +25,29 @@ from services.auth import migrate
 from services.auth.records import Records
 from services.chassis.errors import Fault
 
+_log = logging.getLogger(__name__)
+
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
 _BUSY_SECONDS = 10.0
-_CONNECT_SECONDS = 2.0
+_CONNECT_SECONDS = 0.9
 _COMMAND_SECONDS = 5.0
 _RETRY_SECONDS = 1.0
 # Any number does, as long as nobody else in this database uses it: "anab" in ASCII.
 _ADVISORY_LOCK = 0x616E6162
+
+# What the driver raises outside SQLAlchemy's own classes is a failed connection
+# or a statement that took too long.
+_AWAY = (
+    OperationalError,
+    PoolTimeout,
+    TimeoutError,
+    ConnectionError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+)
+# SQLSTATE classes: connection lost, resources used up, operator at work; and
+# "read only", which is what a failover looks like from the old primary.
+_OUTAGES = ("08", "53", "57", "25006")
 
 
 def database_url(text_of_url: str) -> URL:
@@ -102,21 +120,32 @@ class Store:
 
     @asynccontextmanager
     async def _transaction(self, sqlite_begin: str) -> AsyncIterator[AsyncConnection]:
-        try:
-            async with self._engine.connect() as connection:
-                if self._sqlite:
-                    await connection.execution_options(anabranch_begin=sqlite_begin)
+        async with AsyncExitStack() as stack:
+            try:
+                connection = await stack.enter_async_context(self._engine.connect())
+            except (*_AWAY, OSError, DBAPIError) as away:
+                raise _unreachable(away) from away
+            if self._sqlite:
+                await connection.execution_options(anabranch_begin=sqlite_begin)
+            try:
                 async with connection.begin():
                     yield connection
-        except (OperationalError, PoolTimeout, OSError) as away:
-            raise _unreachable() from away
-        except DBAPIError as failed:
-            if failed.connection_invalidated:
-                raise _unreachable() from failed
-            raise
+            # No OSError here: the block's own files are not the database.
+            except _AWAY as away:
+                raise _unreachable(away) from away
+            except DBAPIError as failed:
+                if failed.connection_invalidated or _sqlstate(failed).startswith(_OUTAGES):
+                    raise _unreachable(failed) from failed
+                raise
 
 
-def _unreachable() -> Fault:
+def _sqlstate(error: DBAPIError) -> str:
+    """PostgreSQL's code of an error; empty for SQLite's."""
+    return getattr(error.orig, "sqlstate", None) or ""
+
+
+def _unreachable(cause: Exception) -> Fault:
+    _log.warning("the database is away", extra={"cause": f"{type(cause).__name__}: {cause}"})
     return Fault(
         errors_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE,
         "the auth service cannot reach its database",

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import asyncpg
+import asyncpg  # type: ignore[import-untyped]
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
@@ -240,3 +240,48 @@ async def test_an_unreachable_database_is_one_fault_that_names_no_password() -> 
             pass
     assert caught.value.reason == errors_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE
     assert "hunter2" not in caught.value.message
+
+
+@pytest.mark.cluster
+@pytest.mark.skipif(not HAVE_POSTGRES, reason="no PostgreSQL server installed")
+async def test_a_connection_that_is_cut_is_one_fault_and_the_next_one_works(postgres: str) -> None:
+    async with open_store(database_url(postgres)) as store:
+
+        async def read_while_cut() -> None:
+            async with store.reading() as records:
+                plain = make_url(postgres).set(drivername="postgresql")
+                other = await asyncpg.connect(plain.render_as_string(hide_password=False))
+                await other.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
+                )
+                await other.close()
+                await records.any_client()
+
+        with pytest.raises(Fault) as caught:
+            await read_while_cut()
+        assert caught.value.reason == errors_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE
+        async with store.reading() as records:
+            assert not await records.any_client()
+
+
+@pytest.mark.cluster
+@pytest.mark.skipif(not HAVE_POSTGRES, reason="no PostgreSQL server installed")
+async def test_a_wrong_password_is_one_fault_that_names_none(postgres: str) -> None:
+    url = make_url(postgres).set(password="hunter2")
+    with pytest.raises(Fault) as caught:
+        async with open_store(database_url(url.render_as_string(hide_password=False))):
+            pass
+    assert "hunter2" not in caught.value.message + str(caught.value.__cause__)
+
+
+async def test_a_failing_announcement_is_not_taken_for_the_database(store: Store) -> None:
+    async def announce() -> None:
+        async with store.alone() as records:
+            await records.add_client(CLIENT)
+            raise PermissionError("no such place")
+
+    with pytest.raises(PermissionError):
+        await announce()
+    async with store.reading() as records:
+        assert not await records.any_client()

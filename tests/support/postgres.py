@@ -45,14 +45,15 @@ def postgres_server() -> Iterator[str]:
         if account is not None:
             for path in (home, secret):
                 os.chown(path, account.pw_uid, account.pw_gid)
-        as_user = {"user": account.pw_uid, "group": account.pw_gid} if account else {}
+        user, group = (account.pw_uid, account.pw_gid) if account else (None, None)
         data = home / "data"
         made = subprocess.run(
             [bin_dir / "initdb", "-D", data, "-U", "anabranch", "--pwfile", secret, *_INIT],
             capture_output=True,
             text=True,
             cwd=home,
-            **as_user,
+            user=user,
+            group=group,
         )
         if made.returncode:
             raise RuntimeError(f"initdb failed: {made.stderr}")
@@ -64,7 +65,8 @@ def postgres_server() -> Iterator[str]:
                 stdout=log,
                 stderr=log,
                 cwd=home,
-                **as_user,
+                user=user,
+                group=group,
             )
         try:
             _await_ready(server, bin_dir, port, home)
@@ -88,7 +90,7 @@ def _await_ready(server: subprocess.Popen[bytes], bin_dir: Path, port: int, home
     while time.monotonic() < deadline:
         if server.poll() is not None:
             break
-        ask = [bin_dir / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port)]
+        ask: list[str | Path] = [bin_dir / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port)]
         if subprocess.run(ask).returncode == 0:
             return
         time.sleep(0.05)

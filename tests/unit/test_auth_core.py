@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.auth.core import clients, rotation
-from services.auth.core.claims import AFTERLIFE, MAX_TOKEN_LIFE, claims_for
+from services.auth.core.claims import AFTERLIFE, MAX_TOKEN_LIFE, TokenClaims, claims_for
 from services.auth.core.rotation import RotationPolicy
 from services.auth.core.throttle import LoginThrottle
 
@@ -20,7 +20,7 @@ class Key:
     active_at: float
 
 
-def claims(life: int):
+def claims(life: int) -> TokenClaims:
     return claims_for(
         issuer="https://i",
         audience="a",
@@ -131,7 +131,8 @@ def test_the_signer_changes_when_its_successor_becomes_active():
 @given(st.floats(min_value=0, max_value=40 * 86_400), st.floats(min_value=1, max_value=3600))
 def test_every_live_token_is_always_covered_by_a_published_key(start, step):
     """Follows one service through rotations: no token may outlive the key that signed it."""
-    now, made, keys = start, 0, []
+    now, made = start, 0
+    keys: list[Key] = []
     tokens: list[tuple[str, float]] = []
     for _ in range(200):
         now += step * 50

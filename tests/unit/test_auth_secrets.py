@@ -12,7 +12,7 @@ import pytest
 
 from anabranch.v1 import errors_pb2
 from services.auth.bootstrap import announcer
-from services.auth.core.claims import MAX_TOKEN_BYTES, claims_for
+from services.auth.core.claims import MAX_TOKEN_BYTES, TokenClaims, claims_for
 from services.auth.passwords import Passwords, new_secret
 from services.auth.settings import Settings
 from services.auth.store import database_url
@@ -29,7 +29,7 @@ from services.chassis.errors import Fault
 from services.chassis.settings import SettingsError, load
 
 
-def claims(tenant="shop"):
+def claims(tenant: str = "shop") -> TokenClaims:
     return claims_for(
         issuer="https://i",
         audience="a",
@@ -48,9 +48,10 @@ def test_a_token_verifies_with_its_published_key_and_names_type_and_key():
     published = json.loads(jwks_json([(key.kid, key.public_bytes)]))["keys"][0]
     assert "d" not in published
     assert jwt.get_unverified_header(token) == {"alg": "EdDSA", "typ": "at+jwt", "kid": key.kid}
-    options = {"verify_exp": False}
     public = jwt.PyJWK.from_dict(published).key
-    read = jwt.decode(token, public, algorithms=["EdDSA"], audience="a", options=options)
+    read = jwt.decode(
+        token, public, algorithms=["EdDSA"], audience="a", options={"verify_exp": False}
+    )
     assert read["sub"] == "orders"
     assert issued_at(token) == 1000
 

@@ -1,0 +1,89 @@
+"""A running auth service for tests, its first administrator and the ways to call it."""
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from anabranch.v1 import auth_pb2 as pb
+from anabranch.v1.auth_pb2_grpc import AuthServiceStub
+from services.auth.app import running
+from services.auth.settings import Settings
+from services.chassis.errors import Fault, fault_from_rpc_error
+
+ISSUER = "https://auth.anabranch.internal"
+
+
+def basic(client_id: str, secret: str) -> dict[str, str]:
+    """The HTTP header of client_secret_basic."""
+    pair = base64.b64encode(f"{client_id}:{secret}".encode()).decode()
+    return {"Authorization": f"Basic {pair}"}
+
+
+class Front:
+    """One running auth service, its first administrator and the ways to call it."""
+
+    def __init__(self, address: str, http: str, secret: str, data: Path) -> None:
+        self.channel = grpc.aio.insecure_channel(address)
+        self.stub = AuthServiceStub(self.channel)
+        self.http = f"http://{http}"
+        self.secret = secret
+        self.data = data
+
+    async def token(self, client_id: str = "admin", secret: str = "", *scopes: str) -> str:
+        request = pb.IssueTokenRequest(
+            client_id=client_id, client_secret=secret or self.secret, scopes=scopes
+        )
+        return str((await self.stub.IssueToken(request)).access_token)
+
+    async def as_admin(self, call: Callable[..., Any], request: Any) -> Any:
+        return await call(request, metadata=bearer(await self.token()))
+
+    async def new_client(self, client_id: str, *scopes: str) -> str:
+        request = pb.CreateClientRequest(
+            client_id=client_id, tenant="shop", scopes=scopes or ["generate"]
+        )
+        return str((await self.as_admin(self.stub.CreateClient, request)).client_secret)
+
+    async def active(self, token: str) -> bool:
+        request = pb.IntrospectTokenRequest(token=token)
+        return bool((await self.as_admin(self.stub.IntrospectToken, request)).active)
+
+
+def bearer(token: str) -> list[tuple[str, str]]:
+    return [("authorization", f"Bearer {token}")]
+
+
+@asynccontextmanager
+async def auth(tmp_path: Path, **changes: Any) -> AsyncIterator[Front]:
+    secret_file = tmp_path / "secret"
+    settings = Settings(
+        listen="127.0.0.1:0",
+        http_listen="127.0.0.1:0",
+        registry="none",
+        data_dir=tmp_path,
+        bootstrap_secret_file=secret_file,
+        drain_timeout=1.0,
+        **changes,
+    )
+    async with running(settings) as host:
+        front = Front(host.address, host.http_address, secret_file.read_text().strip(), tmp_path)
+        async with front.channel:
+            yield front
+
+
+async def refused(call: Any) -> Fault:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return fault_from_rpc_error(caught.value)
+
+
+async def until(condition: Callable[[], Any], seconds: float = 5.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not await condition():
+            await asyncio.sleep(0.02)
