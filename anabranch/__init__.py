@@ -1,0 +1,111 @@
+"""Anabranch's client library: one model name, one contract, one stream of tokens.
+
+    from anabranch import AsyncClient
+
+    async with AsyncClient("router:50051", token=token) as client:
+        async with client.stream(model="qwen", messages="Why is the sky blue?") as stream:
+            async for chunk in stream:
+                print(chunk.text, end="", flush=True)
+        print(stream.usage, stream.receipt)
+
+`Client` is the same for blocking code. Generated stubs are in `anabranch.v1`.
+"""
+
+from anabranch.client import AsyncClient
+from anabranch.errors import (
+    AccessDeniedError,
+    AnabranchError,
+    AuthenticationError,
+    BackendLostError,
+    DeadlineExceededError,
+    InternalServiceError,
+    InvalidRequestError,
+    NotFoundError,
+    OverloadedError,
+    QuotaExceededError,
+    RequestCancelledError,
+    SlowReaderError,
+    UnavailableError,
+    Violation,
+    Work,
+)
+from anabranch.request import build_request
+from anabranch.streams import AnswerStream, BlockingAnswerStream
+from anabranch.sync import Client
+from anabranch.transcript import Chunk
+from anabranch.types import (
+    Answer,
+    Attempt,
+    Backend,
+    Candidate,
+    Choice,
+    Embeddings,
+    Explanation,
+    Load,
+    Model,
+    Receipt,
+    TokenCount,
+    ToolCall,
+    Usage,
+)
+from anabranch.vocabulary import (
+    BackendState,
+    Capability,
+    FinishReason,
+    OverflowReason,
+    Priority,
+    ReasoningEffort,
+    Residency,
+    Role,
+    Tier,
+    UsageSource,
+    Verdict,
+)
+
+__all__ = [
+    "AccessDeniedError",
+    "AnabranchError",
+    "Answer",
+    "AnswerStream",
+    "AsyncClient",
+    "Attempt",
+    "AuthenticationError",
+    "Backend",
+    "BackendLostError",
+    "BackendState",
+    "BlockingAnswerStream",
+    "Candidate",
+    "Capability",
+    "Choice",
+    "Chunk",
+    "Client",
+    "DeadlineExceededError",
+    "Embeddings",
+    "Explanation",
+    "FinishReason",
+    "InternalServiceError",
+    "InvalidRequestError",
+    "Load",
+    "Model",
+    "NotFoundError",
+    "OverflowReason",
+    "OverloadedError",
+    "Priority",
+    "QuotaExceededError",
+    "ReasoningEffort",
+    "Receipt",
+    "RequestCancelledError",
+    "Residency",
+    "Role",
+    "SlowReaderError",
+    "Tier",
+    "TokenCount",
+    "ToolCall",
+    "UnavailableError",
+    "Usage",
+    "UsageSource",
+    "Verdict",
+    "Violation",
+    "Work",
+    "build_request",
+]

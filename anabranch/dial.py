@@ -1,0 +1,93 @@
+"""How the library opens channels: safe defaults for keepalive, sizes and retries.
+
+Every default can be replaced through channel_options. Opens nothing by itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import grpc
+
+ChannelOptions = Sequence[tuple[str, Any]]
+Dial = Callable[[], grpc.aio.Channel]
+
+_IDEMPOTENT = {
+    "anabranch.v1.ModelService": ("Embed", "CountTokens", "ListModels"),
+    "anabranch.v1.RouterAdminService": (
+        "ListBackends",
+        "DrainBackend",
+        "UndrainBackend",
+        "ExplainRoute",
+    ),
+    "anabranch.v1.AuthService": ("IssueToken",),
+}
+
+# Only calls that may be repeated freely are retried below the library; retryThrottling stops
+# the retries of all of them together once a quarter of the recent calls has failed.
+SERVICE_CONFIG: Mapping[str, Any] = {
+    "loadBalancingConfig": [{"pick_first": {"shuffleAddressList": True}}],
+    "methodConfig": [
+        {
+            "name": [
+                {"service": service, "method": method}
+                for service, methods in _IDEMPOTENT.items()
+                for method in methods
+            ],
+            "retryPolicy": {
+                "maxAttempts": 3,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "1s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ],
+    "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
+}
+
+DEFAULT_OPTIONS: ChannelOptions = (
+    # A peer that vanished is noticed within 7 s; ping_timeout is what makes that true, as the
+    # keepalive timeout alone waits a minute. The services allow pings this frequent.
+    ("grpc.keepalive_time_ms", 5_000),
+    ("grpc.keepalive_timeout_ms", 2_000),
+    ("grpc.http2.ping_timeout_ms", 2_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    # Bandwidth probing grows the window of a stream that nobody reads to megabytes.
+    ("grpc.http2.bdp_probe", 0),
+    # A message holds a step of every running request, so answers are larger than requests.
+    ("grpc.max_receive_message_length", 16 * 1024 * 1024),
+    ("grpc.max_send_message_length", 4 * 1024 * 1024),
+    # A channel is a connection of its own: a new session after go_away may reach another
+    # instance behind the same address.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    # Cluster-internal calls must not follow the web proxy of the environment.
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
+)
+
+
+def dialler(
+    target: str,
+    credentials: grpc.ChannelCredentials | None = None,
+    channel_options: ChannelOptions = (),
+) -> Dial:
+    """Returns a function that opens a new channel to `target` (host:port or a gRPC URI).
+
+    `channel_options` replace defaults of the same key. Without `credentials` the channel is
+    plaintext.
+    """
+    if "://" in target and target.partition("://")[0] in ("http", "https", "grpc", "grpcs"):
+        raise ValueError(f"the target is host:port without a scheme, not {target!r}")
+    options = list({**dict(DEFAULT_OPTIONS), **dict(channel_options)}.items())
+
+    def dial() -> grpc.aio.Channel:
+        if credentials is None:
+            return grpc.aio.insecure_channel(target, options=options)
+        return grpc.aio.secure_channel(target, credentials, options=options)
+
+    return dial

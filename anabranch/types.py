@@ -1,0 +1,268 @@
+"""Results as plain values: answers, chunks, usage, receipts, models and backends.
+
+Times are float seconds, money is millionths of a US dollar. How they are read from the
+wire's messages is in wire.py; chunks, of which there are many, are views in transcript.py.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from anabranch.v1 import generation_pb2
+from anabranch.vocabulary import (
+    BackendState,
+    Capability,
+    FinishReason,
+    OverflowReason,
+    Role,
+    Tier,
+    UsageSource,
+    Verdict,
+)
+
+
+def as_dict(value: object) -> Any:
+    """Makes a result JSON-ready: enums as lower-case names, bytes as base64."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: as_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Enum):
+        return str(value)
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, Mapping):
+        return {str(k): as_dict(v) for k, v in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [as_dict(v) for v in value]
+    return value
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call that the model asks for. In a chunk, `arguments` is a fragment."""
+
+    index: int
+    id: str
+    name: str
+    arguments: str
+
+    def parsed(self) -> Any:
+        """The arguments of a complete call. Raises ValueError when they are no JSON."""
+        return json.loads(self.arguments or "{}")
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A candidate token and the natural logarithm of its probability."""
+
+    token_id: int
+    text: str
+    logprob: float
+
+
+Logprobs = tuple[tuple[TokenLogprob, ...], ...]
+
+
+@dataclass(frozen=True)
+class ReasoningState:
+    """Opaque reasoning, to be replayed to the provider that issued it."""
+
+    provider: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens that a request used."""
+
+    prompt_tokens: int
+    cached_prompt_tokens: int
+    completion_tokens: int
+    reasoning_tokens: int
+    source: UsageSource
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and completion together."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One dispatch to a backend; `error_reason` is empty for the one that answered."""
+
+    backend_id: str
+    tier: Tier
+    error_reason: str
+    duration: float
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """How the router handled a request, measured at the router."""
+
+    tier: Tier
+    backend_id: str
+    served_model: str
+    overflow_reason: OverflowReason | None
+    predicted_ttft: float | None
+    ttft: float | None
+    queue_time: float
+    attempts: tuple[Attempt, ...]
+    cost_microusd: int
+    resumed_at_tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One complete answer among the `n` asked for."""
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    reasoning: str
+    tool_calls: tuple[ToolCall, ...]
+    logprobs: Logprobs
+    finish_reason: FinishReason | None
+    matched_stop: str
+    reasoning_state: tuple[ReasoningState, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer. Its short properties speak of the first choice."""
+
+    choices: tuple[Choice, ...]
+    usage: Usage | None
+    receipt: Receipt | None
+    request_id: str
+
+    @property
+    def text(self) -> str:
+        """Text of the first choice."""
+        return self.choices[0].text if self.choices else ""
+
+    @property
+    def reasoning(self) -> str:
+        """Reasoning of the first choice."""
+        return self.choices[0].reasoning if self.choices else ""
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """Tool calls of the first choice."""
+        return self.choices[0].tool_calls if self.choices else ()
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the first choice ended."""
+        return self.choices[0].finish_reason if self.choices else None
+
+    @property
+    def message(self) -> generation_pb2.Message:
+        """The first choice as an assistant turn, to append to a conversation."""
+        turn = generation_pb2.Message(role=Role.ASSISTANT.value)  # type: ignore[arg-type]
+        if self.text or not self.tool_calls:
+            turn.content.add(text=self.text)
+        for call in self.tool_calls:
+            turn.tool_calls.add(
+                index=call.index, id=call.id, name=call.name, arguments=call.arguments
+            )
+        for state in self.choices[0].reasoning_state if self.choices else ():
+            turn.reasoning_state.add(provider=state.provider, data=state.data)
+        return turn
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class TokenCount:
+    """How long a prompt is, and how long it may be (context_length 0: unknown)."""
+
+    prompt_tokens: int
+    context_length: int
+    source: UsageSource
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """One vector for each input, in order."""
+
+    vectors: tuple[tuple[float, ...], ...]
+    usage: Usage | None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that can be asked for."""
+
+    name: str
+    context_length: int
+    tiers: tuple[Tier, ...]
+    aliases: tuple[str, ...]
+    capabilities: tuple[Capability, ...]
+    backends: int
+    provider: str
+    served_model: str
+
+
+@dataclass(frozen=True)
+class Load:
+    """How busy a backend says it is."""
+
+    running: int
+    waiting: int
+    max_running: int
+    kv_used_tokens: int
+    kv_total_tokens: int
+    output_tokens_per_second: float
+    step_time_ratio: float
+    draining: bool
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend as the router sees it; `load_age` in seconds."""
+
+    backend_id: str
+    address: str
+    tier: Tier
+    state: BackendState
+    models: tuple[str, ...]
+    in_flight: int
+    drained: bool
+    version: str
+    zone: str
+    detail: str
+    load: Load | None
+    load_age: float | None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A backend considered for a request; a lower score is better."""
+
+    backend_id: str
+    tier: Tier
+    feasible: bool
+    objection: str
+    score: float
+    predicted_ttft: float | None
+    predicted_tpot: float | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What the router would do with a request now."""
+
+    verdict: Verdict
+    backend_id: str
+    overflow_reason: OverflowReason | None
+    refusal_reason: str
+    explanation: str
+    candidates: tuple[Candidate, ...]

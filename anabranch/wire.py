@@ -1,0 +1,159 @@
+"""Reads the wire's messages into the plain values of types.py, and nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+
+from anabranch.types import (
+    Attempt,
+    Backend,
+    Candidate,
+    Embeddings,
+    Explanation,
+    Load,
+    Logprobs,
+    Model,
+    Receipt,
+    TokenCount,
+    TokenLogprob,
+    ToolCall,
+    Usage,
+)
+from anabranch.v1 import admin_pb2, generation_pb2, model_pb2, session_pb2
+from anabranch.vocabulary import (
+    BackendState,
+    Capability,
+    OverflowReason,
+    Tier,
+    UsageSource,
+    Verdict,
+)
+
+
+def seconds(duration: Duration) -> float:
+    """A protobuf Duration as seconds."""
+    return duration.seconds + duration.nanos / 1e9
+
+
+def tool_call(proto: generation_pb2.ToolCall) -> ToolCall:
+    """Reads a ToolCall."""
+    return ToolCall(proto.index, proto.id, proto.name, proto.arguments)
+
+
+def logprobs(protos: Sequence[generation_pb2.TokenLogprobs]) -> Logprobs:
+    """Reads log-probabilities, one tuple of candidates for each position."""
+    return tuple(
+        tuple(TokenLogprob(c.token_id, c.text, c.logprob) for c in position.candidates)
+        for position in protos
+    )
+
+
+def usage(proto: generation_pb2.Usage) -> Usage:
+    """Reads a Usage."""
+    return Usage(
+        proto.prompt_tokens,
+        proto.cached_prompt_tokens,
+        proto.completion_tokens,
+        proto.reasoning_tokens,
+        UsageSource(proto.source),
+    )
+
+
+def receipt(proto: generation_pb2.RouteReceipt) -> Receipt:
+    """Reads a RouteReceipt."""
+    return Receipt(
+        tier=Tier(proto.tier),
+        backend_id=proto.backend_id,
+        served_model=proto.served_model,
+        overflow_reason=OverflowReason(proto.overflow_reason) if proto.overflow_reason else None,
+        predicted_ttft=_present(proto, "predicted_ttft"),
+        ttft=_present(proto, "ttft"),
+        queue_time=seconds(proto.queue_time),
+        attempts=tuple(
+            Attempt(a.backend_id, Tier(a.tier), a.error_reason, seconds(a.duration))
+            for a in proto.attempts
+        ),
+        cost_microusd=proto.cost_microusd,
+        resumed_at_tokens=tuple(proto.resumed_at_tokens),
+    )
+
+
+def model(proto: generation_pb2.ModelInfo) -> Model:
+    """Reads a ModelInfo."""
+    return Model(
+        name=proto.name,
+        context_length=proto.context_length,
+        tiers=tuple(Tier(t) for t in proto.tiers),
+        aliases=tuple(proto.aliases),
+        capabilities=tuple(Capability(c) for c in proto.capabilities),
+        backends=proto.backends,
+        provider=proto.provider,
+        served_model=proto.served_model,
+    )
+
+
+def token_count(proto: model_pb2.CountTokensResponse) -> TokenCount:
+    """Reads a CountTokensResponse."""
+    return TokenCount(proto.prompt_tokens, proto.context_length, UsageSource(proto.source))
+
+
+def embeddings(proto: model_pb2.EmbedResponse) -> Embeddings:
+    """Reads an EmbedResponse."""
+    return Embeddings(
+        vectors=tuple(tuple(e.values) for e in proto.embeddings),
+        usage=usage(proto.usage) if proto.HasField("usage") else None,
+    )
+
+
+def load(proto: session_pb2.LoadReport) -> Load:
+    """Reads what people look at in a LoadReport."""
+    return Load(**{f.name: getattr(proto, f.name) for f in dataclasses.fields(Load)})
+
+
+def backend(proto: admin_pb2.BackendStatus) -> Backend:
+    """Reads a BackendStatus."""
+    return Backend(
+        backend_id=proto.backend_id,
+        address=proto.address,
+        tier=Tier(proto.tier),
+        state=BackendState(proto.state),
+        models=tuple(proto.models),
+        in_flight=proto.in_flight,
+        drained=proto.drained,
+        version=proto.version,
+        zone=proto.zone,
+        detail=proto.detail,
+        load=load(proto.load) if proto.HasField("load") else None,
+        load_age=_present(proto, "load_age"),
+    )
+
+
+def explanation(proto: admin_pb2.ExplainRouteResponse) -> Explanation:
+    """Reads an ExplainRouteResponse."""
+    return Explanation(
+        verdict=Verdict(proto.verdict),
+        backend_id=proto.backend_id,
+        overflow_reason=OverflowReason(proto.overflow_reason) if proto.overflow_reason else None,
+        refusal_reason=proto.refusal_reason,
+        explanation=proto.explanation,
+        candidates=tuple(
+            Candidate(
+                c.backend_id,
+                Tier(c.tier),
+                c.feasible,
+                c.objection,
+                c.score,
+                _present(c, "predicted_ttft"),
+                _present(c, "predicted_tpot"),
+            )
+            for c in proto.candidates
+        ),
+    )
+
+
+def _present(proto: Any, field: str) -> float | None:
+    return seconds(getattr(proto, field)) if proto.HasField(field) else None
