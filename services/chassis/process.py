@@ -60,16 +60,20 @@ def main(
     try:
         settings = settings_module.load(settings_type, prefix, environ)
     except SettingsError as error:
-        for problem in error.problems:
-            print(f"{service}: {problem}", file=sys.stderr)
-        print(f"{service}: see --help for the settings", file=sys.stderr)
-        return ExitCode.BAD_SETTINGS
+        return _bad_settings(service, error)
     if arguments.check_settings:
         print(f"{service}: the settings are good")
         return ExitCode.OK
     logs.configure(service, settings.log_level)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_run(service, settings, running))
+
+
+def _bad_settings(service: str, error: SettingsError) -> int:
+    for problem in error.problems:
+        print(f"{service}: {problem}", file=sys.stderr)
+    print(f"{service}: see --help for the settings", file=sys.stderr)
+    return ExitCode.BAD_SETTINGS
 
 
 async def _run(
@@ -99,6 +103,8 @@ async def _run(
         if not stop.is_set():
             raise
         return ExitCode.OK
+    except SettingsError as error:
+        return _bad_settings(service, error)
     except OSError as error:
         _log.error("cannot run", extra={"cause": str(error)})
         return ExitCode.FAILED

@@ -146,3 +146,17 @@ def _without_feasible(
 def wait_limit(request: Request, longest: float) -> float:
     """Seconds that a request may wait for capacity."""
     return longest if request.ttft_slo is None else min(longest, request.ttft_slo)
+
+
+def open_backends(request: Request, pool: Pool, now: float) -> list[Backend]:
+    """Backends that would answer a small question about a model now, whatever their load.
+
+    Ordered by the request's preference of tiers, then by load.
+    """
+    order = request.residency.value
+    serving = [
+        backend
+        for backend in pool.backends
+        if request.model in backend.models and not _standing_objection(request, backend, now)
+    ]
+    return sorted(serving, key=lambda b: (order.index(b.tier), prediction.present(b), b.id))

@@ -1,0 +1,195 @@
+"""RouterAdminService: what operators ask of a router.
+
+Translates between the wire and the pool; it decides and remembers nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import grpc
+
+from anabranch.v1 import admin_pb2, admin_pb2_grpc, errors_pb2
+from services.chassis import logs
+from services.chassis.errors import Fault, Violation, invalid, reason_name
+from services.chassis.validation import validate_generate
+from services.router.core import values
+from services.router.handler import RouterHandler
+from services.router.pool import Pool
+from services.router.receipt import OVERFLOWS, TIERS
+from services.router.refusals import refused
+from services.router.route_requests import route_request
+from services.router.uplink import Uplink
+
+_log = logging.getLogger(__name__)
+
+_STATES = {
+    values.Health.CONNECTING: admin_pb2.BACKEND_STATE_CONNECTING,
+    values.Health.READY: admin_pb2.BACKEND_STATE_READY,
+    values.Health.DRAINING: admin_pb2.BACKEND_STATE_DRAINING,
+    values.Health.LOST: admin_pb2.BACKEND_STATE_LOST,
+}
+_LEVELS = ("debug", "info", "warning", "error")
+Context = grpc.aio.ServicerContext
+
+
+class RouterAdmin(admin_pb2_grpc.RouterAdminServiceServicer):
+    """The admin RPCs of one router process."""
+
+    def __init__(self, pool: Pool, handler: RouterHandler) -> None:
+        self._pool = pool
+        self._handler = handler
+
+    async def ListBackends(
+        self, request: admin_pb2.ListBackendsRequest, context: Context
+    ) -> admin_pb2.ListBackendsResponse:
+        """Every known backend."""
+        return admin_pb2.ListBackendsResponse(
+            backends=[_status(uplink) for uplink in self._pool.uplinks()]
+        )
+
+    async def DrainBackend(
+        self, request: admin_pb2.DrainBackendRequest, context: Context
+    ) -> admin_pb2.DrainBackendResponse:
+        """Nothing new for it."""
+        return admin_pb2.DrainBackendResponse(backend=self._set_drained(request.backend_id, True))
+
+    async def UndrainBackend(
+        self, request: admin_pb2.UndrainBackendRequest, context: Context
+    ) -> admin_pb2.UndrainBackendResponse:
+        """It takes work again."""
+        return admin_pb2.UndrainBackendResponse(
+            backend=self._set_drained(request.backend_id, False)
+        )
+
+    async def ResetBreaker(
+        self, request: admin_pb2.ResetBreakerRequest, context: Context
+    ) -> admin_pb2.ResetBreakerResponse:
+        """Forgets its failures."""
+        uplink = self._find(request.backend_id)
+        uplink.backend.reset_breaker()
+        return admin_pb2.ResetBreakerResponse(backend=_status(uplink))
+
+    async def ExplainRoute(
+        self, request: admin_pb2.ExplainRouteRequest, context: Context
+    ) -> admin_pb2.ExplainRouteResponse:
+        """The decision, without acting on it."""
+        validate_generate(request.request, path="request.")
+        decision = self._pool.decide(route_request(request.request))
+        return _explanation(decision, request.request.model)
+
+    async def CancelRequest(
+        self, request: admin_pb2.CancelRequestRequest, context: Context
+    ) -> admin_pb2.CancelRequestResponse:
+        """Cancels a running request."""
+        if not self._handler.cancel_request(request.request_id):
+            raise Fault(
+                errors_pb2.ERROR_REASON_NOT_FOUND,
+                f"no request {request.request_id!r} is running here",
+            )
+        return admin_pb2.CancelRequestResponse()
+
+    async def SetLogLevel(
+        self, request: admin_pb2.SetLogLevelRequest, context: Context
+    ) -> admin_pb2.SetLogLevelResponse:
+        """Changes the process's log level."""
+        if request.level not in _LEVELS:
+            raise invalid([Violation("level", f"must be one of {', '.join(_LEVELS)}")])
+        return admin_pb2.SetLogLevelResponse(previous_level=logs.set_level(request.level))
+
+    async def GetPolicy(
+        self, request: admin_pb2.GetPolicyRequest, context: Context
+    ) -> admin_pb2.GetPolicyResponse:
+        """Not built yet, and says so."""
+        raise _no_policy()
+
+    async def UpdatePolicy(
+        self, request: admin_pb2.UpdatePolicyRequest, context: Context
+    ) -> admin_pb2.UpdatePolicyResponse:
+        """Not built yet, and says so."""
+        raise _no_policy()
+
+    def _find(self, backend_id: str) -> Uplink:
+        if not backend_id:
+            raise invalid([Violation("backend_id", "is required; ListBackends lists the ids")])
+        uplink = self._pool.uplink(backend_id)
+        if uplink is None:
+            raise Fault(
+                errors_pb2.ERROR_REASON_NOT_FOUND,
+                f"no backend {backend_id!r}; ListBackends lists the ids",
+            )
+        return uplink
+
+    def _set_drained(self, backend_id: str, drained: bool) -> admin_pb2.BackendStatus:
+        uplink = self._find(backend_id)
+        uplink.backend.drained = drained
+        uplink.backend.changed()
+        _log.info("drain by operator", extra={"backend": backend_id, "drained": drained})
+        return _status(uplink)
+
+
+def _no_policy() -> Fault:
+    return Fault(
+        errors_pb2.ERROR_REASON_UNSUPPORTED,
+        "this router has no policy document yet; its settings decide",
+        metadata={"feature": "policy"},
+    )
+
+
+def _status(uplink: Uplink) -> admin_pb2.BackendStatus:
+    backend = uplink.backend
+    status = admin_pb2.BackendStatus(
+        backend_id=backend.id,
+        address=backend.instance.address,
+        tier=TIERS[backend.tier],
+        state=_STATES[backend.health],
+        models=sorted(backend.model_names),
+        in_flight=backend.in_flight,
+        drained=backend.drained,
+        version=backend.version,
+        zone=backend.zone,
+        detail=backend.detail,
+    )
+    if backend.drained and backend.health is values.Health.READY:
+        status.state = admin_pb2.BACKEND_STATE_DRAINING
+        status.detail = "drained by an operator"
+    if backend.report is not None:
+        status.load.CopyFrom(backend.report)
+        _set(status.load_age, time.monotonic() - backend.report_at)
+    return status
+
+
+def _explanation(decision: values.Decision, model: str) -> admin_pb2.ExplainRouteResponse:
+    response = admin_pb2.ExplainRouteResponse()
+    verdict = decision.verdict
+    if isinstance(verdict, values.Dispatch):
+        response.verdict = admin_pb2.ExplainRouteResponse.VERDICT_DISPATCH
+        response.backend_id = verdict.backend_id
+        response.explanation = f"{verdict.backend_id} ({verdict.tier.value}) has the lowest score"
+        if verdict.overflow is not None:
+            response.overflow_reason = OVERFLOWS[verdict.overflow]
+            response.explanation += f"; the preferred tier is {verdict.overflow.value}"
+    elif isinstance(verdict, values.Wait):
+        response.verdict = admin_pb2.ExplainRouteResponse.VERDICT_WAIT
+        response.explanation = verdict.why
+    else:
+        response.verdict = admin_pb2.ExplainRouteResponse.VERDICT_REFUSE
+        response.refusal_reason = reason_name(refused(verdict, model).reason)
+        response.explanation = verdict.why
+    for candidate in decision.candidates:
+        entry = response.candidates.add(
+            backend_id=candidate.backend_id,
+            tier=TIERS[candidate.tier],
+            feasible=candidate.feasible,
+            objection=candidate.objection,
+            score=candidate.score,
+        )
+        _set(entry.predicted_ttft, candidate.predicted_ttft)
+        _set(entry.predicted_tpot, candidate.predicted_tpot)
+    return response
+
+
+def _set(target: Any, seconds: float) -> None:
+    target.FromNanoseconds(int(max(seconds, 0.0) * 1e9))

@@ -1,0 +1,131 @@
+"""The router as a ModelHandler: opens exchanges, forwards the small RPCs.
+
+What happens to one request is in exchange.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from anabranch.v1 import generation_pb2, model_pb2, model_pb2_grpc, session_pb2
+from services.chassis.auth_client import TokenSource
+from services.chassis.errors import Fault, fault_from_rpc_error
+from services.chassis.model_handler import CallContext, Cancel, Outlet
+from services.router.core import values
+from services.router.exchange import Exchange, RoutingLimits
+from services.router.known_backend import model_union
+from services.router.observation import Observer
+from services.router.pool import Pool
+from services.router.refusals import refused
+from services.router.route_requests import route_request
+
+Reply = TypeVar("Reply", bound=Message)
+_UNARY_ATTEMPTS = 3
+
+
+class RouterHandler:
+    """Answers every request through a backend of the pool."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        tokens: TokenSource,
+        limits: RoutingLimits,
+        observer: Observer,
+        ready: Callable[[], session_pb2.SessionReady],
+    ) -> None:
+        self._pool = pool
+        self._tokens = tokens
+        self._limits = limits
+        self._observer = observer
+        self._ready = ready
+        self._exchanges: set[Exchange] = set()
+
+    def open(
+        self,
+        request: generation_pb2.GenerateRequest,
+        raw: bytes,
+        context: CallContext,
+        outlet: Outlet,
+    ) -> Cancel:
+        """Starts a request; see ModelHandler."""
+        observation = self._observer.begin(request, context)
+        exchange = Exchange(self._pool, self._limits, request, context, outlet, observation)
+        self._exchanges.add(exchange)
+        observation.on_end(lambda: self._exchanges.discard(exchange))
+        try:
+            exchange.begin()
+        except Fault as fault:
+            observation.failed(fault)
+            raise
+        return exchange.cancel
+
+    def cancel_request(self, request_id: str) -> bool:
+        """Cancels a running request, whoever started it; false when there is none."""
+        found = [e for e in self._exchanges if e.request_id == request_id]
+        for exchange in found:
+            exchange.cancel()
+        return bool(found)
+
+    async def embed(
+        self, request: model_pb2.EmbedRequest, context: CallContext
+    ) -> model_pb2.EmbedResponse:
+        """Forwards to a backend of the model."""
+        about = generation_pb2.GenerateRequest(model=request.model)
+        return await self._forward(about, context, lambda stub, **how: stub.Embed(request, **how))
+
+    async def count_tokens(
+        self, request: model_pb2.CountTokensRequest, context: CallContext
+    ) -> model_pb2.CountTokensResponse:
+        """Forwards to a backend of the model that the measured request itself may use."""
+        about = generation_pb2.GenerateRequest(model=request.model, routing=request.request.routing)
+        return await self._forward(
+            about, context, lambda stub, **how: stub.CountTokens(request, **how)
+        )
+
+    async def list_models(self) -> Sequence[generation_pb2.ModelInfo]:
+        """What the ready backends serve."""
+        return model_union(uplink.backend for uplink in self._pool.uplinks())
+
+    def ready(self) -> session_pb2.SessionReady:
+        """The greeting of a session."""
+        return self._ready()
+
+    def load(self) -> session_pb2.LoadReport | None:
+        """A router reports none: its callers do not balance over it."""
+        return None
+
+    async def _forward(
+        self,
+        about: generation_pb2.GenerateRequest,
+        context: CallContext,
+        send: Callable[..., grpc.aio.UnaryUnaryCall[Message, Reply]],
+    ) -> Reply:
+        """Asks backends of the model in turn. Both RPCs are idempotent."""
+        asked = route_request(about)
+        failure: Fault | None = None
+        for uplink in self._pool.open_to(asked)[:_UNARY_ATTEMPTS]:
+            token = await self._tokens.token()
+            try:
+                return await send(
+                    model_pb2_grpc.ModelServiceStub(uplink.channel),
+                    timeout=max(context.deadline - asyncio.get_running_loop().time(), 0.001),
+                    metadata=(("authorization", f"Bearer {token.value}"),),
+                )
+            except grpc.aio.AioRpcError as error:
+                failure = fault_from_rpc_error(error)
+                if failure.code is not grpc.StatusCode.UNAVAILABLE:
+                    raise failure from error
+        if failure is not None:
+            raise failure
+        verdict = self._pool.decide(asked).verdict
+        if isinstance(verdict, values.Refuse):
+            raise refused(verdict, about.model)
+        raise refused(
+            values.Refuse(values.Refusal.NO_BACKEND, "no backend can answer now"), about.model
+        )

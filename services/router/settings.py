@@ -1,0 +1,43 @@
+"""The router's settings, read from ANABRANCH_ROUTER_* variables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from services.chassis.settings import CommonSettings, setting
+
+SERVICE = "anabranch-router"
+PREFIX = "ANABRANCH_ROUTER_"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(CommonSettings):
+    """Everything that can be set for a router."""
+
+    listen: str = setting("127.0.0.1:50051", help="Address and port of the gRPC server, host:port.")
+    http_listen: str = setting(
+        "127.0.0.1:9101", help="Address and port of /metrics, /healthz and /readyz, host:port."
+    )
+    registry: str = setting(
+        "consul://127.0.0.1:8500",
+        help="Where backends are found: consul://host:port, static:service=host:port,… or none.",
+    )
+    ttft_slo: float = setting(
+        10.0,
+        minimum=0.001,
+        help="Time to first token beyond which requests without a limit of their own overflow.",
+    )
+    max_queue_time: float = setting(
+        30.0, minimum=0, help="How long a request waits for a free slot before it is refused."
+    )
+    max_waiting: int = setting(
+        1000, minimum=0, help="Requests that wait at once; further ones are refused."
+    )
+    default_timeout: float = setting(
+        600.0, minimum=1, help="Time that a request may take when it sets none itself."
+    )
+    session_buffer_bytes: int = setting(
+        16 * 1024 * 1024,
+        minimum=64 * 1024,
+        help="Output held for one session whose caller reads slowly; beyond it the session ends.",
+    )

@@ -1,0 +1,272 @@
+"""The router's session to one backend: kept open, fed, read, and mourned when it breaks.
+
+Chunks pass as bytes. One message of the backend is handled in one go, so the
+callers' sessions each send one message for it. It decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from typing import Protocol
+
+import grpc
+from google.rpc import status_pb2
+
+from anabranch.v1 import errors_pb2, relay_pb2
+from services.chassis.auth_client import TokenSource
+from services.chassis.authn import Principal
+from services.chassis.channels import open_channel
+from services.chassis.errors import (
+    Fault,
+    Work,
+    fault_from_rpc_error,
+    fault_from_status,
+    fault_of,
+)
+from services.chassis.registry import Instance
+from services.router.core.values import Health
+from services.router.known_backend import KnownBackend
+
+_log = logging.getLogger(__name__)
+
+SESSION_METHOD = "/anabranch.v1.ModelService/Session"
+_READY_TIMEOUT_S = 10.0
+_BACKOFF_S = (0.05, 2.0)
+_RENEW_RETRY_S = 2.0
+
+
+class Receiver(Protocol):
+    """What a request hears from the backend it is on."""
+
+    def on_chunk(self, raw: bytes, *, last: bool, tokens: int) -> None:
+        """A serialised GenerateChunk."""
+
+    def on_failure(self, fault: Fault) -> None:
+        """The backend, or the session to it, failed the request."""
+
+
+class Uplink:
+    """The session to one backend, and the requests on it."""
+
+    def __init__(
+        self,
+        instance: Instance,
+        tokens: TokenSource,
+        on_change: Callable[[], None],
+        clock: Callable[[], float],
+        jitter: random.Random,
+    ) -> None:
+        self.backend = KnownBackend(instance, on_change, clock)
+        self.channel = open_channel(instance.address)
+        self.listed = True
+        self._tokens = tokens
+        self._clock = clock
+        self._jitter = jitter
+        self._receivers: dict[int, Receiver] = {}
+        self._next = 1
+        self._starts = 0
+        self._outgoing: list[relay_pb2.RelaySessionRequestFrame] = []
+        self._renewal = ""
+        self._wake = asyncio.Event()
+        self._call: grpc.aio.StreamStreamCall | None = None
+
+    def start(
+        self,
+        request: bytes,
+        prompt_tokens: int,
+        caller: Principal,
+        traceparent: str,
+        receiver: Receiver,
+    ) -> int:
+        """Puts a serialised request on the session; the returned number cancels it."""
+        number = self._next
+        self._next += 1
+        self._starts += 1
+        self._receivers[number] = receiver
+        self.backend.started(self._starts, prompt_tokens)
+        frame = relay_pb2.RelaySessionRequestFrame(
+            stream=number, start=request, traceparent=traceparent
+        )
+        frame.on_behalf_of.tenant = caller.tenant
+        frame.on_behalf_of.client_id = caller.client_id
+        self._outgoing.append(frame)
+        self._wake.set()
+        return number
+
+    def cancel(self, number: int) -> None:
+        """Asks the backend to stop a request; its last frame still comes."""
+        if number in self._receivers:
+            frame = relay_pb2.RelaySessionRequestFrame(stream=number)
+            frame.cancel.SetInParent()
+            self._outgoing.append(frame)
+            self._wake.set()
+
+    def unlist(self) -> None:
+        """The registry no longer lists it: nothing new, and close once it is idle."""
+        self.listed = False
+        if self.backend.health is Health.READY:
+            self.backend.set_health(Health.DRAINING, "left the registry")
+        self._leave_if_idle()
+
+    def relist(self) -> None:
+        """The registry lists it again while its session never broke."""
+        if not self.listed:
+            self.listed = True
+            if self.backend.health is Health.DRAINING and self._call is not None:
+                self.backend.set_health(Health.READY, "")
+
+    async def run(self) -> None:
+        """Keeps a session open until cancelled, or until unlisted and idle."""
+        attempt = 0
+        try:
+            while self.listed:
+                fault = await self._one_session()
+                greeted = self.backend.health in (Health.READY, Health.DRAINING)
+                attempt = 0 if greeted else attempt + 1
+                self._session_over(fault)
+                low, high = _BACKOFF_S
+                delay = min(low * 2 ** min(attempt, 10), high)
+                await asyncio.sleep(delay * (0.5 + self._jitter.random()))
+        finally:
+            self._session_over(_lost("its session was closed"))
+            await self.channel.close()
+
+    async def _one_session(self) -> Fault:
+        """Runs one session to its end and says why it ended."""
+        try:
+            token = await self._tokens.token()
+        except Fault as fault:
+            return fault
+        call = self.channel.stream_stream(
+            SESSION_METHOD,
+            request_serializer=relay_pb2.RelaySessionRequest.SerializeToString,
+            response_deserializer=relay_pb2.RelaySessionResponse.FromString,
+        )(metadata=(("authorization", f"Bearer {token.value}"),))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                helpers = [
+                    tasks.create_task(self._write_all(call)),
+                    tasks.create_task(self._renew(token.refresh_at)),
+                ]
+                fault = await self._read_all(call)
+                for task in helpers:
+                    task.cancel()
+            return fault
+        except ExceptionGroup as group:
+            return fault_of(group.exceptions[0])
+        finally:
+            self._call = None
+            call.cancel()
+
+    async def _read_all(self, call: grpc.aio.StreamStreamCall) -> Fault:
+        try:
+            async with asyncio.timeout(_READY_TIMEOUT_S):
+                first = await call.read()
+            if first is grpc.aio.EOF:
+                return await _ended(call)
+            self._starts = 0
+            self._call = call
+            self.backend.greeted(first.ready)
+            _log.info("backend is ready", extra={"backend": self.backend.id})
+            while True:
+                message = await call.read()
+                if message is grpc.aio.EOF:
+                    return await _ended(call)
+                self._take(message)
+        except TimeoutError:
+            return _lost("the backend did not greet in time")
+        except grpc.aio.AioRpcError as error:
+            return fault_from_rpc_error(error)
+        except asyncio.CancelledError:
+            if call.cancelled() and not self.listed:
+                return _lost("left the registry")
+            raise
+
+    def _take(self, message: relay_pb2.RelaySessionResponse) -> None:
+        """One message of the backend: usually one step, with a frame for each request."""
+        if message.HasField("load"):
+            self.backend.reported(message.load)
+        receivers = self._receivers
+        ended = 0
+        for frame in message.frames:
+            number = frame.stream
+            receiver = receivers.get(number)
+            if receiver is None:
+                continue
+            if frame.last:
+                del receivers[number]
+                ended += 1
+            if frame.error:
+                fault = fault_from_status(status_pb2.Status.FromString(frame.error))
+                self.backend.failed(fault)
+                receiver.on_failure(fault)
+            else:
+                receiver.on_chunk(frame.chunk, last=frame.last, tokens=frame.tokens)
+                if frame.last:
+                    self.backend.answered()
+        if message.HasField("go_away"):
+            self.backend.set_health(Health.DRAINING, message.go_away.reason)
+        if ended:
+            self.backend.ended(ended)
+            self._leave_if_idle()
+
+    def _session_over(self, fault: Fault) -> None:
+        receivers, self._receivers = self._receivers, {}
+        if receivers or self.backend.health is Health.READY:
+            _log.warning(
+                "session to backend ended",
+                extra={
+                    "backend": self.backend.id,
+                    "cause": fault.message,
+                    "lost": len(receivers),
+                },
+            )
+        self._outgoing.clear()
+        self.backend.disconnected(Health.LOST, fault.message)
+        for receiver in receivers.values():
+            receiver.on_failure(_lost(f"backend {self.backend.id} was lost"))
+
+    def _leave_if_idle(self) -> None:
+        if not self.listed and not self._receivers and self._call is not None:
+            self._call.cancel()
+
+    async def _write_all(self, call: grpc.aio.StreamStreamCall) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            frames, self._outgoing = self._outgoing, []
+            renewal, self._renewal = self._renewal, ""
+            if not frames and not renewal:
+                continue
+            message = relay_pb2.RelaySessionRequest(frames=frames, authorization=renewal)
+            try:
+                await call.write(message)
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                return  # the session is over: the reader knows why, and tells every request
+
+    async def _renew(self, refresh_at: float) -> None:
+        """Keeps the session's credential alive in band."""
+        while True:
+            await asyncio.sleep(max(refresh_at - self._clock(), 0.0))
+            try:
+                token = await self._tokens.token()
+            except Fault as fault:
+                _log.warning("own token could not be renewed", extra={"cause": fault.message})
+                refresh_at = self._clock() + _RENEW_RETRY_S
+                continue
+            refresh_at = token.refresh_at
+            self._renewal = f"Bearer {token.value}"
+            self._wake.set()
+
+
+def _lost(message: str) -> Fault:
+    return Fault(errors_pb2.ERROR_REASON_BACKEND_LOST, message, work=Work.MAYBE_BILLED)
+
+
+async def _ended(call: grpc.aio.StreamStreamCall) -> Fault:
+    if await call.code() is grpc.StatusCode.OK:
+        return _lost("the backend closed the session")
+    return _lost(await call.details() or "the session failed")
