@@ -69,7 +69,7 @@ class Settings(CommonSettings):
         5.0, minimum=0.1, maximum=60, help="How often replicas learn each other's key changes."
     )
     login_burst: int = setting(
-        20, minimum=1, help="Failed logins of one client that are answered at once."
+        100, minimum=1, help="Failed logins of one client that are answered at once."
     )
     login_rate: float = setting(
         1.0, minimum=0.01, help="Further failed logins of one client per second."
@@ -78,7 +78,7 @@ class Settings(CommonSettings):
         2, minimum=1, maximum=64, help="Threads that check client secrets (argon2id)."
     )
     hash_waiting: int = setting(
-        256, minimum=1, help="Logins that may wait for such a thread before more are refused."
+        128, minimum=1, help="Logins that may wait for such a thread before more are refused."
     )
 
     def __post_init__(self) -> None:

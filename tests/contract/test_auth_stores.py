@@ -285,3 +285,24 @@ async def test_a_failing_announcement_is_not_taken_for_the_database(store: Store
         await announce()
     async with store.reading() as records:
         assert not await records.any_client()
+
+
+async def test_callers_that_go_away_in_the_middle_leave_the_store_usable(store: Store) -> None:
+    """Each cancelled at another await, as when a deadline passes or a connection breaks."""
+
+    async def write(name: str) -> None:
+        async with store.writing() as records:
+            await records.add_client(replace(CLIENT, client_id=name))
+            await records.clients_after("", 10)
+
+    for steps in range(40):
+        task = asyncio.create_task(write(f"gone-{steps}"))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    async with asyncio.timeout(5):
+        await asyncio.gather(*(write(f"stays-{i}") for i in range(5)))
+    async with store.reading() as records:
+        found = await records.clients_after("stays", 100)
+    assert len(found) == 5
