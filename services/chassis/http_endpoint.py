@@ -1,0 +1,120 @@
+"""The small HTTP server beside gRPC: /metrics, /healthz, /readyz and what a service adds.
+
+It is for scrapers, probes and a few standard documents, not for model traffic. It authenticates
+nobody: handlers that need it do so themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from services.chassis.registry.instances import join_address
+
+_log = logging.getLogger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class HttpEndpoint:
+    """One listening HTTP server. Add routes, then `start`, then `close`.
+
+    `ready` decides what /readyz says; `metrics` renders the Prometheus text. A request body may
+    have `max_body_bytes`; it must arrive, and the handler answer, within `request_timeout`
+    seconds. A connection may go `idle_timeout` seconds without a whole request head.
+    """
+
+    def __init__(
+        self,
+        listen: str,
+        *,
+        metrics: Callable[[], str],
+        ready: Callable[[], bool],
+        max_body_bytes: int = 64 * 1024,
+        request_timeout: float = 10.0,
+        idle_timeout: float = 60.0,
+    ) -> None:
+        self._listen = listen
+        self._metrics = metrics
+        self._ready = ready
+        self._timeout = request_timeout
+        self._idle_timeout = idle_timeout
+        self._runner: web.AppRunner | None = None
+        self._address = ""
+        self._app = web.Application(client_max_size=max_body_bytes, middlewares=[self._bounded])
+        self.add_get("/metrics", self._answer_metrics)
+        self.add_get("/healthz", self._answer_health)
+        self.add_get("/readyz", self._answer_readiness)
+
+    @property
+    def address(self) -> str:
+        """The bound "host:port"; empty before `start`."""
+        return self._address
+
+    def add_get(self, path: str, handler: Handler) -> None:
+        self._app.router.add_get(path, handler)
+
+    def add_post(self, path: str, handler: Handler) -> None:
+        self._app.router.add_post(path, handler)
+
+    async def start(self) -> None:
+        """Binds and answers. Raises OSError when the address cannot be bound, ValueError when it
+        is not host:port; an empty host means every interface."""
+        host, colon, port = self._listen.rpartition(":")
+        if not colon or not port.isdigit():
+            raise ValueError(f"{self._listen!r} is not host:port")
+        host = host.removeprefix("[").removesuffix("]")
+        self._runner = web.AppRunner(
+            self._app,
+            access_log=None,
+            # Counts from the connection's start or last answer, so it also ends a trickled head.
+            keepalive_timeout=self._idle_timeout,
+            lingering_time=1.0,
+            max_line_size=8190,
+            max_field_size=8190,
+            shutdown_timeout=2.0,
+        )
+        await self._runner.setup()
+        try:
+            await web.TCPSite(self._runner, host or None, int(port), backlog=128).start()
+        except OSError:
+            await self.close()
+            raise
+        bound_host, bound_port = self._runner.addresses[0][:2]
+        self._address = join_address(host or bound_host, bound_port)
+
+    async def close(self) -> None:
+        """Stops listening and ends what is open; without effect when not started."""
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            await runner.cleanup()
+
+    @web.middleware
+    async def _bounded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await handler(request)
+        except TimeoutError:
+            _log.warning("HTTP request took too long", extra={"path": request.path})
+            # The rest of the request may still be on its way: this connection is of no more use.
+            answer = web.Response(status=503, text="the request took too long\n")
+            answer.force_close()
+            return answer
+
+    async def _answer_metrics(self, _: web.Request) -> web.Response:
+        # Rendering walks every time series; in a thread it does not hold up the tokens.
+        text = await asyncio.to_thread(self._metrics)
+        return web.Response(body=text.encode(), headers={"Content-Type": _METRICS_TYPE})
+
+    async def _answer_health(self, _: web.Request) -> web.Response:
+        return web.Response(text="alive\n")
+
+    async def _answer_readiness(self, _: web.Request) -> web.Response:
+        if self._ready():
+            return web.Response(text="ready\n")
+        return web.Response(status=503, text="not ready\n")
