@@ -5,6 +5,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
+# A consul of the machine's own comes first.
+export PATH := $(PATH):$(CURDIR)/.tools/bin
 
 SYSTEM_PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
@@ -71,6 +73,10 @@ protos: setup ## Generate the stubs and the protoset
 protos-check: setup ## Fail when the committed stubs differ from what the contracts generate
 	@$(PYTHON) -m tools.protos check
 
+.PHONY: stubs
+stubs: setup ## Stubs for Go, Java and C++ in .build/stubs (needs the network: buf's hosted plugins)
+	@$(PYTHON) -m tools.protos deps && $(VENV)/bin/buf generate
+
 .PHONY: setup
 setup: $(VENV)/.light ## The virtual environment, without vLLM
 
@@ -82,7 +88,7 @@ model: $(MODEL)/anabranch-model.json ## Fetch and convert the small real model, 
 
 .PHONY: consul
 consul: ## Provide a Consul binary: the one on PATH, or Debian's in .tools
-	@command -v consul >/dev/null || [ -x .tools/bin/consul ] || \
+	@command -v consul >/dev/null || \
 	    $(STEP) --log $(LOGS)/consul.log "fetching Consul" -- $(SYSTEM_PYTHON) tools/install_consul.py
 
 .PHONY: clean

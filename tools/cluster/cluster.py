@@ -26,7 +26,7 @@ from tools import identities
 from tools.cluster import health, state
 from tools.cluster.ports import free_port, is_free
 from tools.cluster.process import ClusterError, ProcessSpec, Running
-from tools.cluster.recipes import ROOT, EngineSpec, Ports, Recipes, at
+from tools.cluster.recipes import ROOT, EngineKind, EngineSpec, Ports, Recipes, at
 
 
 class Cluster:
@@ -138,7 +138,9 @@ class Cluster:
             for number, engine in enumerate(self._engines)
         ]
         if self._cloud:
-            recipes.write_offer(tuple(dict.fromkeys(engine.model for engine in self._engines)))
+            # Only real models overflow: what the simulated engine says exists nowhere else.
+            real = [engine for engine in self._engines if engine.kind is EngineKind.VLLM]
+            recipes.write_offer(tuple({engine.model for engine in real or self._engines}))
             await self._launch(recipes.provider())
             together.append(recipes.cloud())
         together.append(recipes.router())

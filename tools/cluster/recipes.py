@@ -24,7 +24,7 @@ MODEL = "smollm2-135m-instruct"
 SIM_MODEL = "sim-river"
 """What callers call the simulated engine's model, which is none."""
 
-PROVIDER_KEY = "simulated-provider-key-000000"
+PROVIDER_KEY = "simulator-key"
 """The provider simulator's key: worth nothing, and handled as if it were a real one."""
 
 
@@ -54,7 +54,7 @@ class Ports:
     engine: tuple[int, int] = (50052, 9102)
     cloud: tuple[int, int] = (50053, 9103)
     auth: tuple[int, int] = (50054, 9104)
-    provider: int = 9180
+    provider: int = 8400
 
     @classmethod
     def free(cls) -> Ports:
@@ -127,7 +127,7 @@ class Recipes:
             name="provider-simulator",
             argv=(
                 *(sys.executable, "-m", "tools.provider_simulator"),
-                *("--host", HOST, "--port", str(self.ports.provider)),
+                *("--listen", at(self.ports.provider), "--token-delay", "0.02"),
             ),
             env=_python(),
             probe="http",
