@@ -4,7 +4,8 @@
 - The environment is read where a process starts, nowhere else.
 - What the services import is pinned in requirements/base.txt; what the client library imports
   is among the dependencies of the distribution.
-- Every module opens with a docstring that says what it does; no file outgrows 400 lines.
+- Every module opens with a docstring that says what it does; no file outgrows 400 lines (tests,
+  which are tables of cases, 600).
 
 It reads source text only; it does not import what it checks.
 """
@@ -22,6 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST = 400
+LONGEST_TEST = 600
 """Lines. Files near 300 are the aim; a longer one has more than one reason to change."""
 
 WORLD = {
@@ -35,7 +37,7 @@ WORLD = {
 ENVIRONMENT_READERS = ("anabranch/cli", "anabranch/environment.py")
 """Where the environment may be read, besides every __main__.py."""
 
-HEAVY = {"services/local_engine/vllm_engine.py": {"vllm", "torch", "transformers"}}
+HEAVY = {"services/local_engine/vllm_engine.py": {"jinja2", "torch", "transformers", "vllm"}}
 """Imports that the engine's own requirements bring, by the one file that may use them."""
 
 
@@ -144,8 +146,9 @@ def _provided() -> dict[str, list[str]]:
 
 
 def _shape_problems(name: str, tree: ast.Module, lines: int) -> Iterator[str]:
-    if lines > LONGEST:
-        yield f"{name}: {lines} lines, more than {LONGEST}: it has more than one reason"
+    longest = LONGEST_TEST if name.startswith("tests/") else LONGEST
+    if lines > longest:
+        yield f"{name}: {lines} lines, more than {longest}: it has more than one reason"
     if tree.body and not ast.get_docstring(tree):
         yield f"{name}:1: no docstring that says what the module does"
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -112,3 +115,27 @@ def test_every_variable_that_must_be_set_is_in_the_example():
     text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
     for name in set(re.findall(r"\$\{(\w+)", text)):
         assert re.search(rf"^{name}=", example, re.MULTILINE), name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "deploy/docker").glob("*.Dockerfile")), ids=str)
+def test_a_service_starts_from_what_its_image_copies(path, tmp_path):
+    copies = re.findall(r"^COPY (\S+) /app/(\S*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    ignore = shutil.ignore_patterns("__pycache__")
+    for source, target in copies:
+        if (ROOT / source).is_dir():
+            shutil.copytree(ROOT / source, tmp_path / target, ignore=ignore)
+        else:
+            (tmp_path / target).mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / source, tmp_path / target)
+    room = re.findall(r'"services\.(\w+)"\]$', path.read_text(encoding="utf-8"), re.MULTILINE)[-1]
+    done = subprocess.run(
+        [sys.executable, "-m", f"services.{room}", "--help"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin"},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "ANABRANCH_" in done.stdout
