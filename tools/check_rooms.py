@@ -37,8 +37,11 @@ WORLD = {
 ENVIRONMENT_READERS = ("anabranch/cli", "anabranch/environment.py")
 """Where the environment may be read, besides every __main__.py."""
 
-HEAVY = {"services/local_engine/vllm_engine.py": {"jinja2", "torch", "transformers", "vllm"}}
-"""Imports that the engine's own requirements bring, by the one file that may use them."""
+HEAVY = {
+    "services/local_engine/vllm_engine.py": {"jinja2", "torch", "transformers", "vllm"},
+    "services/local_engine/chat_tokenizer.py": {"jinja2"},
+}
+"""Imports that the engine's own requirements bring, by the only files that may use them."""
 
 
 def _files() -> Iterator[tuple[str, ast.Module, int]]:
@@ -79,7 +82,15 @@ def _environment_problems(name: str, tree: ast.Module) -> Iterator[str]:
         return
     if name.startswith(ENVIRONMENT_READERS):
         return
+    # A library that can only be told through the environment is told with `setdefault`.
+    written = {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr == "setdefault"
+    }
     for node in ast.walk(tree):
+        if id(node) in written:
+            continue
         if isinstance(node, ast.Attribute):
             reads = node.attr in ("environ", "environb", "getenv") and (
                 isinstance(node.value, ast.Name) and node.value.id == "os"

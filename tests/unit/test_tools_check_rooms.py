@@ -47,6 +47,12 @@ def test_the_environment_is_read_where_a_process_starts_alone(source):
     assert not found(check, "services/router/__main__.py", source)
 
 
+def test_a_library_may_be_told_through_the_environment():
+    source = "import os\nos.environ.setdefault('OMP_NUM_THREADS', '2')"
+    check = check_rooms._environment_problems
+    assert not found(check, "services/local_engine/vllm_engine.py", source)
+
+
 def test_a_package_that_no_image_installs_is_refused():
     check = check_rooms._dependency_problems
     assert found(check, "services/router/app.py", "import pytest")
