@@ -14,9 +14,10 @@ from typing import Any
 
 LABEL = "[provider simulator]"
 _WORDS = (
-    "river branch channel delta water stone bank current mouth source ford island reed silt "
-    "bridge meander rapid pool spring estuary"
-).split()
+    "river", "branch", "channel", "delta", "water", "stone", "bank",
+    "current", "mouth", "source", "ford", "island", "reed", "silt",
+    "bridge", "meander", "rapid", "pool", "spring", "estuary",
+)  # fmt: skip
 _PIECES = re.compile(r"\s*\S+|\s+\Z")
 
 
