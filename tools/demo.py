@@ -35,9 +35,9 @@ SLOTS = 4
 """Requests that the vLLM engine takes at once here: few, so that it is soon full."""
 
 ENGINES = (
-    EngineSpec("vllm-1", EngineKind.VLLM, MODEL, {"MAX_RUNNING": str(SLOTS)}),
-    EngineSpec("sim-1", EngineKind.SIM, SIM_MODEL, {"SIM_SPEED": "0.15"}),
-    EngineSpec("sim-2", EngineKind.SIM, SIM_MODEL, {"SIM_SPEED": "0.15"}),
+    EngineSpec("vllm-1", EngineKind.VLLM, MODEL, {"MAX_NUM_SEQS": str(SLOTS)}),
+    EngineSpec("sim-1", EngineKind.SIM, SIM_MODEL, {"SIM_SLOWDOWN": "6"}),
+    EngineSpec("sim-2", EngineKind.SIM, SIM_MODEL, {"SIM_SLOWDOWN": "6"}),
 )
 RIVER_TOKENS = 120
 KILL_AFTER = 40

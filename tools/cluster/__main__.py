@@ -102,8 +102,8 @@ async def _status(run_dir: Path, *, as_json: bool) -> int:
         console.print("Nothing is running. Start it with `make up`.")
     else:
         table = Table(box=box.SIMPLE_HEAD)
-        for heading in ("process", "pid", "address", "http", "health", "log"):
-            table.add_column(heading, overflow="fold")
+        for heading in ("process", "pid", "address", "http", "health"):
+            table.add_column(heading, no_wrap=True)
         for record, answer in zip(present, answers, strict=True):
             colour = "green" if answer == "SERVING" else "red"
             table.add_row(
@@ -112,14 +112,10 @@ async def _status(run_dir: Path, *, as_json: bool) -> int:
                 record.address,
                 record.http or "–",
                 f"[{colour}]{answer}[/]",
-                _short(Path(record.log)),
             )
         console.print(table)
+        console.print(f"Logs: {run_dir / 'logs'}", markup=False)
     return 0 if present and all(answer == "SERVING" for answer in answers) else 1
-
-
-def _short(path: Path) -> str:
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
 async def _run(options: argparse.Namespace) -> int:

@@ -144,9 +144,13 @@ class Cluster:
             await self._launch(recipes.provider())
             together.append(recipes.cloud())
         together.append(recipes.router())
-        async with asyncio.TaskGroup() as group:
-            for spec in together:
-                group.create_task(self._launch(spec), name=spec.name)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for spec in together:
+                    group.create_task(self._launch(spec), name=spec.name)
+        except* ClusterError as failures:
+            # The first to fail says why; the others were given up because of it.
+            raise failures.exceptions[0] from None
         await self.until_backends(len(self._engines) + self._cloud)
 
     async def _launch(self, spec: ProcessSpec) -> Running:

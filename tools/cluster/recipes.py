@@ -160,9 +160,9 @@ class Recipes:
 
     def engine(self, engine: EngineSpec, ports: tuple[int, int]) -> ProcessSpec:
         """One engine."""
-        settings = {"KIND": engine.kind.value, "MODEL_NAME": engine.model}
+        settings = {"ENGINE": engine.kind.value, "SERVED_MODEL_NAME": engine.model}
         if engine.kind is EngineKind.VLLM:
-            settings |= {"MODEL": str(MODEL_PATH), "DTYPE": "float32"}
+            settings |= {"MODEL": str(MODEL_PATH)}
         return self._service(
             engine.name,
             "services.local_engine",
