@@ -1,0 +1,211 @@
+"""What the service asks of an engine: the `Engine` protocol and the values that cross it.
+
+An engine pushes: what one of its steps produced, for however many jobs, is handed to their
+callbacks in one turn of the event loop, so that it leaves in one message. Nothing here knows
+vLLM, and of the wire only the request that `encode` reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+from anabranch.v1 import generation_pb2 as pb
+from services.chassis.errors import Fault
+
+
+class Finish(Enum):
+    """Why a choice ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+
+
+class ConstraintKind(Enum):
+    """How the form of an answer is given."""
+
+    JSON_OBJECT = "json_object"
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    CHOICE = "choice"
+    GRAMMAR = "grammar"
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """The form that an answer must have. `text` is empty for JSON_OBJECT, `options` but for CHOICE.
+
+    The text is a JSON schema, a regular expression or an EBNF grammar, as the kind says.
+    """
+
+    kind: ConstraintKind
+    text: str = ""
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingSpec:
+    """How to sample. None means the model's own default.
+
+    `max_tokens` counts new tokens only; `min_tokens` counts those of a continuation as well,
+    because it is a property of the whole answer.
+    """
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    n: int = 1
+    logprobs: int | None = None
+    ignore_eos: bool = False
+    min_tokens: int = 0
+    constraint: Constraint | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """Output that exists already; `text` may lag behind the text of `token_ids`."""
+
+    token_ids: tuple[int, ...] = ()
+    text: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.token_ids or self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One request as an engine takes it. The id is unique in the process.
+
+    `max_tokens` is the resolved bound on new tokens, within the context. A lower `priority`
+    goes first.
+    """
+
+    id: str
+    prompt_token_ids: Sequence[int]
+    sampling: SamplingSpec
+    max_tokens: int
+    continuation: Continuation = field(default_factory=Continuation)
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One candidate token; `logprob` is the natural logarithm of its probability."""
+
+    token_id: int
+    text: str
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenUsage:
+    """Tokens used by a whole job; `completion` includes a continuation, over all choices."""
+
+    prompt: int
+    cached_prompt: int
+    completion: int
+    partial: bool = False
+
+
+@dataclass(slots=True)
+class Delta:
+    """News of one choice. `usage` is set on the last delta of the job, and only there.
+
+    `first_token` is the position in the choice's output of the first of `token_ids`. For each
+    token that logprobs were asked for, `logprobs` holds the sampled token, then alternatives.
+    """
+
+    index: int
+    first_token: int
+    text: str
+    token_ids: Sequence[int]
+    logprobs: Sequence[Sequence[Candidate]] = ()
+    finish: Finish | None = None
+    matched_stop: str = ""
+    usage: TokenUsage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What is known of the loaded model. `source` is the engine's own name of it."""
+
+    name: str
+    source: str
+    context_length: int
+    max_running: int
+    capabilities: tuple[pb.Capability, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """How busy an engine is; field meanings and units as in LoadReport, times in seconds."""
+
+    running: int = 0
+    waiting: int = 0
+    queued_prefill_tokens: int = 0
+    context_tokens: int = 0
+    kv_used_tokens: int = 0
+    kv_total_tokens: int = 0
+    step_time_ratio: float = 1.0
+    prefill_tokens_per_step: float = 0.0
+    output_tokens_per_second: float = 0.0
+    max_running: int = 0
+    step_time: float = 0.0
+    prefill_budget: int = 0
+
+
+OnDelta = Callable[[Delta], None]
+OnFail = Callable[[Fault], None]
+
+
+class Engine(Protocol):
+    """Runs jobs. Used on one event loop; callbacks come on it and must not block."""
+
+    @property
+    def facts(self) -> ModelFacts:
+        """The loaded model. Raises Fault MODEL_LOADING before `start` has returned."""
+
+    async def start(self) -> None:
+        """Loads the model; returns once jobs can run. Raises EngineStartError."""
+
+    async def close(self) -> None:
+        """Ends everything, running jobs included. Idempotent."""
+
+    async def lost(self) -> str:
+        """Waits until the engine can no longer work, and says why. It does not recover."""
+
+    async def encode(self, request: pb.GenerateRequest) -> list[int]:
+        """The prompt's token ids, chat template applied.
+
+        Raises Fault INVALID_REQUEST for ids outside the vocabulary or a conversation that the
+        template refuses, UNSUPPORTED for parts that the model cannot read.
+        """
+
+    async def encode_text(self, text: str) -> list[int]:
+        """The token ids of plain text, without any special tokens added."""
+
+    def submit(self, job: Job, on_delta: OnDelta, on_fail: OnFail) -> None:
+        """Starts a job and returns at once. It ends with a delta that has usage, or a failure."""
+
+    def abort(self, job_id: str) -> None:
+        """Ends a job early: its open choices finish CANCELLED before this returns.
+
+        The engine itself forgets it within 500 ms. An unknown or ended job is no error.
+        """
+
+    def load(self) -> EngineLoad:
+        """The load now."""
+
+
+class EngineStartError(Exception):
+    """The engine could not be started; the text says why, and what to do where that is known."""

@@ -1,0 +1,84 @@
+"""Times and counts of requests, by OpenTelemetry's conventions for generative AI.
+
+vLLM's own metrics are passed on beside these, unrenamed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import prometheus_client
+from opentelemetry.metrics import Meter
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+
+class EngineMetrics:
+    """The instruments; `request` starts the measurement of one request."""
+
+    def __init__(self, meter: Meter, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.duration = meter.create_histogram(
+            "gen_ai.server.request.duration", unit="s", description="From arrival to the last token"
+        )
+        self.first_token = meter.create_histogram(
+            "gen_ai.server.time_to_first_token",
+            unit="s",
+            description="From arrival to the first token",
+        )
+        self.per_token = meter.create_histogram(
+            "gen_ai.server.time_per_output_token",
+            unit="s",
+            description="Mean time between tokens after the first",
+        )
+        self.usage = meter.create_histogram(
+            "gen_ai.client.token.usage", unit="{token}", description="Tokens of finished requests"
+        )
+
+    def request(self, model: str) -> RequestTimes:
+        """A request has arrived."""
+        return RequestTimes(self, model)
+
+
+class RequestTimes:
+    """The times of one request."""
+
+    __slots__ = ("_arrived", "_attributes", "_count", "_first", "_metrics")
+
+    def __init__(self, metrics: EngineMetrics, model: str) -> None:
+        self._metrics = metrics
+        self._attributes = {"gen_ai.request.model": model, "gen_ai.operation.name": "chat"}
+        self._arrived = metrics.clock()
+        self._first: float | None = None
+        self._count = 0
+
+    def tokens(self, count: int) -> None:
+        """That many tokens have left."""
+        self._count += count
+        if self._first is None and count:
+            self._first = self._metrics.clock()
+            self._metrics.first_token.record(self._first - self._arrived, self._attributes)
+
+    def end(self, outcome: str, prompt_tokens: int, completion_tokens: int) -> None:
+        """The request is over: ok, cancelled or error."""
+        metrics, attributes = self._metrics, self._attributes
+        now = metrics.clock()
+        if outcome != "ok":
+            attributes = attributes | {"error.type": outcome}
+        metrics.duration.record(now - self._arrived, attributes)
+        if self._first is not None and self._count > 1:
+            metrics.per_token.record((now - self._first) / (self._count - 1), self._attributes)
+        for kind, count in (("input", prompt_tokens), ("output", completion_tokens)):
+            if count:
+                metrics.usage.record(count, self._attributes | {"gen_ai.token.type": kind})
+
+
+class VllmCollector(Collector):
+    """Passes on the metrics that vLLM keeps in prometheus_client's default registry."""
+
+    def collect(self) -> Iterator[Metric]:
+        """Every metric whose name begins with "vllm:"."""
+        for metric in prometheus_client.REGISTRY.collect():
+            if metric.name.startswith("vllm:"):
+                yield metric

@@ -1,0 +1,254 @@
+"""Serves the chassis' ModelHandler with an engine: requests in, chunks out.
+
+It decides nothing about generation: encoding, sampling and scheduling are the engine's, the
+wire's RPCs, deadlines and sessions the chassis'.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from anabranch.v1 import errors_pb2, model_pb2, session_pb2
+from anabranch.v1 import generation_pb2 as pb
+from services.chassis.errors import Fault, fault_of
+from services.chassis.model_handler import CallContext, Cancel, Outlet
+from services.local_engine import wire
+from services.local_engine.engine import Continuation, Delta, Engine, Finish, Job, SamplingSpec
+from services.local_engine.engine_metrics import EngineMetrics, RequestTimes
+from services.local_engine.job_output import JobOutput
+
+LONG_REQUEST_BYTES = 4096
+"""Serialised requests above this are encoded apart, so that short ones need not wait for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackendIdentity:
+    """Who this backend is, as its sessions' first message tells."""
+
+    backend_id: str
+    version: str
+    zone: str
+
+
+class EngineHandler:
+    """ModelHandler over one engine.
+
+    `encode_requests` must be running, once for each lane; `identity` is asked when a session
+    opens, because the address it contains is known only once the process listens.
+    """
+
+    LANES = 2
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        names: Sequence[str],
+        identity: Callable[[], BackendIdentity],
+        draining: Callable[[], bool],
+        metrics: EngineMetrics,
+        max_waiting: int,
+    ) -> None:
+        self._engine = engine
+        self._names = frozenset(names)
+        self._aliases = tuple(names[1:])
+        self._identity = identity
+        self._draining = draining
+        self._metrics = metrics
+        self._max_waiting = max_waiting
+        self._job_ids = itertools.count(1)
+        self._reports = itertools.count(1)
+        self._lanes: tuple[asyncio.Queue[_Call], ...] = tuple(
+            asyncio.Queue() for _ in range(self.LANES)
+        )
+
+    def open(
+        self, request: pb.GenerateRequest, raw: bytes, context: CallContext, outlet: Outlet
+    ) -> Cancel:
+        """Takes a request; refuses with Fault MODEL_NOT_FOUND, UNSUPPORTED or OVERLOADED."""
+        self._check_model(request.model)
+        spec = wire.sampling_of(request)
+        continuation = wire.continuation_of(request, spec)
+        lane = self._lanes[len(raw) > LONG_REQUEST_BYTES]
+        self._check_room()
+        call = _Call(
+            engine=self._engine,
+            job_id=str(next(self._job_ids)),
+            request=request,
+            spec=spec,
+            continuation=continuation,
+            outlet=outlet,
+            request_id=context.request_id,
+            times=self._metrics.request(request.model),
+        )
+        lane.put_nowait(call)
+        return call.cancel
+
+    async def encode_requests(self, lane: int) -> None:
+        """Encodes and submits the requests of a lane in order of arrival, until cancelled."""
+        queue = self._lanes[lane]
+        while True:
+            call = await queue.get()
+            await call.start()
+
+    async def embed(
+        self, request: model_pb2.EmbedRequest, context: CallContext
+    ) -> model_pb2.EmbedResponse:
+        """Refuses: a generating model has no embeddings."""
+        self._check_model(request.model)
+        raise wire.unsupported("embed", "this model does not embed")
+
+    async def count_tokens(
+        self, request: model_pb2.CountTokensRequest, context: CallContext
+    ) -> model_pb2.CountTokensResponse:
+        """Counts with the model's own tokenizer and chat template."""
+        self._check_model(request.model)
+        token_ids = await self._engine.encode(request.request)
+        return model_pb2.CountTokensResponse(
+            prompt_tokens=len(token_ids),
+            context_length=self._engine.facts.context_length,
+            source=pb.Usage.SOURCE_PROVIDER,
+        )
+
+    async def list_models(self) -> Sequence[pb.ModelInfo]:
+        """The one model served here. Raises Fault MODEL_LOADING before it is."""
+        return [wire.model_info(self._engine.facts, self._aliases)]
+
+    def ready(self) -> session_pb2.SessionReady:
+        """Who this is, and what it serves."""
+        identity = self._identity()
+        return session_pb2.SessionReady(
+            backend_id=identity.backend_id,
+            tier=pb.TIER_LOCAL,
+            models=[wire.model_info(self._engine.facts, self._aliases)],
+            version=identity.version,
+            zone=identity.zone,
+        )
+
+    def load(self) -> session_pb2.LoadReport:
+        """The engine's load; requests not yet encoded count as waiting."""
+        report = wire.load_report(
+            self._engine.load(), sequence=next(self._reports), draining=self._draining()
+        )
+        report.waiting += sum(lane.qsize() for lane in self._lanes)
+        return report
+
+    def _check_model(self, name: str) -> None:
+        if name not in self._names:
+            raise Fault(
+                errors_pb2.ERROR_REASON_MODEL_NOT_FOUND,
+                f"this backend does not serve {name!r}",
+                metadata={"model": name},
+            )
+
+    def _check_room(self) -> None:
+        waiting = self._engine.load().waiting + sum(lane.qsize() for lane in self._lanes)
+        if waiting >= self._max_waiting:
+            raise Fault(
+                errors_pb2.ERROR_REASON_OVERLOADED,
+                f"{waiting} requests wait here already",
+                retry_after=1.0,
+            )
+
+
+class _Call:
+    """One request between `open` and the end of its outlet."""
+
+    __slots__ = (
+        "_continuation",
+        "_engine",
+        "_first",
+        "_job_id",
+        "_outlet",
+        "_request",
+        "_request_id",
+        "_spec",
+        "_submitted",
+        "_times",
+        "ended",
+    )
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        job_id: str,
+        request: pb.GenerateRequest,
+        spec: SamplingSpec,
+        continuation: Continuation,
+        outlet: Outlet,
+        request_id: str,
+        times: RequestTimes,
+    ) -> None:
+        self._engine = engine
+        self._job_id = job_id
+        self._request = request
+        self._spec = spec
+        self._continuation = continuation
+        self._outlet = outlet
+        self._request_id = request_id
+        self._times = times
+        self._first = True
+        self._submitted = False
+        self.ended = False
+
+    async def start(self) -> None:
+        """Encodes the request and hands it to the engine; what is wrong with it ends it."""
+        if self.ended:
+            return
+        try:
+            job = await self._job()
+        except Exception as error:  # noqa: BLE001 - the edge: what encoding raises ends this request alone
+            self._fail(fault_of(error))
+            return
+        if not self.ended:
+            self._submitted = True
+            self._engine.submit(job, self._deliver, self._fail)
+
+    def cancel(self) -> None:
+        """Ends the request as cancelled, wherever it is. Idempotent."""
+        if self.ended:
+            return
+        if self._submitted:
+            self._engine.abort(self._job_id)
+            return
+        job = Job(self._job_id, (), self._spec, 0, self._continuation)
+        JobOutput(job, self._deliver, self._fail).cancel()
+
+    async def _job(self) -> Job:
+        engine, continuation = self._engine, self._continuation
+        prompt = await engine.encode(self._request)
+        if continuation.text and not continuation.token_ids:
+            # A caller that has only the text: the model goes on after its tokens all the same.
+            existing = tuple(await engine.encode_text(continuation.text))
+            continuation = Continuation(existing, continuation.text)
+        max_tokens = wire.resolve_max_tokens(
+            self._spec.max_tokens,
+            prompt_tokens=len(prompt),
+            existing_tokens=len(continuation.token_ids),
+            context_length=engine.facts.context_length,
+        )
+        priority = wire.priority_of(self._request)
+        return Job(self._job_id, prompt, self._spec, max_tokens, continuation, priority)
+
+    def _deliver(self, delta: Delta) -> None:
+        if self.ended:
+            return
+        request_id, self._first = (self._request_id if self._first else ""), False
+        last = delta.usage is not None
+        self.ended = last
+        self._times.tokens(len(delta.token_ids))
+        if last and delta.usage is not None:
+            outcome = "cancelled" if delta.finish is Finish.CANCELLED else "ok"
+            self._times.end(outcome, delta.usage.prompt, delta.usage.completion)
+        raw = wire.chunk_of(delta, request_id).SerializeToString()
+        self._outlet.chunk(raw, last=last, tokens=len(delta.token_ids))
+
+    def _fail(self, fault: Fault) -> None:
+        if not self.ended:
+            self.ended = True
+            self._times.end("error", 0, 0)
+            self._outlet.fail(fault)

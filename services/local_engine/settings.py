@@ -1,0 +1,93 @@
+"""What the local engine can be told. Meanings and bounds only: nothing is opened here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Literal
+
+from services.chassis.settings import CommonSettings, setting
+from services.local_engine.step_model import StepModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(CommonSettings):
+    """The local engine's settings."""
+
+    listen: str = setting("127.0.0.1:50052", help="Address and port of the gRPC server, host:port.")
+    http_listen: str = setting(
+        "127.0.0.1:9102", help="Address and port of /metrics, /healthz and /readyz, host:port."
+    )
+    engine: Literal["vllm", "sim"] = setting(
+        "vllm", help="vllm answers; sim is a simulation for tests and benchmarks."
+    )
+    model: str = setting(
+        ".models/smollm2-135m-instruct",
+        help="A checkpoint directory, or the name of a Hugging Face model.",
+    )
+    served_model_name: str = setting(
+        "", help="The name that requests use. Empty: the last part of the model's name."
+    )
+    model_aliases: tuple[str, ...] = setting((), help="Other names that requests may use.")
+    max_waiting: int = setting(
+        2048, minimum=1, help="Requests that may wait here; further ones are refused as overload."
+    )
+    step_model: str = setting(
+        "",
+        help="Pace that the reported step time ratio compares with: b0,b1,b2,b3 in microseconds "
+        "a step, prefilled token, decoded token and token of context. Empty: learned from the "
+        "steps seen (vllm), or Llama-3.1-8B on an H100 (sim).",
+    )
+
+    # vLLM
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
+        "auto", help="Precision. auto: the checkpoint's own; float32 on a CPU."
+    )
+    max_num_seqs: int = setting(256, minimum=1, help="Sequences that run at once at most.")
+    max_model_len: int = setting(
+        0, minimum=0, help="Context length in tokens. 0: the model's own (sim: 32768)."
+    )
+    max_num_batched_tokens: int = setting(
+        0, minimum=0, help="Tokens that one step computes at most. 0: vLLM's choice (sim: 2048)."
+    )
+    gpu_memory_utilization: float = setting(
+        0.9, minimum=0.05, maximum=1.0, help="Share of the GPU's memory that vLLM may use."
+    )
+    tensor_parallel_size: int = setting(1, minimum=1, help="GPUs that share each layer.")
+    pipeline_parallel_size: int = setting(1, minimum=1, help="GPUs that share the layers.")
+    enforce_eager: bool | None = setting(
+        None, help="Skip compilation: a faster start, slower steps. Empty: only on a CPU."
+    )
+    cpu_kv_cache_gib: int = setting(2, minimum=1, help="On a CPU: size of the KV cache in GiB.")
+    cpu_threads: int = setting(
+        0, minimum=0, help="On a CPU: threads that compute. 0: all cores but one."
+    )
+    seed: int = setting(0, minimum=0, help="Seed of sampling where a request gives none.")
+
+    # The simulation
+    sim_speed: float = setting(
+        1.0, minimum=0, help="Simulated steps are this many times faster; 0: they take no time."
+    )
+    sim_slowdown: float = setting(
+        1.0, minimum=0.01, help="Steps take this many times longer than the step model says."
+    )
+    sim_kv_tokens: int = setting(131_072, minimum=64, help="Simulated KV cache, in tokens.")
+    sim_output_tokens: int = setting(
+        128, minimum=1, help="Mean length of a simulated answer that nothing cuts, in tokens."
+    )
+    sim_load_seconds: float = setting(0.0, minimum=0, help="How long the simulation loads.")
+
+    def __post_init__(self) -> None:
+        if self.step_model:
+            try:
+                StepModel.parse(self.step_model)
+            except ValueError as error:
+                raise ValueError(f"step_model {error}") from None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The model's name and then its aliases."""
+        name = self.served_model_name or (
+            "sim" if self.engine == "sim" else PurePath(self.model).name
+        )
+        return (name, *self.model_aliases)

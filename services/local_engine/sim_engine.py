@@ -1,0 +1,282 @@
+"""An `Engine` without a model, for tests, benchmarks and the routing lab; never for answers.
+
+Runs `SimModel` against the clock: each step's tokens leave after the step's modelled time.
+Every answer begins with the label "[sim]".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+from anabranch.v1 import errors_pb2
+from anabranch.v1 import generation_pb2 as pb
+from services.chassis.errors import Fault, Violation, invalid
+from services.local_engine import sim_tokenizer, wire
+from services.local_engine.engine import (
+    Candidate,
+    EngineLoad,
+    Finish,
+    Job,
+    ModelFacts,
+    OnDelta,
+    OnFail,
+)
+from services.local_engine.job_output import JobOutput
+from services.local_engine.load_meter import JobLoad, LoadMeter
+from services.local_engine.sim_model import (
+    SimLimits,
+    SimModel,
+    Stream,
+    answer_seed,
+    natural_length,
+)
+from services.local_engine.step_model import StepModel
+from services.local_engine.text_stream import AnswerText
+
+H100_LLAMA_8B = StepModel(5753e-6, 17.25e-6, 6.0e-6, 0.052e-6)
+"""Published for Llama-3.1-8B on one H100."""
+
+
+@dataclass(frozen=True, slots=True)
+class SimOptions:
+    """The simulated server. `speed` 2 halves every step, 0 makes them take no time."""
+
+    name: str = "sim"
+    context_length: int = 32_768
+    limits: SimLimits = field(default_factory=SimLimits)
+    pace: StepModel = H100_LLAMA_8B
+    speed: float = 1.0
+    mean_output_tokens: int = 128
+    load_seconds: float = 0.0
+
+
+class _Running:
+    """One job in the simulation."""
+
+    __slots__ = ("load", "output", "streams", "texts")
+
+    def __init__(self, output: JobOutput, load: JobLoad) -> None:
+        self.output = output
+        self.load = load
+        self.streams: list[Stream] = []
+        self.texts: dict[int, AnswerText] = {}
+
+
+class SimEngine:
+    """Simulated continuous batching in real time.
+
+    `slowdown` may be set while it runs: 3 makes each step take three times as long, which the
+    reported step time ratio then shows. `stalled` makes it hang as a stuck device would.
+    """
+
+    def __init__(
+        self,
+        options: SimOptions | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._options = options or SimOptions()
+        self._clock = clock
+        self._sleep = sleep
+        self._model = SimModel(self._options.limits, self._options.pace)
+        speed = self._options.speed
+        pace = self._options.pace
+        scaled = (pace.base, pace.prefill, pace.decode, pace.context)
+        self._meter = LoadMeter(clock, StepModel(*(v / speed for v in scaled)) if speed else None)
+        self._jobs: dict[str, _Running] = {}
+        self._work = asyncio.Event()
+        self._loop_task: asyncio.Task[None] | None = None
+        self.slowdown = 1.0
+        self.stalled = False
+
+    @property
+    def facts(self) -> ModelFacts:
+        """The simulated model."""
+        if self._loop_task is None:
+            raise Fault(
+                errors_pb2.ERROR_REASON_MODEL_LOADING, "the model is being loaded", retry_after=1.0
+            )
+        return ModelFacts(
+            name=self._options.name,
+            source="simulation",
+            context_length=self._options.context_length,
+            max_running=self._options.limits.max_running,
+            capabilities=(
+                pb.CAPABILITY_GENERATE,
+                pb.CAPABILITY_RESUME_TOKENS,
+                pb.CAPABILITY_RESUME_TEXT,
+            ),
+        )
+
+    async def start(self) -> None:
+        """Pretends to load."""
+        if self._options.load_seconds:
+            await self._sleep(self._options.load_seconds)
+        self._loop_task = asyncio.create_task(self._run(), name="sim-engine")
+
+    async def close(self) -> None:
+        """Ends the loop; running jobs end as cancelled."""
+        for job_id in tuple(self._jobs):
+            self.abort(job_id)
+        if self._loop_task is not None:
+            self._loop_task.cancel()
+            await asyncio.wait({self._loop_task})
+
+    async def lost(self) -> str:
+        """Waits for the loop to end, which only a bug brings about."""
+        assert self._loop_task is not None
+        await asyncio.wait({self._loop_task})
+        return "the simulation's loop has ended"
+
+    async def encode(self, request: pb.GenerateRequest) -> list[int]:
+        """The prompt's tokens; a conversation is one "role: text" line a turn."""
+        if request.messages:
+            turns = wire.chat_turns(request.messages)
+            lines = [f"{turn['role']}: {turn['content']}\n" for turn in turns]
+            return sim_tokenizer.encode("".join(lines) + "assistant:")
+        if request.prompt:
+            return sim_tokenizer.encode(request.prompt)
+        token_ids = list(request.prompt_token_ids)
+        wire.check_vocabulary(token_ids, sim_tokenizer.VOCABULARY, "prompt_token_ids")
+        return token_ids
+
+    async def encode_text(self, text: str) -> list[int]:
+        """The tokens of plain text."""
+        return sim_tokenizer.encode(text)
+
+    def submit(self, job: Job, on_delta: OnDelta, on_fail: OnFail) -> None:
+        """Queues the job's choices."""
+        output = JobOutput(job, on_delta, on_fail)
+        if job.sampling.constraint is not None:
+            output.fail(wire.unsupported("response_format", "a simulation has no grammar"))
+            return
+        running = _Running(output, self._meter.admit(len(job.prompt_token_ids), job.sampling.n))
+        try:
+            self._add_streams(running)
+        except ValueError as mismatch:
+            running.load.end()
+            output.fail(invalid([Violation("continuation.text", str(mismatch))]))
+            return
+        self._jobs[job.id] = running
+        self._work.set()
+
+    def abort(self, job_id: str) -> None:
+        """Ends a job now."""
+        running = self._jobs.pop(job_id, None)
+        if running is not None:
+            for stream in running.streams:
+                self._model.remove(stream)
+            running.load.end()
+            running.output.cancel()
+
+    def load(self) -> EngineLoad:
+        """The load now."""
+        limits = self._options.limits
+        return self._meter.report(
+            running=self._model.running,
+            kv_used_tokens=self._model.kv_used,
+            kv_total_tokens=limits.kv_tokens,
+            max_running=limits.max_running,
+            prefill_budget=limits.prefill_budget,
+        )
+
+    def _add_streams(self, running: _Running) -> None:
+        job = running.output.job
+        spec = job.sampling
+        existing = job.continuation.token_ids
+        for index in range(spec.n):
+            seed = answer_seed(job.prompt_token_ids, index, spec.seed or 0)
+            eos_at = max(natural_length(seed, self._options.mean_output_tokens), spec.min_tokens)
+            if spec.stop or job.continuation:
+                running.texts[index] = AnswerText(
+                    sim_tokenizer.decode,
+                    job.prompt_token_ids,
+                    stops=spec.stop,
+                    min_tokens=spec.min_tokens,
+                    continued=existing,
+                    continued_text=job.continuation.text,
+                )
+            running.streams.append(
+                Stream(
+                    key=(job.id, index),
+                    prompt=job.prompt_token_ids,
+                    seed=seed,
+                    produced=len(existing),
+                    length_limit=len(existing) + job.max_tokens,
+                    eos_at=None if spec.ignore_eos else eos_at,
+                )
+            )
+        for stream in running.streams:
+            self._model.add(stream)
+
+    async def _run(self) -> None:
+        due = self._clock()
+        while True:
+            if not self._model.busy or self.stalled:
+                self._work.clear()
+                if self.stalled:
+                    await self._sleep(0.01)
+                else:
+                    await self._work.wait()
+                due = self._clock()
+                continue
+            started = self._clock()
+            step = self._model.step()
+            speed = self._options.speed
+            seconds = step.seconds * self.slowdown / speed if speed else 0.0
+            # Steps follow each other on a grid, so that late wake-ups do not add up.
+            due = max(due + seconds, started)
+            await self._sleep(max(0.0, due - started))
+            self._deliver(step.tokens)
+            took = seconds if seconds else self._clock() - started
+            self._meter.step(took, step.prefill_tokens)
+
+    def _deliver(self, tokens: Sequence[tuple[Stream, int]]) -> None:
+        for stream, token in tokens:
+            job_id, index = stream.key
+            running = self._jobs.get(job_id)
+            if running is not None:
+                self._deliver_token(running, index, stream, token)
+
+    def _deliver_token(self, running: _Running, index: int, stream: Stream, token: int) -> None:
+        output = running.output
+        running.load.prefilled(stream.cached)
+        running.load.produced(1)
+        output.cached = max(output.cached, stream.cached)
+        finish = None
+        if token == sim_tokenizer.EOS:
+            finish = Finish.STOP
+        elif stream.produced >= stream.length_limit:
+            finish = Finish.LENGTH
+        text, matched = sim_tokenizer.word(token), ""
+        answer = running.texts.get(index)
+        if answer is not None:
+            text, matched, _ = answer.push((token,), last=finish is not None)
+            if matched:
+                finish = Finish.STOP
+                self._model.remove(stream)
+        if finish is not None:
+            running.load.choice_ended()
+        wanted = output.job.sampling.logprobs
+        logprobs = () if wanted is None else (_candidates(token, wanted),)
+        output.emit(index, (token,), text, logprobs=logprobs, finish=finish, matched_stop=matched)
+        if output.ended:
+            running.load.end()
+            self._jobs.pop(output.job.id, None)
+
+
+def _candidates(token: int, alternatives: int) -> list[Candidate]:
+    """Made-up probabilities: half for the token, half of the rest for each neighbour in turn."""
+    ids = [token] + [
+        sim_tokenizer.FIRST_WORD + (token + step) % sim_tokenizer.WORDS
+        for step in range(1, alternatives + 1)
+    ]
+    return [
+        Candidate(token_id, sim_tokenizer.word(token_id), -math.log(2) * place)
+        for place, token_id in enumerate(ids, 1)
+    ]

@@ -1,0 +1,218 @@
+"""Jobs into vLLM's AsyncLLM, and its outputs back to them. Does not import vLLM.
+
+Relies, beyond AsyncLLM's documented interface, on `add_request` returning a collector whose
+`put` receives each output (`_attach`): that spares a task and a wake-up per request and token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from anabranch.v1 import errors_pb2
+from services.chassis.errors import Fault, Violation, Work, fault_of, invalid
+from services.local_engine import vllm_sampling
+from services.local_engine.chat_tokenizer import ChatTokenizer
+from services.local_engine.engine import Finish, Job, OnDelta, OnFail
+from services.local_engine.job_output import JobOutput
+from services.local_engine.load_meter import JobLoad, LoadMeter
+from services.local_engine.text_stream import AnswerText, ends_inside_character
+
+NewParams = Callable[[Job, bool], Any]
+"""Makes vLLM's SamplingParams for a job; the flag says whether vLLM makes its text."""
+
+
+class _Running:
+    """One job inside vLLM. `texts`, one a choice, is set for jobs whose text vLLM cannot make."""
+
+    __slots__ = ("load", "output", "texts")
+
+    def __init__(self, output: JobOutput, load: JobLoad) -> None:
+        self.output = output
+        self.load = load
+        self.texts: list[AnswerText] = []
+
+
+class VllmJobs:
+    """The jobs that run on one AsyncLLM. `refusals` are what it raises for a bad request."""
+
+    def __init__(
+        self,
+        llm: Any,
+        tokenizer: ChatTokenizer,
+        meter: LoadMeter,
+        new_params: NewParams,
+        refusals: tuple[type[Exception], ...],
+    ) -> None:
+        self._llm = llm
+        self._tokenizer = tokenizer
+        self._meter = meter
+        self._new_params = new_params
+        self._refusals = refusals
+        self._jobs: dict[str, _Running] = {}
+        # Jobs to add and ids to abort, in one order: an abort never overtakes its job.
+        self._commands: asyncio.Queue[_Running | str] = asyncio.Queue()
+
+    def submit(self, job: Job, on_delta: OnDelta, on_fail: OnFail) -> None:
+        """Queues the job for vLLM."""
+        output = JobOutput(job, on_delta, on_fail)
+        if self._llm.errored:
+            output.fail(_lost(output))
+            return
+        tokens = len(job.prompt_token_ids) + len(job.continuation.token_ids)
+        running = _Running(output, self._meter.admit(tokens, job.sampling.n))
+        self._jobs[job.id] = running
+        self._commands.put_nowait(running)
+
+    def abort(self, job_id: str) -> None:
+        """Ends a job for its caller now; vLLM hears of it in order."""
+        running = self._jobs.get(job_id)
+        if running is not None:
+            self._forget(running)
+            self._commands.put_nowait(job_id)
+            running.output.cancel()
+
+    def abort_all(self) -> None:
+        """Ends every job."""
+        for job_id in tuple(self._jobs):
+            self.abort(job_id)
+
+    async def run(self) -> None:
+        """Passes jobs and aborts on to vLLM, in order, until cancelled."""
+        while True:
+            command = await self._commands.get()
+            if isinstance(command, str):
+                await self._llm.abort(command)
+            elif not command.output.ended:
+                await self._add(command)
+
+    async def _add(self, running: _Running) -> None:
+        job = running.output.job
+        try:
+            if self._needs_own_text(job):
+                running.texts = [self._own_text(job) for _ in range(job.sampling.n)]
+            params = self._new_params(job, not running.texts)
+            prompt = [*job.prompt_token_ids, *job.continuation.token_ids]
+            collector = await self._llm.add_request(
+                job.id,
+                {"type": "token", "prompt_token_ids": prompt},
+                params,
+                priority=job.priority,
+            )
+            self._attach(collector, running)
+        except Exception as error:  # noqa: BLE001 - the edge: vLLM's refusals end this job alone
+            self._fail(running, error)
+
+    def _needs_own_text(self, job: Job) -> bool:
+        """Whether vLLM's own text would be wrong.
+
+        Its incremental detokenizer, primed with a prompt that ends inside a character, emits
+        the whole prompt; and it knows nothing of what a continuation has sent already.
+        """
+        prompt = job.prompt_token_ids
+        return bool(job.continuation) or ends_inside_character(self._tokenizer.decode, prompt)
+
+    def _own_text(self, job: Job) -> AnswerText:
+        self._tokenizer.check(job.continuation.token_ids, "continuation.token_ids")
+        try:
+            return AnswerText(
+                self._tokenizer.decode,
+                job.prompt_token_ids,
+                stops=job.sampling.stop,
+                min_tokens=job.sampling.min_tokens,
+                continued=job.continuation.token_ids,
+                continued_text=job.continuation.text,
+            )
+        except ValueError as mismatch:
+            raise invalid([Violation("continuation.text", str(mismatch))]) from mismatch
+
+    def _attach(self, collector: Any, running: _Running) -> None:
+        """Has outputs delivered as vLLM's output loop puts them, the whole step in one turn."""
+        receive = functools.partial(self._receive, running)
+        early = collector.get_nowait()
+        collector.put = receive
+        if early is not None:
+            receive(early)
+
+    def _receive(self, running: _Running, output: Any) -> None:
+        if isinstance(output, Exception):
+            # Only the end of vLLM's output loop brings one: nothing more will come.
+            self._end(running, _lost(running.output))
+            return
+        if not running.output.ended:
+            self._deliver_all(running, output)
+
+    def _deliver_all(self, running: _Running, output: Any) -> None:
+        try:
+            running.output.cached = output.num_cached_tokens or 0
+            running.load.prefilled(running.output.cached)
+            for part in output.outputs:
+                self._deliver(running, part)
+        except Exception as error:  # noqa: BLE001 - the edge: this runs inside vLLM's output loop
+            self._commands.put_nowait(running.output.job.id)
+            self._fail(running, error)
+        if running.output.ended:
+            self._forget(running)
+
+    def _deliver(self, running: _Running, part: Any) -> None:
+        """Hands on what one choice has produced."""
+        output = running.output
+        token_ids, text = part.token_ids, part.text
+        finish = vllm_sampling.finish_of(part.finish_reason)
+        matched = part.stop_reason if isinstance(part.stop_reason, str) else ""
+        if running.texts:
+            # The token that vLLM stopped at, the end of the sequence, is no text.
+            shown = token_ids[:-1] if finish is Finish.STOP else token_ids
+            text, matched, counted = running.texts[part.index].push(shown, last=finish is not None)
+            if matched:
+                token_ids, finish = token_ids[:counted], Finish.STOP
+                self._commands.put_nowait(output.job.id)
+        if not token_ids and not text and finish is None:
+            return
+        running.load.produced(len(token_ids))
+        if finish is not None:
+            running.load.choice_ended()
+        alternatives = output.job.sampling.logprobs
+        output.emit(
+            part.index,
+            token_ids,
+            text,
+            logprobs=vllm_sampling.candidates_of(
+                token_ids, part.logprobs, alternatives, self._token_text
+            ),
+            finish=finish,
+            matched_stop=matched,
+        )
+
+    def _token_text(self, token_id: int) -> str:
+        return self._tokenizer.decode((token_id,))
+
+    def _fail(self, running: _Running, error: Exception) -> None:
+        if isinstance(error, Fault):
+            fault = error
+        elif self._llm.errored:
+            fault = _lost(running.output)
+        elif isinstance(error, self._refusals):
+            fault = invalid([Violation("", f"the engine refuses it: {error}")])
+        else:
+            fault = fault_of(error)
+        self._end(running, fault)
+
+    def _end(self, running: _Running, fault: Fault) -> None:
+        self._forget(running)
+        running.output.fail(fault)
+
+    def _forget(self, running: _Running) -> None:
+        self._jobs.pop(running.output.job.id, None)
+        running.load.end()
+
+
+def _lost(output: JobOutput) -> Fault:
+    return Fault(
+        errors_pb2.ERROR_REASON_BACKEND_LOST,
+        "the engine has died",
+        work=Work.OUTPUT_SEEN if output.started else Work.MAYBE_BILLED,
+        metadata={"tokens_delivered": str(output.new_tokens)},
+    )

@@ -1,0 +1,69 @@
+"""What VllmEngine can be told, and the process variables that vLLM must find. Pure."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.local_engine.step_model import StepModel
+
+
+@dataclass(frozen=True, slots=True)
+class VllmOptions:
+    """How to load a model. Zero and empty mean vLLM's own choice, or what the comment says."""
+
+    model: str
+    """A checkpoint directory, or the name of a Hugging Face model."""
+    name: str
+    dtype: str = "auto"
+    """auto: the checkpoint's own, but float32 on a CPU, where bfloat16 may give nonsense."""
+    max_num_seqs: int = 256
+    max_model_len: int = 0
+    max_num_batched_tokens: int = 0
+    gpu_memory_utilization: float = 0.9
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    kv_cache_gib: int = 2
+    """Size of the KV cache on a CPU; a GPU's follows from gpu_memory_utilization."""
+    cpu_threads: int = 0
+    """Threads that compute on a CPU; 0 leaves one core to the rest of the process."""
+    enforce_eager: bool | None = None
+    """None: eager on a CPU, where compiling takes minutes; compiled on a GPU."""
+    seed: int = 0
+    step_model: StepModel | None = None
+    """The pace that step_time_ratio compares with; None learns it from the steps seen."""
+
+
+def process_variables(options: VllmOptions) -> Mapping[str, str]:
+    """Variables that vLLM reads while it is imported and configured.
+
+    They are vLLM's only way to be told these things. They are derived from our settings and
+    written before the import, never over one that the operator has set: no setting of ours is
+    read from the environment here.
+    """
+    variables = {
+        # Nothing about this installation is sent to anybody.
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_DO_NOT_TRACK": "1",
+        "DO_NOT_TRACK": "1",
+        # Its log records reach our handler instead of one of its own on stdout.
+        "VLLM_CONFIGURE_LOGGING": "0",
+        # The outputs of one step stay together, in one turn of the event loop.
+        "VLLM_V1_OUTPUT_PROC_CHUNK_SIZE": str(max(128, 8 * options.max_num_seqs)),
+        "VLLM_CPU_KVCACHE_SPACE": str(options.kv_cache_gib),
+        # Threads pinned to cores starve when the cores are shared with other processes.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    }
+    if Path(options.model).is_dir():
+        variables["HF_HUB_OFFLINE"] = "1"
+    return variables
+
+
+def cpu_threads(options: VllmOptions) -> int:
+    """Threads to compute with on a CPU."""
+    if options.cpu_threads:
+        return options.cpu_threads
+    # With as many spinning threads as cores, whatever else runs stalls every step.
+    return max(1, len(os.sched_getaffinity(0)) - 1)
