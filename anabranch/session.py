@@ -131,7 +131,10 @@ class Session:
             async with asyncio.timeout(self._settings.connect_timeout):
                 first = await call.read()
             self._greet(first)
-            tasks = [asyncio.create_task(self._write(call)), asyncio.create_task(self._renew())]
+            tasks = [
+                asyncio.create_task(self._write(call), name="anabranch-write"),
+                asyncio.create_task(self._renew(), name="anabranch-renew"),
+            ]
             while (message := await call.read()) is not grpc.aio.EOF:
                 self._hear(message)
         except grpc.aio.AioRpcError as error:

@@ -30,7 +30,7 @@ from anabranch import (
     Work,
     build_request,
 )
-from tests.support.session_server import Script, scripted_server
+from tests.support.session_server import Script, scripted_server, server_process
 
 
 @pytest.fixture
@@ -354,7 +354,7 @@ async def test_closing_ends_running_requests_and_leaves_nothing_behind(
         await until(lambda: not script.live)
         del client, running
         gc.collect()
-    mine = {t for t in asyncio.all_tasks() - before if "anabranch" in t.get_name()}
+    mine = {t for t in asyncio.all_tasks() - before if t.get_name().startswith("anabranch-")}
     assert mine == set()
 
 
@@ -363,16 +363,8 @@ async def test_closing_ends_running_requests_and_leaves_nothing_behind(
 
 @pytest.fixture(scope="module")
 def remote() -> Iterator[str]:
-    server = subprocess.Popen(
-        [sys.executable, "-m", "tests.support.session_server"], stdout=subprocess.PIPE, text=True
-    )
-    assert server.stdout is not None
-    try:
-        yield server.stdout.readline().strip()
-    finally:
-        server.terminate()
-        server.wait(10)
-        server.stdout.close()
+    with server_process() as address:
+        yield address
 
 
 def test_the_blocking_client_has_the_same_surface(remote: str) -> None:

@@ -1,6 +1,6 @@
 """A small real server of the Session contract for client tests: scripted, over a real socket.
 
-What it does to a request is in the request's own prompt, so a test reads as one line:
+What it does to a request is in its own prompt or last message, so a test reads as one line:
     "say N"          N tokens "w0 w1 …", one message a token for all running requests
     "silent"         never answers
     "die N"          N tokens, then the transport is cut without a status of ours (attempt 1 only)
@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 
@@ -108,7 +110,8 @@ class Conversation:
     def answer(
         self, stream: int, request: generation_pb2.GenerateRequest
     ) -> Iterator[session_pb2.SessionResponseFrame]:
-        verb, _, argument = request.prompt.partition(" ")
+        said = request.prompt or request.messages[-1].content[0].text
+        verb, _, argument = said.partition(" ")
         attempt = self.script.attempts[request.request_id] = (
             self.script.attempts.get(request.request_id, 0) + 1
         )
@@ -320,6 +323,20 @@ async def scripted_server(script: Script, address: str = "127.0.0.1:0") -> Async
         yield f"127.0.0.1:{port}"
     finally:
         await server.stop(0)
+
+
+@contextlib.contextmanager
+def server_process() -> Iterator[str]:
+    """The same in a process of its own, for clients that bring their own event loop."""
+    command = [sys.executable, "-m", "tests.support.session_server"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    try:
+        yield server.stdout.readline().strip()
+    finally:
+        server.terminate()
+        server.wait(10)
+        server.stdout.close()
 
 
 async def _serve_alone() -> None:

@@ -1,0 +1,90 @@
+"""How a command reaches the cluster, and how its failure reads: text, JSON and exit code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+import click
+
+from anabranch.environment import client_arguments
+from anabranch.errors import (
+    AccessDeniedError,
+    AnabranchError,
+    AuthenticationError,
+    DeadlineExceededError,
+    InternalServiceError,
+    OverloadedError,
+    UnavailableError,
+)
+from anabranch.sync import Client
+
+EXIT_BUG, EXIT_CREDENTIALS, EXIT_REFUSED, EXIT_UNAVAILABLE, EXIT_INTERRUPTED = 1, 3, 4, 5, 130
+
+
+@dataclass(frozen=True)
+class Connection:
+    """What the command line says about the connection; the environment fills the rest."""
+
+    given: dict[str, Any]
+
+    @classmethod
+    def from_options(cls, **options: Any) -> Connection:
+        """Takes the options of the command group as click parsed them."""
+        secret: TextIO | None = options.pop("client_secret_file")
+        token: TextIO | None = options.pop("token_file")
+        options["client_secret"] = secret.read().strip() if secret else None
+        options["token"] = token.read().strip() if token else None
+        return cls(options)
+
+    @contextmanager
+    def client(self, *, as_json: bool = False) -> Iterator[Client]:
+        """A client for one command; what fails inside ends the program readably."""
+        try:
+            client = Client(**client_arguments(**self.given))
+        except ValueError as error:
+            raise click.UsageError(str(error)) from None
+        try:
+            with client:
+                yield client
+        except AnabranchError as error:
+            report(error, as_json=as_json)
+            raise SystemExit(exit_code(error)) from None
+        except (ValueError, TypeError) as error:
+            raise click.UsageError(str(error)) from None
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            raise SystemExit(EXIT_INTERRUPTED) from None
+
+
+def report(error: AnabranchError, *, as_json: bool) -> None:
+    """Writes an error to stderr, in one or two lines or as one JSON object."""
+    if as_json:
+        said = {
+            "reason": error.reason,
+            "message": error.message,
+            "code": error.code.name,
+            "work": str(error.work),
+            "violations": [vars(v) for v in error.violations],
+            "metadata": error.metadata,
+            "retry_after": error.retry_after,
+            "advice": error.advice,
+        }
+        click.echo(json.dumps({"error": said}, ensure_ascii=False), err=True)
+        return
+    faults = "".join(f"; {v.field}: {v.description}" for v in error.violations)
+    click.secho(f"error: {error.message}{faults} [{error.reason}]", err=True, fg="red")
+    if error.advice:
+        click.echo(f"  {error.advice}", err=True)
+
+
+def exit_code(error: AnabranchError) -> int:
+    """The exit code that stands for an error."""
+    if isinstance(error, AuthenticationError | AccessDeniedError):
+        return EXIT_CREDENTIALS
+    if isinstance(error, UnavailableError | OverloadedError | DeadlineExceededError):
+        return EXIT_UNAVAILABLE
+    return EXIT_BUG if isinstance(error, InternalServiceError) else EXIT_REFUSED

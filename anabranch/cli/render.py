@@ -1,0 +1,176 @@
+"""How results look on a terminal: tables on stdout, receipts and spinners on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from anabranch.transcript import Chunk, Transcript
+from anabranch.types import Backend, Explanation, Model, as_dict
+
+_CONTROLS = dict.fromkeys({*range(0x20), *range(0x7F, 0xA0)} - {ord("\n"), ord("\t")})
+
+
+def print_json(value: object) -> None:
+    """Prints a result as JSON."""
+    click.echo(json.dumps(as_dict(value), ensure_ascii=False, indent=2))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], empty: str) -> None:
+    """Prints a table, or `empty` when there are no rows."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    if not table.row_count:
+        click.echo(empty)
+        return
+    # Piped output is for other programs: never folded to a width that no terminal has.
+    Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, markup=False).print(
+        table
+    )
+
+
+def print_stream(chunks: Iterable[Chunk]) -> None:
+    """Writes an answer as it arrives, after a spinner while there is none to write."""
+    # A model's text must not steer the terminal; for other programs it stays as it is.
+    drop = _CONTROLS if sys.stdout.isatty() else {}
+    with _spinner() as stop:
+        ended_line = True
+        for chunk in chunks:
+            if chunk.text and chunk.index == 0:
+                stop()
+                click.echo(chunk.text.translate(drop), nl=False)
+                sys.stdout.flush()
+                ended_line = chunk.text.endswith("\n")
+    if not ended_line:
+        click.echo()
+
+
+@contextmanager
+def _spinner() -> Iterator[Any]:
+    """A spinner on stderr until the yielded function is called; nothing without a terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda: None
+        return
+    status = console.status("waiting for the first token")
+    status.start()
+    try:
+        yield status.stop
+    finally:
+        status.stop()
+
+
+def print_receipt(answer: Transcript) -> None:
+    """Says on stderr in one line what an answer used and where it ran."""
+    parts: list[str] = []
+    if (receipt := answer.receipt) is not None:
+        parts.append(f"{receipt.tier} {receipt.backend_id}".strip())
+        if receipt.overflow_reason is not None:
+            parts.append(f"overflowed: {receipt.overflow_reason}")
+        if receipt.ttft is not None:
+            parts.append(f"first token {milliseconds(receipt.ttft)}")
+        if len(receipt.attempts) > 1:
+            parts.append(f"{len(receipt.attempts)} attempts")
+        if receipt.resumed_at_tokens:
+            parts.append(f"resumed at {', '.join(map(str, receipt.resumed_at_tokens))}")
+        if receipt.cost_microusd:
+            parts.append(f"${receipt.cost_microusd / 1e6:.6f}")
+    if (usage := answer.usage) is not None:
+        cached = f" ({usage.cached_prompt_tokens} cached)" if usage.cached_prompt_tokens else ""
+        parts.append(f"{usage.prompt_tokens}{cached} + {usage.completion_tokens} tokens")
+    if (finish := answer.finish_reason) is not None:
+        parts.append(f"{finish}")
+    click.secho(" · ".join(parts), err=True, dim=True)
+
+
+def print_models(models: Sequence[Model]) -> None:
+    """Prints the models as a table."""
+    print_table(
+        ("MODEL", "WHERE", "CONTEXT", "BACKENDS", "CAN", "ALIASES"),
+        (
+            (
+                m.name,
+                "+".join(map(str, m.tiers)),
+                str(m.context_length or "?"),
+                str(m.backends or "-"),
+                ", ".join(map(str, m.capabilities)),
+                ", ".join(m.aliases),
+            )
+            for m in models
+        ),
+        "No model is served at the moment.",
+    )
+
+
+def print_backends(backends: Sequence[Backend]) -> None:
+    """Prints the backends as a table."""
+
+    def row(b: Backend) -> tuple[str, ...]:
+        load = b.load
+        memory = (
+            f"{load.kv_used_tokens / load.kv_total_tokens:.0%}"
+            if load and load.kv_total_tokens
+            else "-"
+        )
+        return (
+            b.backend_id,
+            str(b.tier),
+            f"{b.state}{' (drained)' if b.drained else ''}",
+            b.address,
+            ", ".join(b.models),
+            str(b.in_flight),
+            f"{load.running}+{load.waiting}" if load else "-",
+            memory,
+            f"{load.output_tokens_per_second:.0f}" if load else "-",
+            b.detail,
+        )
+
+    print_table(
+        (
+            "BACKEND", "TIER", "STATE", "ADDRESS", "MODELS",
+            "OURS", "RUN+WAIT", "KV", "TOKENS/S", "NOTE",
+        ),
+        map(row, backends),
+        "The router knows no backend.",
+    )  # fmt: skip
+
+
+def print_explanation(explanation: Explanation) -> None:
+    """Prints a verdict and the candidates behind it."""
+    where = explanation.backend_id or explanation.refusal_reason
+    why = f", overflowed: {explanation.overflow_reason}" if explanation.overflow_reason else ""
+    click.echo(f"{explanation.verdict} {where}".rstrip() + why)
+    if explanation.explanation:
+        click.echo(explanation.explanation)
+    print_table(
+        ("CANDIDATE", "TIER", "SCORE", "FIRST TOKEN", "PER TOKEN", "OBJECTION"),
+        (
+            (
+                c.backend_id,
+                str(c.tier),
+                f"{c.score:.3f}" if c.feasible else "-",
+                milliseconds(c.predicted_ttft),
+                milliseconds(c.predicted_tpot),
+                c.objection,
+            )
+            for c in explanation.candidates
+        ),
+        "There was no candidate.",
+    )
+
+
+def milliseconds(seconds: float | None) -> str:
+    """A time for people."""
+    if seconds is None:
+        return "-"
+    return f"{seconds:.2f} s" if seconds >= 10 else f"{seconds * 1000:.0f} ms"
