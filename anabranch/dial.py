@@ -15,7 +15,8 @@ ChannelOptions = Sequence[tuple[str, Any]]
 Dial = Callable[[], grpc.aio.Channel]
 
 _IDEMPOTENT = {
-    "anabranch.v1.ModelService": ("Embed", "CountTokens", "ListModels"),
+    # Not Embed: a provider may bill it twice.
+    "anabranch.v1.ModelService": ("CountTokens", "ListModels"),
     "anabranch.v1.RouterAdminService": (
         "ListBackends",
         "DrainBackend",
@@ -65,8 +66,12 @@ DEFAULT_OPTIONS: ChannelOptions = (
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
-    # Cluster-internal calls must not follow the web proxy of the environment.
+    # The details of an error travel in metadata, and a list of violations can be long.
+    ("grpc.max_metadata_size", 32 * 1024),
+    ("grpc.absolute_max_metadata_size", 32 * 1024),
+    # Cluster-internal calls follow neither the environment's web proxy nor a config from DNS.
     ("grpc.enable_http_proxy", 0),
+    ("grpc.service_config_disable_resolution", 1),
     ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
 )
 
