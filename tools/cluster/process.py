@@ -22,6 +22,9 @@ import psutil
 POLL = 0.02
 """Seconds between looks at a process that is about to end."""
 
+ORPHANS = 3.0
+"""Seconds that the children of an ended process may take to notice it."""
+
 Probe = Literal["grpc", "consul", "http"]
 
 
@@ -92,6 +95,10 @@ class ProcessRecord:
         while self.alive and time.monotonic() < deadline:  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(POLL)
         forced = self.alive
+        # What it has started notices its end a moment later.
+        orphans_until = time.monotonic() + ORPHANS
+        while not forced and self.members() and time.monotonic() < orphans_until:
+            await asyncio.sleep(POLL)
         return await self.kill() or forced
 
     async def kill(self) -> bool:
