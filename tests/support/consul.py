@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import shutil
 import signal
 import socket
@@ -103,11 +104,20 @@ async def running_consul() -> AsyncIterator[ConsulAgent]:
 
 
 def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+    """Ports below the ephemeral range: while the agent is down, no outgoing connection takes one.
+
+    (A client that keeps dialling an ephemeral port of its own machine can even reach itself.)
+    """
+    found: list[int] = []
+    for _ in range(1000):
+        port = random.randrange(12_000, 32_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        if port not in found:
+            found.append(port)
+        if len(found) == count:
+            return found
+    pytest.fail("no free ports between 12000 and 32000")
