@@ -1,4 +1,4 @@
-"""What surrounds every RPC: access log, errors, authentication and deadline.
+"""What surrounds every RPC: access log, errors, authentication, size, load and deadline.
 
 One server interceptor wraps each method's behaviour once. It knows nothing of
 what the methods do, and it costs nothing per message of a stream.
@@ -10,15 +10,18 @@ import asyncio
 import inspect
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
+from anabranch.v1 import errors_pb2
 from services.chassis.access import Access, access_of
 from services.chassis.authn import Principal, set_current_principal
-from services.chassis.errors import Fault, fault_of, reason_name, to_status
+from services.chassis.errors import Fault, Violation, fault_of, invalid, reason_name, to_status
 
 _log = logging.getLogger("anabranch.access")
 
@@ -42,6 +45,25 @@ class Observer(Protocol):
         """Called once an RPC, after it ended."""
 
 
+class _Unreadable:
+    """Stands for a request that could not be read; the guard refuses it in place of the handler.
+
+    An exception in a deserialiser would leave as the runtime's own INTERNAL, without details.
+    """
+
+    def __init__(self, fault: Fault) -> None:
+        self.fault = fault
+
+
+def too_large(size: int, limit: int) -> Fault:
+    """A message beyond the limit."""
+    return Fault(
+        errors_pb2.ERROR_REASON_TOO_LARGE,
+        f"the message has {size} bytes, more than the {limit} that are accepted",
+        metadata={"size": str(size), "limit": str(limit)},
+    )
+
+
 Behaviour = Callable[[Any, grpc.aio.ServicerContext], Any]
 
 
@@ -49,6 +71,8 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """The interceptor of every Anabranch server.
 
     `max_seconds` bounds every RPC but the long-lived ones, whatever its caller set.
+    Requests of more than `max_message_bytes`, and calls beyond `max_concurrent` at
+    once, are refused with details; the transport's own limits lie above these.
     """
 
     def __init__(
@@ -56,11 +80,16 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         authenticator: Authenticator,
         *,
         max_seconds: float,
+        max_message_bytes: int,
+        max_concurrent: int,
         observer: Observer | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._authenticator = authenticator
         self._max_seconds = max_seconds
+        self._max_message_bytes = max_message_bytes
+        self._max_concurrent = max_concurrent
+        self._running = 0
         self._observer = observer
         self._clock = clock
 
@@ -99,15 +128,32 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             (True, False): grpc.stream_unary_rpc_method_handler,
             (True, True): grpc.stream_stream_rpc_method_handler,
         }[(handler.request_streaming, handler.response_streaming)]
-        return make(run, handler.request_deserializer, handler.response_serializer)
+        read = handler.request_deserializer
+        if not handler.request_streaming:
+            read = self._reader(read)
+        return make(run, read, handler.response_serializer)
+
+    def _reader(self, deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
+        def read(raw: bytes) -> Any:
+            if len(raw) > self._max_message_bytes:
+                return _Unreadable(too_large(len(raw), self._max_message_bytes))
+            if deserialize is None:
+                return raw
+            try:
+                return deserialize(raw)
+            except DecodeError:
+                return _Unreadable(invalid([Violation("", "is not a message of this RPC")]))
+
+        return read
 
     def _single(self, behaviour: Behaviour, method: str, authorization: str) -> Behaviour:
         async def run(request: Any, context: grpc.aio.ServicerContext) -> Any:
             began = self._clock()
             try:
                 async with asyncio.timeout(self._limit(method)):
-                    await self._admit(method, authorization)
-                    result = await behaviour(request, context)
+                    with self._counted(method):
+                        await self._admit(method, authorization, request)
+                        result = await behaviour(request, context)
             except BaseException as exc:
                 await self._failed(exc, context, method, began)
                 raise
@@ -121,9 +167,10 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             began = self._clock()
             try:
                 async with asyncio.timeout(self._limit(method)):
-                    await self._admit(method, authorization)
-                    async for response in behaviour(request, context):
-                        yield response
+                    with self._counted(method):
+                        await self._admit(method, authorization, request)
+                        async for response in behaviour(request, context):
+                            yield response
             except BaseException as exc:
                 await self._failed(exc, context, method, began)
                 raise
@@ -134,8 +181,25 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     def _limit(self, method: str) -> float | None:
         return None if method.endswith(_UNBOUNDED) else self._max_seconds
 
-    async def _admit(self, method: str, authorization: str) -> None:
+    @contextmanager
+    def _counted(self, method: str) -> Iterator[None]:
+        if self._running >= self._max_concurrent and not method.startswith(_QUIET):
+            raise Fault(
+                errors_pb2.ERROR_REASON_OVERLOADED,
+                f"{self._running} calls are being served, which is the limit; "
+                "carry many requests over one session",
+                retry_after=0.5,
+            )
+        self._running += 1
+        try:
+            yield
+        finally:
+            self._running -= 1
+
+    async def _admit(self, method: str, authorization: str, request: Any) -> None:
         set_current_principal(await self._authenticator(access_of(method), authorization))
+        if isinstance(request, _Unreadable):
+            raise request.fault
 
     async def _failed(
         self, exc: BaseException, context: grpc.aio.ServicerContext, method: str, began: float

@@ -106,11 +106,15 @@ class Host:
                 Guard(
                     self._authenticate,
                     max_seconds=StreamLimits().max_timeout,
+                    max_message_bytes=settings.max_message_bytes,
+                    max_concurrent=settings.max_concurrent_rpcs,
                     observer=self._observe,
                 )
             ],
-            options=server_options(settings.max_message_bytes),
-            maximum_concurrent_rpcs=settings.max_concurrent_rpcs,
+            # What goes somewhat beyond a limit is refused by the guard, with details; only what
+            # goes far beyond is cut off by the transport, which has no words for it.
+            options=server_options(2 * settings.max_message_bytes),
+            maximum_concurrent_rpcs=2 * settings.max_concurrent_rpcs,
         )
 
     @classmethod

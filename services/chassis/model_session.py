@@ -17,10 +17,19 @@ from google.protobuf.message import DecodeError
 from anabranch.v1 import errors_pb2, relay_pb2, session_pb2
 from services.chassis.authn import Principal, Verifier, bearer_token, denied
 from services.chassis.errors import Fault, Violation, invalid, to_status
+from services.chassis.guard import too_large
 from services.chassis.model_handler import ModelHandler
 from services.chassis.model_streams import ActiveRequest, ActiveRequests
 
 _Frame = tuple[int, bytes | None, bytes | None, bool, int]
+
+
+# Well below what a receiver accepts, since the last frame may go beyond it.
+_MESSAGE_BYTES = 1024 * 1024
+
+
+def _size(frame: _Frame) -> int:
+    return len(frame[1] or b"") + len(frame[2] or b"")
 
 
 def _protocol(message: str) -> Fault:
@@ -126,6 +135,8 @@ class Session:
                 self._input_over = True
                 self._wake.set()
                 return
+            if len(message) > self._limits.max_message_bytes:
+                raise too_large(len(message), self._limits.max_message_bytes)
             try:
                 parsed = relay_pb2.RelaySessionRequest.FromString(message)
             except DecodeError as exc:
@@ -220,7 +231,7 @@ class Session:
         if not self._pending and not self._load_due and self._go_away is None:
             return None
         message = relay_pb2.RelaySessionResponse()
-        frames, self._pending, self._pending_bytes = self._pending, [], 0
+        frames = self._batch()
         add = message.frames.add
         for number, chunk, error, last, tokens in frames:
             if error is None:
@@ -238,6 +249,21 @@ class Session:
             self._go_away = None
             self._wake.set()
         return message
+
+    def _batch(self) -> list[_Frame]:
+        """The frames of the next message: all that wait, within what one message may hold."""
+        frames = self._pending
+        if self._pending_bytes <= _MESSAGE_BYTES:
+            self._pending, self._pending_bytes = [], 0
+            return frames
+        size = count = 0
+        while count < len(frames) and (count == 0 or size < _MESSAGE_BYTES):
+            size += _size(frames[count])
+            count += 1
+        self._pending = frames[count:]
+        self._pending_bytes -= size
+        self._wake.set()
+        return frames[:count]
 
     async def _write(self, message: Any) -> None:
         try:

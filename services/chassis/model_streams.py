@@ -27,6 +27,7 @@ class StreamLimits:
 
     default_timeout: float = 600.0
     max_timeout: float = 3600.0
+    max_message_bytes: int = 4 * 1024 * 1024
     session_buffer_bytes: int = 16 * 1024 * 1024
     write_stall: float = 10.0
     load_busy_interval: float = 0.1

@@ -20,6 +20,7 @@ import uvloop
 
 from services.chassis import logs
 from services.chassis import settings as settings_module
+from services.chassis.errors import Fault
 from services.chassis.settings import CommonSettings, SettingsError
 
 _log = logging.getLogger(__name__)
@@ -105,6 +106,9 @@ async def _run(
         return ExitCode.OK
     except SettingsError as error:
         return _bad_settings(service, error)
+    except Fault as fault:
+        _log.error("cannot run", extra={"cause": fault.message})
+        return ExitCode.FAILED
     except OSError as error:
         _log.error("cannot run", extra={"cause": str(error)})
         return ExitCode.FAILED

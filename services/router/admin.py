@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 
@@ -32,7 +32,7 @@ _STATES = {
     values.Health.LOST: admin_pb2.BACKEND_STATE_LOST,
 }
 _LEVELS = ("debug", "info", "warning", "error")
-Context = grpc.aio.ServicerContext
+Context: TypeAlias = grpc.aio.ServicerContext
 
 
 class RouterAdmin(admin_pb2_grpc.RouterAdminServiceServicer):

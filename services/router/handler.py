@@ -112,11 +112,12 @@ class RouterHandler:
         for uplink in self._pool.open_to(asked)[:_UNARY_ATTEMPTS]:
             token = await self._tokens.token()
             try:
-                return await send(
+                reply: Reply = await send(
                     model_pb2_grpc.ModelServiceStub(uplink.channel),
                     timeout=max(context.deadline - asyncio.get_running_loop().time(), 0.001),
                     metadata=(("authorization", f"Bearer {token.value}"),),
                 )
+                return reply
             except grpc.aio.AioRpcError as error:
                 failure = fault_from_rpc_error(error)
                 if failure.code is not grpc.StatusCode.UNAVAILABLE:

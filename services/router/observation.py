@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from opentelemetry.metrics import Meter
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
 
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis import telemetry
@@ -30,7 +30,7 @@ class Observation:
         self._began = time.monotonic()
         self._on_end: Callable[[], None] = lambda: None
         self._over = False
-        self.traceparent = telemetry.traceparent_of(span)
+        self.traceparent = telemetry.inject(set_span_in_context(span))
 
     def on_end(self, then: Callable[[], None]) -> None:
         """Calls `then` once the request is over."""

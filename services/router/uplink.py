@@ -36,6 +36,8 @@ SESSION_METHOD = "/anabranch.v1.ModelService/Session"
 _READY_TIMEOUT_S = 10.0
 _BACKOFF_S = (0.05, 2.0)
 _RENEW_RETRY_S = 2.0
+# Requests of up to 2 MiB of prompt must still fit beside what was gathered before them.
+_MESSAGE_BYTES = 1024 * 1024
 
 
 class Receiver(Protocol):
@@ -138,8 +140,8 @@ class Uplink:
         """Runs one session to its end and says why it ended."""
         try:
             token = await self._tokens.token()
-        except Fault as fault:
-            return fault
+        except Fault as no_token:
+            return no_token
         call = self.channel.stream_stream(
             SESSION_METHOD,
             request_serializer=relay_pb2.RelaySessionRequest.SerializeToString,
@@ -237,7 +239,7 @@ class Uplink:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            frames, self._outgoing = self._outgoing, []
+            frames = self._batch()
             renewal, self._renewal = self._renewal, ""
             if not frames and not renewal:
                 continue
@@ -246,6 +248,18 @@ class Uplink:
                 await call.write(message)
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
                 return  # the session is over: the reader knows why, and tells every request
+
+    def _batch(self) -> list[relay_pb2.RelaySessionRequestFrame]:
+        """What waits to be sent, within what one message may hold."""
+        frames = self._outgoing
+        size = count = 0
+        while count < len(frames) and (count == 0 or size < _MESSAGE_BYTES):
+            size += len(frames[count].start)
+            count += 1
+        self._outgoing = frames[count:]
+        if self._outgoing:
+            self._wake.set()
+        return frames[:count]
 
     async def _renew(self, refresh_at: float) -> None:
         """Keeps the session's credential alive in band."""

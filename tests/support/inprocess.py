@@ -1,0 +1,167 @@
+"""A whole cluster in one process and one event loop: real services, real sockets, port 0.
+
+Every service runs through its production `app.running()`. Only the registry is
+replaced, by one in memory that all of them share.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from anabranch.v1 import admin_pb2, admin_pb2_grpc, auth_pb2, auth_pb2_grpc, model_pb2_grpc
+from services.auth import app as auth_app
+from services.auth import settings as auth_settings
+from services.chassis.channels import open_channel
+from services.chassis.host import Host
+from services.chassis.settings import Secret
+from services.cloud_proxy import app as cloud_app
+from services.cloud_proxy import settings as cloud_settings
+from services.local_engine import app as engine_app
+from services.local_engine import settings as engine_settings
+from services.router import app as router_app
+from services.router import settings as router_settings
+from tests.support.auth import bearer, until
+
+_names = itertools.count(1)
+MODEL = "sim-river"
+
+
+@dataclass
+class Engine:
+    """One running sim engine; `stop` ends it in the production order."""
+
+    host: Host
+    stack: AsyncExitStack
+
+    async def stop(self) -> None:
+        await self.stack.aclose()
+
+
+@dataclass
+class Cluster:
+    """Addresses, credentials and ways in."""
+
+    directory: Path
+    registry: str
+    stack: AsyncExitStack
+    auth: Host
+    admin_secret: str
+    router: Host | None = None
+    engines: list[Engine] = field(default_factory=list)
+    cloud: Host | None = None
+
+    async def token(self, client_id: str = "admin", secret: str = "") -> str:
+        async with open_channel(self.auth.address) as channel:
+            issued = await auth_pb2_grpc.AuthServiceStub(channel).IssueToken(
+                auth_pb2.IssueTokenRequest(
+                    client_id=client_id, client_secret=secret or self.admin_secret
+                )
+            )
+        return str(issued.access_token)
+
+    async def new_client(self, client_id: str, *scopes: str, tenant: str = "shop") -> str:
+        """Creates a client and returns its secret."""
+        async with open_channel(self.auth.address) as channel:
+            created = await auth_pb2_grpc.AuthServiceStub(channel).CreateClient(
+                auth_pb2.CreateClientRequest(client_id=client_id, tenant=tenant, scopes=scopes),
+                metadata=bearer(await self.token()),
+            )
+        return str(created.client_secret)
+
+    def channel(self, host: Host) -> grpc.aio.Channel:
+        return open_channel(host.address)
+
+    async def add_engine(self, **changes: Any) -> Engine:
+        stack = AsyncExitStack()
+        settings = engine_settings.Settings(
+            **self.common(f"engine-{next(_names)}"),
+            engine="sim",
+            served_model_name=changes.pop("model", MODEL),
+            **changes,
+        )
+        host = await stack.enter_async_context(engine_app.running(settings))
+        engine = Engine(host, stack)
+        self.engines.append(engine)
+        self.stack.push_async_callback(engine.stop)
+        return engine
+
+    async def add_cloud(self, models_file: Path, **changes: Any) -> Host:
+        settings = cloud_settings.Settings(
+            **self.common(f"cloud-{next(_names)}"), models_file=models_file, **changes
+        )
+        self.cloud = await self.stack.enter_async_context(cloud_app.running(settings))
+        return self.cloud
+
+    async def add_router(self, **changes: Any) -> Host:
+        secret = await self.new_client("router", "relay", tenant="operators")
+        settings = router_settings.Settings(
+            **self.common("router"), client_id="router", client_secret=Secret(secret), **changes
+        )
+        self.router = await self.stack.enter_async_context(router_app.running(settings))
+        return self.router
+
+    async def backends(self) -> list[admin_pb2.BackendStatus]:
+        assert self.router is not None
+        async with open_channel(self.router.address) as channel:
+            listed = await admin_pb2_grpc.RouterAdminServiceStub(channel).ListBackends(
+                admin_pb2.ListBackendsRequest(), metadata=bearer(await self.token())
+            )
+        return list(listed.backends)
+
+    async def backends_ready(self, count: int) -> None:
+        async def ready() -> bool:
+            states = [backend.state for backend in await self.backends()]
+            return states.count(admin_pb2.BACKEND_STATE_READY) == count
+
+        await until(ready, 10.0)
+
+    def common(self, service_id: str) -> dict[str, Any]:
+        return {
+            "listen": "127.0.0.1:0",
+            "http_listen": "127.0.0.1:0",
+            "registry": self.registry,
+            "service_id": service_id,
+            "drain_timeout": 5.0,
+        }
+
+
+@asynccontextmanager
+async def cluster(
+    directory: Path,
+    *,
+    engines: Sequence[dict[str, Any]] = ({},),
+    router: dict[str, Any] | None = None,
+) -> AsyncIterator[Cluster]:
+    """Auth, sim engines and a router, ready; the cloud proxy is added where wanted."""
+    registry = f"memory:{directory}-{next(_names)}"
+    secret_file = directory / "admin-secret"
+    async with AsyncExitStack() as stack:
+        auth = await stack.enter_async_context(
+            auth_app.running(
+                auth_settings.Settings(
+                    listen="127.0.0.1:0",
+                    http_listen="127.0.0.1:0",
+                    registry=registry,
+                    data_dir=directory / "auth",
+                    bootstrap_secret_file=secret_file,
+                    drain_timeout=1.0,
+                )
+            )
+        )
+        running = Cluster(directory, registry, stack, auth, secret_file.read_text().strip())
+        for changes in engines:
+            await running.add_engine(**changes)
+        await running.add_router(**(router or {}))
+        await running.backends_ready(len(engines))
+        yield running
+
+
+def model_stub(channel: grpc.aio.Channel) -> model_pb2_grpc.ModelServiceStub:
+    return model_pb2_grpc.ModelServiceStub(channel)
