@@ -17,11 +17,12 @@ from services.cloud_proxy.config import Route
 from services.cloud_proxy.dialects import Dialect
 from services.cloud_proxy.dialects.openai_chat import OpenAiChat
 from services.cloud_proxy.handler import CloudProxy
+from services.cloud_proxy.http_session import open_session
 from services.cloud_proxy.keys import KeyPool
 from services.cloud_proxy.observe import Observer
 from services.cloud_proxy.retries import RetryPolicy
 from services.cloud_proxy.settings import Settings
-from services.cloud_proxy.upstream import Caps, Timers, Upstream, open_session
+from services.cloud_proxy.upstream import Caps, Timers, Upstream
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +43,6 @@ async def running(
     routes = settings.routes()
     _warn(routes)
     timers = Timers(
-        connect=settings.connect_timeout,
         first_token=settings.first_token_timeout,
         inter_token=settings.inter_token_timeout,
         total=settings.total_timeout,
@@ -50,7 +50,7 @@ async def running(
     dialects: dict[str, Dialect] = {"openai-chat": OpenAiChat()}
     # The session outlives the host: its last requests end while the host drains.
     async with (
-        open_session(timers, settings.ca_file) as session,
+        open_session(settings.connect_timeout, settings.ca_file) as session,
         Host.open(
             SERVICE,
             settings,

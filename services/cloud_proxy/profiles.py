@@ -209,28 +209,31 @@ def _model(name: str, document: dict[str, Any], common: Mapping[str, Parameter])
     )
 
 
-def load_profiles(*directories: Path) -> dict[str, Profile]:
-    """Every profile of these directories by name; a later directory replaces an earlier name.
+def load_profiles(directory: Path) -> dict[str, Profile]:
+    """Every profile of a directory by name.
 
     Raises BadConfiguration with the faults of all files at once.
     """
     found: dict[str, Profile] = {}
     problems: list[str] = []
-    for directory in directories:
-        here: set[str] = set()
-        for path in sorted(directory.glob("*.yaml")):
-            try:
-                profile = parse_profile(read_yaml(path), path.name)
-            except BadConfiguration as bad:
-                problems += bad.problems
-                continue
-            if profile.name in here:
-                problems.append(f"{path.name}: name: {profile.name} is there twice")
-            here.add(profile.name)
-            found[profile.name] = profile
+    for path in sorted(directory.glob("*.yaml")):
+        try:
+            profile = parse_profile(read_yaml(path), path.name)
+        except BadConfiguration as bad:
+            problems += bad.problems
+            continue
+        if profile.name in found:
+            problems.append(f"{path.name}: name: {profile.name} is there twice")
+        found[profile.name] = profile
     if problems:
         raise BadConfiguration(problems)
     return found
+
+
+@cache
+def built_in_profiles() -> Mapping[str, Profile]:
+    """The profiles that ship with the service, read once. Raises BadConfiguration."""
+    return load_profiles(PROFILES)
 
 
 @cache

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from services.chassis.settings import CommonSettings, Secret, SettingsError, setting
 from services.cloud_proxy.config import Route, load_routes, parse_keys
-from services.cloud_proxy.profiles import PROFILES, BadConfiguration, load_profiles
+from services.cloud_proxy.profiles import BadConfiguration, built_in_profiles, load_profiles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +68,8 @@ class Settings(CommonSettings):
 
     def routes(self) -> dict[str, Route]:
         """The models offered, by name. Reads the files. Raises BadConfiguration."""
-        directories = (PROFILES, self.profiles_dir) if self.profiles_dir else (PROFILES,)
+        profiles = dict(built_in_profiles())
+        if self.profiles_dir:
+            profiles.update(load_profiles(self.profiles_dir))
         keys = parse_keys(self.api_keys.reveal()) if self.api_keys else {}
-        return load_routes(self.models_file, load_profiles(*directories), keys)
+        return load_routes(self.models_file, profiles, keys)

@@ -7,12 +7,9 @@ Trace context stays here: a provider learns nothing of who asks.
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import aiohttp
@@ -20,6 +17,7 @@ import aiohttp
 from services.cloud_proxy.answer import Delta, Ending, FailureKind, ProviderFailure
 from services.cloud_proxy.config import Route
 from services.cloud_proxy.dialects import AnswerDecoder, Dialect, EncodedRequest
+from services.cloud_proxy.http_session import drain, read_body
 from services.cloud_proxy.keys import Key, KeyPool
 from services.cloud_proxy.retries import (
     RetryBudget,
@@ -31,8 +29,6 @@ from services.cloud_proxy.retries import (
 from services.cloud_proxy.sse import SseEvent, SseReader, StreamTooLarge
 
 _ERROR_BODY = 64 * 1024
-# A connection is only used again once its response is read to the end; that is worth this long.
-_DRAIN_SECONDS = 1.0
 _REJECTED_COOLING = 30.0
 _BUSY_COOLING = 1.0
 
@@ -42,7 +38,6 @@ class Timers:
     """Seconds. `first_token` runs from the request's start, headers included; `inter_token` from
     one piece of output to the next, whatever keep-alives come between; `total` over everything."""
 
-    connect: float = 5.0
     first_token: float = 60.0
     inter_token: float = 30.0
     total: float = 600.0
@@ -73,25 +68,6 @@ class Exchange(Protocol):
 
     def attempt_ended(self, seconds: float, failure: ProviderFailure | None) -> None:
         """One attempt is over."""
-
-
-@asynccontextmanager
-async def open_session(
-    timers: Timers, ca_file: Path | None
-) -> AsyncIterator[aiohttp.ClientSession]:
-    """The session that every request of the process shares. Certificates are always verified."""
-    context = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
-    # In-flight requests are bounded by the handler, so the pool itself needs no second bound.
-    connector = aiohttp.TCPConnector(limit=0, ssl=context, ttl_dns_cache=60, keepalive_timeout=30)
-    async with aiohttp.ClientSession(
-        connector=connector,
-        timeout=aiohttp.ClientTimeout(total=None, connect=timers.connect),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        # Compressed streams are delayed by the compressor, and can be bombs.
-        headers={"Accept-Encoding": "identity", "User-Agent": "anabranch"},
-        trust_env=False,
-    ) as session:
-        yield session
 
 
 class Upstream:
@@ -181,7 +157,7 @@ class Upstream:
                         raise await self._refusal(response, dialect, key)
                     await self._read(response, encoded.streaming, progress, timer, ends)
                     timer.reschedule(None)
-                    await _drain(response)
+                    await drain(response)
                 finally:
                     # Not `release`: unless all was read, the provider must see us leave now.
                     response.close()
@@ -220,7 +196,7 @@ class Upstream:
         if kind == "application/json":
             # Also where a stream was asked for: some gateways answer whole regardless.
             decoder = progress.exchange.decoder()
-            progress.deliver(decoder.whole(await _body(response, self._caps.response)))
+            progress.deliver(decoder.whole(await read_body(response, self._caps.response)))
             progress.exchange.conclude(decoder.ending())
             return
         if kind != "text/event-stream" or not streaming:
@@ -249,7 +225,7 @@ class Upstream:
         self, response: aiohttp.ClientResponse, dialect: Dialect, key: Key
     ) -> ProviderFailure:
         try:
-            body = await _body(response, _ERROR_BODY)
+            body = await read_body(response, _ERROR_BODY)
         except (aiohttp.ClientError, StreamTooLarge):
             # The status alone says enough.
             body = b""
@@ -317,25 +293,3 @@ def _all_cooling(pool: KeyPool) -> ProviderFailure:
             retry_after=pool.wait(),
         )
     return ProviderFailure(FailureKind.BUSY, "the provider is limiting us", retry_after=pool.wait())
-
-
-async def _body(response: aiohttp.ClientResponse, cap: int) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    while data := await response.content.readany():
-        size += len(data)
-        if size > cap:
-            raise StreamTooLarge("the response is over its cap")
-        parts.append(data)
-    return b"".join(parts)
-
-
-async def _drain(response: aiohttp.ClientResponse) -> None:
-    """Reads what follows the terminal marker, so that the connection can be used again."""
-    with suppress(aiohttp.ClientError, TimeoutError):
-        async with asyncio.timeout(_DRAIN_SECONDS):
-            size = 0
-            while data := await response.content.readany():
-                size += len(data)
-                if size > _ERROR_BODY:
-                    return

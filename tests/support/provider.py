@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from aiohttp import web
 
 from services.chassis.settings import Secret
 from services.cloud_proxy.config import Route, load_routes
-from services.cloud_proxy.profiles import PROFILES, Profile, load_profiles
+from services.cloud_proxy.profiles import built_in_profiles
 from tools.provider_simulator.server import Simulator
 
 KEY = "sk-simulated-0123456789-do-not-log"
@@ -77,15 +76,9 @@ def routes_file(directory: Path, url: str, **more: dict[str, Any]) -> Path:
     return path
 
 
-@cache
-def built_in() -> dict[str, Profile]:
-    """The built-in profiles, read once."""
-    return load_profiles(PROFILES)
-
-
 def route(directory: Path, provider: str, model: str, **entry: Any) -> Route:
     """One route of a built-in profile, for tests without a network."""
     path = directory / "one.yaml"
     document = {"name": "m", "provider": provider, "model": model, **entry}
     path.write_text(yaml.safe_dump({"models": [document]}))
-    return load_routes(path, built_in(), {provider: (Secret(KEY),)})["m"]
+    return load_routes(path, built_in_profiles(), {provider: (Secret(KEY),)})["m"]

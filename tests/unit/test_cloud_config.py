@@ -1,23 +1,28 @@
 """Profiles and routes: what ships is valid, what is wrong is refused with its path."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from services.chassis.settings import Secret, SettingsError, load
 from services.cloud_proxy.config import load_routes, parse_keys
-from services.cloud_proxy.profiles import BadConfiguration, load_profiles, parse_profile
+from services.cloud_proxy.profiles import (
+    BadConfiguration,
+    built_in_profiles,
+    load_profiles,
+    parse_profile,
+)
 from services.cloud_proxy.settings import Settings
-from tests.support.provider import built_in
 
 KEYS = {"deepseek": (Secret("sk-a"),), "openai": (Secret("sk-b"),), "simulator": (Secret("s"),)}
 
 
-def routes(tmp_path: Path, *models: dict, keys=KEYS):
+def routes(tmp_path: Path, *models: dict[str, Any], keys=KEYS):
     path = tmp_path / "routes.yaml"
     path.write_text(yaml.safe_dump({"models": list(models)}))
-    return load_routes(path, built_in(), keys)
+    return load_routes(path, built_in_profiles(), keys)
 
 
 def problems(call, *args, **kwargs) -> list[str]:
@@ -27,7 +32,7 @@ def problems(call, *args, **kwargs) -> list[str]:
 
 
 def test_shipped_profiles_are_valid_and_state_where_prices_come_from():
-    profiles = built_in()
+    profiles = built_in_profiles()
     assert {"deepseek", "openai", "openai-compatible", "simulator"} <= set(profiles)
     for profile in profiles.values():
         assert profile.base_url.startswith("https://") or profile.open_models

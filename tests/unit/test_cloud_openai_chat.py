@@ -18,6 +18,7 @@ from services.cloud_proxy.answer import (
     ProviderFailure,
     ProviderUsage,
 )
+from services.cloud_proxy.config import Route
 from services.cloud_proxy.dialects.openai_chat import OpenAiChat
 from services.cloud_proxy.sse import SseReader
 from tests.support.provider import route
@@ -39,7 +40,7 @@ BASE = {"azure-openai": "https://r.openai.azure.com", "openai-compatible": "http
 CODEC = OpenAiChat()
 
 
-READ = {}
+READ: dict[str, Route] = {}
 
 
 def routed(tmp_path, provider):

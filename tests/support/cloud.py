@@ -1,0 +1,118 @@
+"""A running cloud proxy in front of a provider simulator, and ways to ask it."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import jwt
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from anabranch.v1 import generation_pb2 as pb
+from anabranch.v1.model_pb2_grpc import ModelServiceStub
+from services.chassis.authn import KeySet
+from services.chassis.errors import Fault, fault_from_rpc_error
+from services.chassis.settings import Secret
+from services.cloud_proxy.app import running
+from services.cloud_proxy.settings import Settings
+from tests.support.provider import KEY, Provider, routes_file, simulator
+
+ISSUER = "https://auth.anabranch.internal"
+
+
+class LocalKeys:
+    """A key source that also issues: stands where the auth service is not the subject."""
+
+    def __init__(self) -> None:
+        self._key = Ed25519PrivateKey.generate()
+
+    async def fetch(self) -> KeySet:
+        """The public half."""
+        public = json.loads(jwt.algorithms.OKPAlgorithm.to_jwk(self._key.public_key()))
+        return KeySet(json.dumps({"keys": [{**public, "kid": "k", "use": "sig"}]}), max_age=300)
+
+    def token(self, *scopes: str) -> str:
+        """An access token that lives five minutes."""
+        now = int(time.time())
+        claims = {
+            "iss": ISSUER, "aud": "anabranch", "sub": "tester", "client_id": "tester",
+            "tenant": "shop", "scope": " ".join(scopes), "iat": now, "exp": now + 300,
+            "jti": uuid.uuid4().hex,
+        }  # fmt: skip
+        headers = {"kid": "k", "typ": "at+jwt"}
+        return jwt.encode(claims, self._key, algorithm="EdDSA", headers=headers)
+
+
+class Proxy:
+    """The proxy, its provider, and a stub with a credential."""
+
+    def __init__(self, stub: Any, provider: Provider, host: Any, token: str) -> None:
+        self.stub = stub
+        self.provider = provider
+        self.host = host
+        self.metadata = [("authorization", f"Bearer {token}")]
+
+    async def answer(self, request: pb.GenerateRequest) -> pb.GenerateResponse:
+        """The whole answer. Raises Fault."""
+        try:
+            answer: pb.GenerateResponse = await self.stub.Generate(
+                request, metadata=self.metadata, timeout=20
+            )
+        except grpc.aio.AioRpcError as error:
+            raise fault_from_rpc_error(error) from None
+        return answer
+
+    async def chunks(self, request: pb.GenerateRequest) -> tuple[list[pb.GenerateChunk], Any]:
+        """Every chunk, and the Fault that ended the stream or None."""
+        got: list[pb.GenerateChunk] = []
+        call = self.stub.StreamGenerate(request, metadata=self.metadata, timeout=20)
+        ended: Fault | None = None
+        try:
+            async for chunk in call:
+                got.append(chunk)
+        except grpc.aio.AioRpcError as error:
+            ended = fault_from_rpc_error(error)
+        finally:
+            call.cancel()
+        return got, ended
+
+
+def ask(text: str = "hello", model: str = "cloud-chat", **fields: Any) -> pb.GenerateRequest:
+    """A request with one user message."""
+    message = pb.Message(role=pb.ROLE_USER, content=[pb.ContentPart(text=text)])
+    return pb.GenerateRequest(model=model, messages=[message], **fields)
+
+
+@asynccontextmanager
+async def cloud_proxy(
+    tmp_path: Path,
+    *,
+    url: str = "",
+    keys: str = f"simulator={KEY}",
+    accepted: tuple[str, ...] = (KEY,),
+    token_delay: float = 0.0,
+    routes: dict[str, dict[str, Any]] | None = None,
+    **changes: Any,
+) -> AsyncIterator[Proxy]:
+    """A simulator and a proxy in this process, on free ports. `url` replaces the simulator's."""
+    local = LocalKeys()
+    async with simulator(*accepted, token_delay=token_delay) as provider:
+        settings = Settings(
+            listen="127.0.0.1:0",
+            http_listen="127.0.0.1:0",
+            drain_timeout=2.0,
+            models_file=routes_file(tmp_path, url or provider.url, **(routes or {})),
+            api_keys=Secret(keys),
+            **changes,
+        )
+        async with (
+            running(settings, key_source=local) as host,
+            grpc.aio.insecure_channel(host.address) as channel,
+        ):
+            yield Proxy(ModelServiceStub(channel), provider, host, local.token("generate"))
