@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.markup import escape
 from rich.rule import Rule
-from rich.table import Table
 
 from anabranch.types import Receipt
 
@@ -71,10 +70,10 @@ class Narrator:
 
     def receipt(self, receipt: Receipt) -> None:
         """How the router handled it."""
-        table = Table.grid(padding=(0, 2))
-        for key, value in receipt_rows(receipt).items():
-            table.add_row("   ", f"[dim]{key}[/]", escape(value))
-        self._console.print(table)
+        rows = receipt_rows(receipt)
+        width = max(map(len, rows))
+        for key, value in rows.items():
+            self._console.print(f"    [dim]{key.ljust(width)}[/]  {escape(value)}")
 
     def failed(self, text: str, logs: str) -> None:
         """The last words when something went wrong."""

@@ -218,7 +218,8 @@ class Recipes:
             address=at(ports[0]),
             http=at(ports[1]),
             start_timeout=start_timeout,
-            drain=float(merged["DRAIN_TIMEOUT"]) + 10.0,
+            # Beyond the streams: vLLM takes some 10 s to end its own processes.
+            drain=float(merged["DRAIN_TIMEOUT"]) + 20.0,
         )
 
 
