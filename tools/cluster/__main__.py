@@ -66,7 +66,7 @@ async def _up(options: argparse.Namespace) -> int:
     await cluster.start()
     console.print(f"Up in {time.monotonic() - started:.1f} s. To use it from this shell:\n")
     console.print(f"    source {cluster.run_dir / 'env'}")
-    console.print('    .venv/bin/anabranch chat "What is the capital of France?"\n')
+    console.print('    .venv/bin/anabranch generate "What is the capital of France?"\n')
     return 0
 
 
