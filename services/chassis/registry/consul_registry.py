@@ -30,8 +30,10 @@ from services.chassis.setting_values import Secret
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_WAIT = 50.0  # s, the longest blocking query; Consul itself adds up to a sixteenth
-_WAIT_JITTER = 5.0
+# s, the longest blocking query; Consul itself adds up to a sixteenth. An agent that restarts between
+# two queries counts anew from below our index, and would let us wait in vain for as long as this.
+_WAIT = 10.0
+_WAIT_JITTER = 2.0
 _FLOOR = 0.2  # s between the starts of two queries, however often the index moves
 _BACK_OFF_FIRST, _BACK_OFF_MOST = 0.25, 5.0
 _ANSWER_WITHIN = 3.0  # s for a call that does not block
@@ -162,7 +164,8 @@ class ConsulRegistry:
         await self._consul.close()
 
     async def _ask(self, service: str, index: int, wait: float) -> tuple[int, list[Any]]:
-        async with asyncio.timeout(wait * 17 / 16 + _ANSWER_WITHIN):
+        blocks_for = wait * 17 / 16 if index else 0.0
+        async with asyncio.timeout(blocks_for + _ANSWER_WITHIN):
             answer, rows = await self._consul.health.service(
                 service, passing=True, index=index or None, wait=f"{int(wait * 1000)}ms"
             )
