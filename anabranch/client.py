@@ -144,9 +144,7 @@ class AsyncClient:
     ) -> Answer:
         """Answers one request whole. Arguments as for stream."""
         async with self.stream(request, **options) as stream:
-            async for _ in stream:
-                pass
-            return stream.answer
+            return await stream.finish()
 
     async def count_tokens(
         self,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import grpc
+from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 
 from anabranch.dial import Dial
@@ -94,9 +95,7 @@ class Session:
 
     async def run(self) -> None:
         """Opens the stream and serves it until it ends."""
-        error = error_for(
-            "CANCELLED", "the client was closed", grpc.StatusCode.CANCELLED, work=Work.MAYBE_BILLED
-        )
+        error = error_for("INTERNAL", "the client failed, see its log", grpc.StatusCode.INTERNAL)
         try:
             await asyncio.sleep(self._delay)
             try:
@@ -112,6 +111,9 @@ class Session:
                 await channel.close()
         except AnabranchError as failure:
             error = failure
+        except asyncio.CancelledError:
+            error = error_for("CANCELLED", "the client was closed", grpc.StatusCode.CANCELLED)
+            raise
         finally:
             self.retired = True
             orphans = list(self._streams.values())
@@ -192,7 +194,11 @@ class Session:
             self._wake.set()
 
     def _refuse(self, inflight: Inflight, raw: bytes) -> None:
-        error = error_from_status(status_pb2.Status.FromString(raw))
+        try:
+            status = status_pb2.Status.FromString(raw)
+        except DecodeError:
+            status = status_pb2.Status(code=grpc.StatusCode.INTERNAL.value[0], message="garbled")
+        error = error_from_status(status)
         if inflight.heard:
             error.work = Work.OUTPUT_SEEN
             error.metadata.setdefault("tokens_delivered", str(inflight.tokens))

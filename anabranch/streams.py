@@ -5,6 +5,7 @@ Both start their request when entered and cancel it when left before the end.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
 from typing import Self
@@ -13,6 +14,7 @@ from anabranch.errors import AnabranchError
 from anabranch.inflight import Inflight
 from anabranch.loop_thread import LoopThread
 from anabranch.transcript import Chunk, Transcript
+from anabranch.types import Answer
 from anabranch.v1 import generation_pb2
 
 Start = Callable[[generation_pb2.GenerateRequest], Inflight]
@@ -31,7 +33,7 @@ class AnswerStream(Transcript):
         self._start = start
         self._request = request
         self._inflight: Inflight | None = None
-        self._waiting: list[bytes] = []
+        self._waiting: deque[bytes] = deque()
         self._ended = False
 
     async def __aenter__(self) -> Self:
@@ -60,22 +62,35 @@ class AnswerStream(Transcript):
 
     async def __anext__(self) -> Chunk:
         if not self._waiting:
-            if self._inflight is None:
-                raise RuntimeError("use `async with client.stream(…) as stream:`")
+            await self._receive()
             if self._ended:
                 raise StopAsyncIteration
-            try:
-                self._waiting = await self._inflight.take()
-            except AnabranchError as error:
-                self._ended = True
-                error.partial = self.answer
-                raise
-            if not self._waiting:
-                self._ended = True
-                self.verify()
-                raise StopAsyncIteration
-            self._waiting.reverse()
-        return self.add(self._waiting.pop())
+        return self.add(self._waiting.popleft())
+
+    async def finish(self) -> Answer:
+        """Reads to the end and returns the whole answer. Raises as iterating does."""
+        while not self._ended:
+            for raw in self._waiting:
+                self.add(raw)
+            self._waiting.clear()
+            await self._receive()
+        return self.answer
+
+    async def _receive(self) -> None:
+        """Waits for more; sets `_ended` where there is none."""
+        if self._inflight is None:
+            raise RuntimeError("use `async with client.stream(…) as stream:`")
+        if self._ended:
+            return
+        try:
+            self._waiting.extend(await self._inflight.take())
+        except AnabranchError as error:
+            self._ended = True
+            error.partial = self.answer
+            raise
+        if not self._waiting:
+            self._ended = True
+            self.verify()
 
 
 class BlockingAnswerStream(Transcript):
@@ -89,7 +104,7 @@ class BlockingAnswerStream(Transcript):
         self._start = start
         self._request = request
         self._inflight: Inflight | None = None
-        self._waiting: list[bytes] = []
+        self._waiting: deque[bytes] = deque()
         self._ended = False
 
     def __enter__(self) -> Self:
@@ -118,23 +133,32 @@ class BlockingAnswerStream(Transcript):
 
     def __next__(self) -> Chunk:
         if not self._waiting:
-            if self._inflight is None:
-                raise RuntimeError("use `with client.stream(…) as stream:`")
+            self._receive()
             if self._ended:
                 raise StopIteration
-            try:
-                # One crossing of the threads for all that has arrived, not one a chunk.
-                self._waiting = self._loop.run(self._inflight.take())
-            except AnabranchError as error:
-                self._ended = True
-                error.partial = self.answer
-                raise
-            if not self._waiting:
-                self._ended = True
-                self.verify()
-                raise StopIteration
-            self._waiting.reverse()
-        return self.add(self._waiting.pop())
+        return self.add(self._waiting.popleft())
+
+    def finish(self) -> Answer:
+        """Reads to the end and returns the whole answer. Raises as iterating does."""
+        for _ in self:
+            pass
+        return self.answer
+
+    def _receive(self) -> None:
+        if self._inflight is None:
+            raise RuntimeError("use `with client.stream(…) as stream:`")
+        if self._ended:
+            return
+        try:
+            # One crossing of the threads for all that has arrived, not one a chunk.
+            self._waiting.extend(self._loop.run(self._inflight.take()))
+        except AnabranchError as error:
+            self._ended = True
+            error.partial = self.answer
+            raise
+        if not self._waiting:
+            self._ended = True
+            self.verify()
 
     async def _begin(self) -> Inflight:
         return self._start(self._request)

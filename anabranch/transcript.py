@@ -5,7 +5,10 @@ Pure: knows nothing of sessions, loops or threads.
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
+from google.protobuf.message import DecodeError
 
 from anabranch import wire
 from anabranch.errors import AnabranchError, Work, error_for
@@ -72,6 +75,20 @@ class Chunk:
         return f"Chunk(index={self.index}, first_token={self.first_token}, text={self.text!r}{end})"
 
 
+_FIELDS = generation_pb2.GenerateChunk.DESCRIPTOR.fields_by_name
+_TEXT, _TOKENS, _REASONING = (_FIELDS[n].number for n in ("text", "token_ids", "reasoning"))
+_FINISH, _STOP = _FIELDS["finish_reason"].number, _FIELDS["matched_stop"].number
+_CALLS, _LOGPROBS = _FIELDS["tool_calls"].number, _FIELDS["logprobs"].number
+_STATES, _USAGE = _FIELDS["reasoning_state"].number, _FIELDS["usage"].number
+_RECEIPT, _REQUEST_ID = _FIELDS["receipt"].number, _FIELDS["request_id"].number
+
+_CODES = {
+    "BACKEND_LOST": grpc.StatusCode.UNAVAILABLE,
+    "CANCELLED": grpc.StatusCode.CANCELLED,
+    "INTERNAL": grpc.StatusCode.INTERNAL,
+}
+
+
 class _Parts:
     """One choice while it arrives."""
 
@@ -87,20 +104,26 @@ class _Parts:
         self.finish = 0
         self.stop = ""
 
-    def add(self, chunk: generation_pb2.GenerateChunk) -> None:
-        if chunk.text:
-            self.text.append(chunk.text)
-        self.tokens.extend(chunk.token_ids)
-        if chunk.reasoning:
-            self.reasoning.append(chunk.reasoning)
-        for call in chunk.tool_calls:
-            _, _, arguments = self.calls.setdefault(call.index, (call.id, call.name, []))
-            arguments.append(call.arguments)
-        self.logprobs.extend(chunk.logprobs)
-        self.states.extend(ReasoningState(s.provider, s.data) for s in chunk.reasoning_state)
-        if chunk.finish_reason:
-            self.finish = chunk.finish_reason
-            self.stop = chunk.matched_stop
+    def add(self, field: int, value: Any) -> None:
+        """Takes one field of a chunk."""
+        if field == _TEXT:
+            self.text.append(value)
+        elif field == _TOKENS:
+            self.tokens.extend(value)
+        elif field == _REASONING:
+            self.reasoning.append(value)
+        elif field == _FINISH:
+            self.finish = value
+        elif field == _STOP:
+            self.stop = value
+        elif field == _CALLS:
+            for call in value:
+                _, _, arguments = self.calls.setdefault(call.index, (call.id, call.name, []))
+                arguments.append(call.arguments)
+        elif field == _LOGPROBS:
+            self.logprobs.extend(value)
+        elif field == _STATES:
+            self.states.extend(ReasoningState(s.provider, s.data) for s in value)
 
     def choice(self, index: int) -> Choice:
         return Choice(
@@ -130,18 +153,25 @@ class Transcript:
         self._receipt: generation_pb2.RouteReceipt | None = None
 
     def add(self, raw: bytes) -> Chunk:
-        """Takes the next serialised GenerateChunk."""
-        proto = generation_pb2.GenerateChunk.FromString(raw)
+        """Takes the next serialised GenerateChunk. Raises InternalServiceError if it is none."""
+        try:
+            proto = generation_pb2.GenerateChunk.FromString(raw)
+        except DecodeError:
+            raise self._broken("INTERNAL", "a chunk arrived garbled") from None
         parts = self._parts.get(proto.index)
         if parts is None:
             parts = self._parts[proto.index] = _Parts()
-        parts.add(proto)
-        if proto.HasField("usage"):
-            self._usage = proto.usage
-        if proto.HasField("receipt"):
-            self._receipt = proto.receipt
-        if proto.request_id:
-            self.request_id = proto.request_id
+        # Only the few fields that are set are visited: this is the hot path of every caller.
+        for descriptor, value in proto.ListFields():
+            field = descriptor.number
+            if field == _USAGE:
+                self._usage = value
+            elif field == _RECEIPT:
+                self._receipt = value
+            elif field == _REQUEST_ID:
+                self.request_id = value
+            else:
+                parts.add(field, value)
         return Chunk(proto)
 
     @property
@@ -195,12 +225,11 @@ class Transcript:
             raise self._broken("CANCELLED", "the request was cancelled by an operator")
 
     def _broken(self, reason: str, message: str) -> AnabranchError:
-        cancelled = reason == "CANCELLED"
         tokens = sum(len(parts.tokens) for parts in self._parts.values())
         error = error_for(
             reason,
             message,
-            grpc.StatusCode.CANCELLED if cancelled else grpc.StatusCode.UNAVAILABLE,
+            _CODES[reason],
             work=Work.OUTPUT_SEEN if self._parts else Work.MAYBE_BILLED,
             metadata={"tokens_delivered": str(tokens)},
         )

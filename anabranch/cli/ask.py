@@ -109,9 +109,7 @@ def chat(connection: Connection, /, receipt: bool, as_json: bool, **given: Any) 
             try:
                 with stream:
                     if as_json:
-                        for _ in stream:
-                            pass
-                        print_json(stream.answer)
+                        print_json(stream.finish())
                     else:
                         print_stream(stream)
                         if receipt:

@@ -219,6 +219,26 @@ async def test_a_server_that_comes_back_is_found_again(script: Script) -> None:
             await client.close()
 
 
+async def test_a_killed_service_loses_no_request_silently() -> None:
+    with server_process() as (address, server):
+        client = AsyncClient(address)
+        streams = [client.stream(model="m", prompt="say 100000") for _ in range(20)]
+        for stream in streams:
+            await stream.__aenter__()
+            await anext(stream)
+        server.kill()
+        for stream in streams:
+            with pytest.raises(BackendLostError) as caught:
+                await stream.finish()
+            assert caught.value.tokens_delivered == len(stream.answer.choices[0].token_ids)
+    async with client:
+        waiting = asyncio.create_task(client.generate(model="m", prompt="say 4"))
+        await asyncio.sleep(0)
+        with server_process(address):
+            assert (await waiting).text == words(4)
+            await client.close()
+
+
 async def test_a_deadline_ends_the_request_here_and_there(
     client: AsyncClient, script: Script
 ) -> None:
@@ -363,7 +383,7 @@ async def test_closing_ends_running_requests_and_leaves_nothing_behind(
 
 @pytest.fixture(scope="module")
 def remote() -> Iterator[str]:
-    with server_process() as address:
+    with server_process() as (address, _):
         yield address
 
 

@@ -23,7 +23,7 @@ from tests.support.session_server import server_process
 
 @pytest.fixture(scope="module")
 def remote() -> Iterator[str]:
-    with server_process() as address:
+    with server_process() as (address, _):
         yield address
 
 

@@ -3,7 +3,7 @@
 What it does to a request is in its own prompt or last message, so a test reads as one line:
     "say N"          N tokens "w0 w1 …", one message a token for all running requests
     "silent"         never answers
-    "die N"          N tokens, then the transport is cut without a status of ours (attempt 1 only)
+    "die N"          N tokens, then the session ends as if the process died (attempt 1 only)
     "refuse REASON"  an error frame
     "flood N"        N chunks of 1 KiB at once
     "cancelled N"    N tokens, then FINISH_REASON_CANCELLED
@@ -326,24 +326,24 @@ async def scripted_server(script: Script, address: str = "127.0.0.1:0") -> Async
 
 
 @contextlib.contextmanager
-def server_process() -> Iterator[str]:
-    """The same in a process of its own, for clients that bring their own event loop."""
-    command = [sys.executable, "-m", "tests.support.session_server"]
+def server_process(address: str = "127.0.0.1:0") -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """The same in a process of its own: for clients with their own loop, and to be killed."""
+    command = [sys.executable, "-m", "tests.support.session_server", address]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     try:
-        yield server.stdout.readline().strip()
+        yield server.stdout.readline().strip(), server
     finally:
         server.terminate()
         server.wait(10)
         server.stdout.close()
 
 
-async def _serve_alone() -> None:
-    async with scripted_server(Script(pace=0.005)) as address:
-        print(address, flush=True)
+async def _serve_alone(address: str) -> None:
+    async with scripted_server(Script(pace=0.005), address) as bound:
+        print(bound, flush=True)
         await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve_alone())
+    asyncio.run(_serve_alone(sys.argv[1]))

@@ -125,6 +125,7 @@ def test_choices_and_tool_calls_are_put_together() -> None:
     [
         ([], errors.BackendLostError),
         ([chunk(text="a")], errors.BackendLostError),
+        ([b"\xff\xff"], errors.InternalServiceError),
         ([chunk(text="a", finish_reason=6)], errors.BackendLostError),
         ([chunk(text="a", finish_reason=5)], errors.RequestCancelledError),
     ],
@@ -133,10 +134,14 @@ def test_an_answer_is_never_cut_short_silently(
     chunks: list[bytes], expected: type[Exception]
 ) -> None:
     transcript = Transcript("r")
-    for raw in chunks:
-        transcript.add(raw)
-    with pytest.raises(expected):
+
+    def read_all() -> None:
+        for raw in chunks:
+            transcript.add(raw)
         transcript.verify()
+
+    with pytest.raises(expected):
+        read_all()
 
 
 def test_a_missing_choice_is_noticed() -> None:
