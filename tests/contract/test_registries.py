@@ -329,7 +329,7 @@ class FaultyConsul:
     async def until_asked(self, times: int) -> None:
         target = len(self.asked_with) + times
         async with asyncio.timeout(WITHIN):
-            while len(self.asked_with) < target:  # noqa: ASYNC110 - polls a counter
+            while len(self.asked_with) < target:
                 await asyncio.sleep(0.02)
 
 

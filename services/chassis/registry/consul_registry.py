@@ -30,8 +30,8 @@ from services.chassis.setting_values import Secret
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# s, the longest blocking query; Consul itself adds up to a sixteenth. An agent that restarts between
-# two queries counts anew from below our index, and would let us wait in vain for as long as this.
+# s, the longest blocking query; Consul itself adds up to a sixteenth. An agent that restarts in
+# between two queries counts from below our index, and lets us wait in vain for as long as this.
 _WAIT = 10.0
 _WAIT_JITTER = 2.0
 _FLOOR = 0.2  # s between the starts of two queries, however often the index moves
