@@ -14,7 +14,7 @@ async def echo(request: bytes, context: grpc.aio.ServicerContext) -> bytes:
     return request[:1]
 
 
-async def fail(request: bytes, context: grpc.aio.ServicerContext) -> bytes:
+async def fail(request: bytes, context: grpc.aio.ServicerContext) -> None:
     details = (("details-bin", b"x" * int(request)),)
     await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no", details)
 
@@ -42,7 +42,7 @@ async def status(
     try:
         await channel.unary_unary(f"/t.T/{method}")(body, timeout=10, metadata=metadata)
     except grpc.aio.AioRpcError as refused:
-        return refused.code().name
+        return str(refused.code().name)
     return "OK"
 
 

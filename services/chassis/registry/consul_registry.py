@@ -30,7 +30,7 @@ from services.chassis.setting_values import Secret
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# s, the longest blocking query; Consul itself adds up to a sixteenth. An agent that restarts in
+# s, the longest blocking query; Consul itself adds up to a sixteenth. An agent that restarts
 # between two queries counts from below our index, and lets us wait in vain for as long as this.
 _WAIT = 10.0
 _WAIT_JITTER = 2.0
