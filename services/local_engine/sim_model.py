@@ -84,6 +84,11 @@ class Stream:
         return self.prefilled if done < 0 else len(self.prompt) + self.produced
 
     @property
+    def claim(self) -> int:
+        """Tokens of KV cache that it holds once its next token is out."""
+        return len(self.prompt) + self.produced + 1
+
+    @property
     def decoding(self) -> bool:
         """Whether its prompt has been read."""
         return self.prefilled >= self.to_prefill
@@ -157,6 +162,10 @@ class SimModel:
         """Tokens of KV cache that running sequences hold."""
         return sum(sequence.context for sequence in self._running)
 
+    @property
+    def _claimed(self) -> int:
+        return sum(sequence.claim for sequence in self._running)
+
     def add(self, sequence: Stream) -> None:
         """Queues a sequence."""
         self._waiting.append(sequence)
@@ -193,17 +202,16 @@ class SimModel:
     def _prefill(self, budget: int) -> tuple[int, list[Stream]]:
         spent = 0
         first: list[Stream] = []
-        used = self.kv_used
+        claimed = self._claimed
         for sequence in self._running:
             if not sequence.decoding and spent < budget:
                 spent += self._chunk(sequence, budget - spent, first)
         while self._waiting and spent < budget and len(self._running) < self.limits.max_running:
             sequence = self._waiting[0]
-            needed = sequence.to_prefill + 1
+            claimed += sequence.claim
             # A lone sequence is always let in, however large: it could never start otherwise.
-            if self._running and used + needed > self.limits.kv_tokens:
+            if self._running and claimed > self.limits.kv_tokens:
                 break
-            used += needed
             self._running.append(self._waiting.popleft())
             sequence.cached = self._prefixes.match(sequence.prompt)
             sequence.prefilled = sequence.cached
@@ -220,7 +228,7 @@ class SimModel:
 
     def _make_room(self, decodes: list[Stream]) -> None:
         """Sends the latest sequences back to the queue while the next tokens would not fit."""
-        while len(self._running) > 1 and self.kv_used + len(decodes) > self.limits.kv_tokens:
+        while len(self._running) > 1 and self._claimed > self.limits.kv_tokens:
             victim = self._running.pop()
             if victim in decodes:
                 decodes.remove(victim)

@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -78,8 +78,7 @@ class VllmEngine:
 
     async def start(self) -> None:
         """Loads the model, which takes from 15 s to minutes, off the event loop."""
-        for name, value in vllm_options.process_variables(self._options).items():
-            os.environ.setdefault(name, value)
+        _set_variables(vllm_options.process_variables(self._options))
         started = self._clock()
         try:
             self._state = await _in_own_thread(self._load)
@@ -155,7 +154,7 @@ class VllmEngine:
         is_cpu = current_platform.is_cpu()
         arguments = _engine_arguments(options, is_cpu=is_cpu)
         if is_cpu:
-            os.environ.setdefault("OMP_NUM_THREADS", str(vllm_options.cpu_threads(options)))
+            _set_variables(vllm_options.cpu_variables(options))
             if options.tensor_parallel_size * options.pipeline_parallel_size == 1:
                 # Without a third process, which would import everything once more: 10 s less.
                 arguments["distributed_executor_backend"] = UniProcExecutor
@@ -195,11 +194,18 @@ class VllmEngine:
                 done.set_result(None)
 
         prompt = await self.encode_text("warm up")
-        self.submit(Job("warm-up", prompt, SamplingSpec(), 2), on_delta, done.set_exception)
+        # Log-probabilities have kernels of their own, slow only the first time.
+        spec = SamplingSpec(logprobs=1)
+        self.submit(Job("warm-up", prompt, spec, 2), on_delta, done.set_exception)
         try:
             await done
         except Fault as fault:
             raise EngineStartError(f"the model is loaded but cannot run: {fault}") from fault
+
+
+def _set_variables(variables: Mapping[str, str]) -> None:
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)
 
 
 def _engine_arguments(options: VllmOptions, *, is_cpu: bool) -> dict[str, Any]:

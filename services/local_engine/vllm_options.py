@@ -61,9 +61,13 @@ def process_variables(options: VllmOptions) -> Mapping[str, str]:
     return variables
 
 
-def cpu_threads(options: VllmOptions) -> int:
-    """Threads to compute with on a CPU."""
-    if options.cpu_threads:
-        return options.cpu_threads
+def cpu_variables(options: VllmOptions) -> Mapping[str, str]:
+    """Further variables where a CPU computes; read by the process that does."""
     # With as many spinning threads as cores, whatever else runs stalls every step.
-    return max(1, len(os.sched_getaffinity(0)) - 1)
+    threads = options.cpu_threads or max(1, len(os.sched_getaffinity(0)) - 1)
+    variables = {"OMP_NUM_THREADS": str(threads)}
+    if options.enforce_eager is not False:
+        # Some kernels are compiled even so, on first use: half a minute in the middle of
+        # serving, the first time that somebody asks for log-probabilities.
+        variables["TORCH_COMPILE_DISABLE"] = "1"
+    return variables

@@ -1,0 +1,43 @@
+"""A key source that also issues tokens, for tests in which the auth service is not the subject."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from services.chassis.authn import KeySet
+
+ISSUER = "https://auth.anabranch.internal"
+
+
+class LocalKeys:
+    """One Ed25519 key: `fetch` hands out its public half, `token` signs with it."""
+
+    def __init__(self) -> None:
+        self._key = Ed25519PrivateKey.generate()
+
+    async def fetch(self) -> KeySet:
+        """The public half."""
+        public = json.loads(jwt.algorithms.OKPAlgorithm.to_jwk(self._key.public_key()))
+        return KeySet(json.dumps({"keys": [public | {"kid": "k", "use": "sig"}]}), max_age=300)
+
+    def token(self, *scopes: str) -> str:
+        """An access token that lives five minutes."""
+        now = int(time.time())
+        claims = {
+            "iss": ISSUER,
+            "aud": "anabranch",
+            "sub": "tester",
+            "client_id": "tester",
+            "tenant": "shop",
+            "scope": " ".join(scopes),
+            "iat": now,
+            "exp": now + 300,
+            "jti": uuid.uuid4().hex,
+        }
+        headers = {"kid": "k", "typ": "at+jwt"}
+        return jwt.encode(claims, self._key, algorithm="EdDSA", headers=headers)
