@@ -19,6 +19,8 @@ ELSEWHERE = frozenset(
         errors_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE,
         errors_pb2.ERROR_REASON_INTERNAL,
         errors_pb2.ERROR_REASON_CREDENTIAL_REJECTED,
+        # One dialect or engine lacks what another has; it says so before it does anything.
+        errors_pb2.ERROR_REASON_UNSUPPORTED,
     }
 )
 
