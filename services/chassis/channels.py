@@ -52,7 +52,8 @@ def server_options(
         ("grpc.max_send_message_length", max_message_bytes),
         # Bounds what a rapid reset costs others. Callers with more requests open a session.
         ("grpc.max_concurrent_streams", 100),
-        # Soft and hard limit alike: between them gRPC refuses at random.
+        # Soft and hard limit alike: between them gRPC refuses at random. A refusal takes 0.1 to 1 s
+        # on purpose (the "tarpit" of gRPC); other calls of the connection go on meanwhile.
         ("grpc.max_metadata_size", MAX_REQUEST_METADATA_BYTES),
         ("grpc.absolute_max_metadata_size", MAX_REQUEST_METADATA_BYTES),
         ("grpc.http2.min_ping_interval_without_data_ms", _PING_ALLOWED_EVERY_MS),
