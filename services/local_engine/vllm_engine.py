@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import multiprocessing
 import os
 import threading
 import time
@@ -31,6 +32,7 @@ from services.local_engine.engine import (
     SamplingSpec,
 )
 from services.local_engine.load_meter import LoadMeter
+from services.local_engine.orphan_guard import OrphanGuard
 from services.local_engine.vllm_jobs import NewParams, VllmJobs
 from services.local_engine.vllm_options import VllmOptions
 from services.local_engine.vllm_steps import StepRecorder
@@ -70,6 +72,7 @@ class VllmEngine:
         self._recorders: list[StepRecorder] = []
         self._feeder: asyncio.Task[None] | None = None
         self._state: _Loaded | None = None
+        self._guard: OrphanGuard | None = None
 
     @property
     def facts(self) -> ModelFacts:
@@ -79,11 +82,14 @@ class VllmEngine:
     async def start(self) -> None:
         """Loads the model, which takes from 15 s to minutes, off the event loop."""
         _set_variables(vllm_options.process_variables(self._options))
+        logging.getLogger("vllm").setLevel(max(_log.getEffectiveLevel(), logging.WARNING))
         started = self._clock()
+        self._guard = OrphanGuard()
         try:
             self._state = await _in_own_thread(self._load)
         except Exception as error:
             raise EngineStartError(f"vLLM cannot serve {self._options.model}: {error}") from error
+        self._guard.watch(child.pid for child in multiprocessing.active_children() if child.pid)
         self._feeder = asyncio.create_task(self._state.jobs.run(), name="vllm-jobs")
         await self._warm_up()
         _log.info("model loaded", extra={"seconds": round(self._clock() - started, 1)})
@@ -91,13 +97,15 @@ class VllmEngine:
     async def close(self) -> None:
         """Ends running jobs as cancelled and stops vLLM's processes, which takes some seconds."""
         state, self._state = self._state, None
-        if state is None:
-            return
-        state.jobs.abort_all()
-        if self._feeder is not None:
-            self._feeder.cancel()
-            await asyncio.wait({self._feeder})
-        await asyncio.to_thread(state.llm.shutdown)
+        guard, self._guard = self._guard, None
+        if state is not None:
+            state.jobs.abort_all()
+            if self._feeder is not None:
+                self._feeder.cancel()
+                await asyncio.wait({self._feeder})
+            await asyncio.to_thread(state.llm.shutdown)
+        if guard is not None:
+            await asyncio.to_thread(guard.close)
 
     async def lost(self) -> str:
         """Waits until vLLM's engine core is dead."""
@@ -149,7 +157,6 @@ class VllmEngine:
         from vllm.v1.engine.async_llm import AsyncLLM
         from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-        logging.getLogger("vllm").setLevel(max(_log.getEffectiveLevel(), logging.WARNING))
         options = self._options
         is_cpu = current_platform.is_cpu()
         arguments = _engine_arguments(options, is_cpu=is_cpu)

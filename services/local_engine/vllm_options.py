@@ -50,6 +50,8 @@ def process_variables(options: VllmOptions) -> Mapping[str, str]:
         "DO_NOT_TRACK": "1",
         # Its log records reach our handler instead of one of its own on stdout.
         "VLLM_CONFIGURE_LOGGING": "0",
+        # A fork would inherit the gRPC server's threads and sockets, and hang.
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         # The outputs of one step stay together, in one turn of the event loop.
         "VLLM_V1_OUTPUT_PROC_CHUNK_SIZE": str(max(128, 8 * options.max_num_seqs)),
         "VLLM_CPU_KVCACHE_SPACE": str(options.kv_cache_gib),
