@@ -65,14 +65,12 @@ class EngineHandler:
             asyncio.Queue() for _ in range(self.LANES)
         )
 
-    def open(
-        self, request: pb.GenerateRequest, raw: bytes, context: CallContext, outlet: Outlet
-    ) -> Cancel:
+    def open(self, request: pb.GenerateRequest, context: CallContext, outlet: Outlet) -> Cancel:
         """Takes a request; refuses with Fault MODEL_NOT_FOUND, UNSUPPORTED or OVERLOADED."""
         self._check_model(request.model)
         spec = wire.sampling_of(request)
         continuation = wire.continuation_of(request, spec)
-        lane = self._lanes[len(raw) > LONG_REQUEST_BYTES]
+        lane = self._lanes[request.ByteSize() > LONG_REQUEST_BYTES]
         self._check_room()
         call = _Call(
             engine=self._engine,

@@ -195,7 +195,10 @@ class VllmJobs:
         elif self._llm.errored:
             fault = _lost(running.output)
         elif isinstance(error, self._refusals):
-            fault = invalid([Violation("", f"the engine refuses it: {error}")])
+            # The chassis has checked every scalar: what is left to refuse is mostly a grammar.
+            constrained = running.output.job.sampling.constraint is not None
+            field = "response_format" if constrained else "sampling"
+            fault = invalid([Violation(field, f"the engine refuses it: {error}")])
         else:
             fault = fault_of(error)
         self._end(running, fault)

@@ -368,6 +368,8 @@ async def test_vllm_answers_the_same_through_every_rpc():
             ),
         )
         constrained = await caller.stub.Generate(choice, metadata=caller.metadata, timeout=60)
+        choice.response_format.regex = "(never closed"
+        refused = await refusal(caller.stub.Generate(choice, metadata=caller.metadata, timeout=60))
         async with (
             aiohttp.ClientSession() as http,
             http.get(f"http://{caller.host.http_address}/metrics") as response,
@@ -381,6 +383,7 @@ async def test_vllm_answers_the_same_through_every_rpc():
     assert [t for c in framed for t in c.token_ids] == tokens
     assert "".join(c.text for c in framed) == whole.choices[0].text
     assert constrained.choices[0].text in ("no", "yes")
+    assert refused.violations[0].field == "response_format"
     assert "vllm:time_to_first_token_seconds" in metrics
 
 
