@@ -32,7 +32,7 @@ from services.chassis.model_service import SERVICE_NAME, ModelService
 from services.chassis.model_streams import StreamLimits
 from services.chassis.reflection import add_reflection
 from services.chassis.registry import Registration, Registry, open_registry
-from services.chassis.settings import CommonSettings
+from services.chassis.settings import CommonSettings, SettingsError
 from services.chassis.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
@@ -232,6 +232,7 @@ class Host:
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         protoset = importlib.resources.files("anabranch.v1").joinpath("anabranch.protoset")
         add_reflection(self._server, protoset.read_bytes(), self._services)
+        self._require_address()
         self.address = await self._bind()
         await self._server.start()
         await self.http.start()
@@ -287,6 +288,18 @@ class Host:
         await self._server.stop(_STOP_GRACE_S)
         await self.http.close()
         _log.info("stopped", extra={"id": self.instance_id})
+
+    def _require_address(self) -> None:
+        """Others cannot call a wildcard: it must be said what they should call."""
+        settings = self.settings
+        wildcard = settings.listen.rpartition(":")[0] in ("", "0.0.0.0", "[::]", "*")  # noqa: S104
+        if wildcard and not settings.advertise and settings.registry != "none":
+            raise SettingsError(
+                [
+                    f"ADVERTISE is required with LISTEN={settings.listen}: the host:port at "
+                    "which others reach this process"
+                ]
+            )
 
     async def _bind(self) -> str:
         listen = self.settings.listen

@@ -48,15 +48,14 @@ class ModelHandler(Protocol):
     def open(
         self,
         request: generation_pb2.GenerateRequest,
-        raw: bytes,
         context: CallContext,
         outlet: Outlet,
     ) -> Cancel:
-        """Starts a validated request and returns at once.
+        """Starts a validated request, its request_id set, and returns at once.
 
-        `raw` is the serialised request. Raises Fault to refuse. The returned
-        cancel is idempotent; after it the outlet is ended soon, with a last
-        chunk of FINISH_REASON_CANCELLED or an error.
+        Raises Fault to refuse. The returned cancel is idempotent; after it the
+        outlet is ended soon, with a last chunk of FINISH_REASON_CANCELLED or an
+        error.
         """
 
     async def embed(

@@ -161,27 +161,24 @@ class ActiveRequests:
         self._idle.clear()
         try:
             self.check_open()
-            request, raw = self._read(raw, caller)
+            request = self._read(raw, caller)
             context = self._context(request, caller, traceparent, time_remaining)
-            active.begin(self._handler.open(request, raw, context, active), context.deadline)
+            active.begin(self._handler.open(request, context, active), context.deadline)
         except Exception as exc:  # noqa: BLE001 - the edge: whatever a handler raises becomes a status
             active.fail(fault_of(exc))
         return active
 
-    def _read(self, raw: bytes, caller: Principal) -> tuple[generation_pb2.GenerateRequest, bytes]:
+    def _read(self, raw: bytes, caller: Principal) -> generation_pb2.GenerateRequest:
         try:
             request = generation_pb2.GenerateRequest.FromString(raw)
         except DecodeError as exc:
             raise invalid([Violation("", "is not a GenerateRequest message")]) from exc
         validate_generate(request)
         if not request.request_id:
-            # Serialised messages concatenate to their merge: no need to encode it all again.
             request.request_id = uuid.uuid4().hex
-            addition = generation_pb2.GenerateRequest(request_id=request.request_id)
-            return request, raw + addition.SerializeToString()
-        if self._bodies is not None:
+        elif self._bodies is not None:
             self._bodies.check(caller, request)
-        return request, raw
+        return request
 
     def _context(
         self,

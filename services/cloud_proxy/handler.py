@@ -73,9 +73,7 @@ class CloudProxy:
         self._running = 0
         self._reports = 0
 
-    def open(
-        self, request: pb.GenerateRequest, raw: bytes, context: CallContext, outlet: Outlet
-    ) -> Cancel:
+    def open(self, request: pb.GenerateRequest, context: CallContext, outlet: Outlet) -> Cancel:
         """See ModelHandler. Raises Fault to refuse."""
         if request.routing.residency == pb.RESIDENCY_LOCAL_ONLY:
             raise Fault(

@@ -161,7 +161,6 @@ class Exchange:
         assert uplink is not None, "decided on the pool as it is now"
         outgoing = pb.GenerateRequest()
         outgoing.CopyFrom(self._next_request)
-        outgoing.request_id = self._context.request_id
         left = self._context.deadline - asyncio.get_running_loop().time()
         outgoing.timeout.FromMilliseconds(max(int((left - DEADLINE_MARGIN_S) * 1000), 1))
         self._receipt.dispatched(verdict, uplink.backend.id)

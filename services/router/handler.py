@@ -49,7 +49,6 @@ class RouterHandler:
     def open(
         self,
         request: generation_pb2.GenerateRequest,
-        raw: bytes,
         context: CallContext,
         outlet: Outlet,
     ) -> Cancel:
