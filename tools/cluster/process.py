@@ -97,7 +97,9 @@ class ProcessRecord:
         forced = self.alive
         # What it has started notices its end a moment later.
         orphans_until = time.monotonic() + ORPHANS
-        while not forced and self.members() and time.monotonic() < orphans_until:
+        while (  # noqa: ASYNC110 - no event tells
+            not forced and self.members() and time.monotonic() < orphans_until
+        ):
             await asyncio.sleep(POLL)
         return await self.kill() or forced
 
