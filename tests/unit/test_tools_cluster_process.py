@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 
-from tools.cluster import state
+from tools.cluster import process, state
 from tools.cluster.health import until_serving
 from tools.cluster.ports import free_port, is_free
 from tools.cluster.process import ClusterError, ProcessRecord, ProcessSpec, Running, inherited
@@ -23,6 +23,11 @@ if sys.argv[1] == "deaf":
 print("ready", flush=True)
 time.sleep(600)
 """
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(process, "ORPHANS", 0.1)
 
 
 def spec(*arguments: str, drain: float = 5.0, program: str = PARENT) -> ProcessSpec:
