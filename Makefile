@@ -52,8 +52,8 @@ test: setup-engine consul model ## Every test: real vLLM, real Consul, real proc
 	@$(PYTHON) -m pytest $(PYTEST)
 
 .PHONY: test-fast
-test-fast: setup ## Tests without vLLM and Consul, within a minute
-	@$(PYTHON) -m pytest -m "not vllm and not cluster" tests/unit tests/contract tests/inprocess $(PYTEST)
+test-fast: setup ## Tests without vLLM and Consul, four at a time, within a minute
+	@$(PYTHON) -m pytest -n 4 -m "not vllm and not cluster" tests/unit tests/contract tests/inprocess $(PYTEST)
 
 .PHONY: lint
 lint: setup ## Style, types, import rules, contracts
