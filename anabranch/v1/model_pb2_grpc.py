@@ -125,7 +125,8 @@ class ModelServiceServicer:
 
     def Embed(self, request, context):
         """Returns one embedding vector for each input, in order.
-        UNIMPLEMENTED: the model cannot embed. NOT_FOUND: unknown model. Idempotent.
+        UNIMPLEMENTED: the model cannot embed. NOT_FOUND: unknown model. Repeating it
+        changes nothing, but a provider bills each call: clients do not by themselves.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

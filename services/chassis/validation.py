@@ -68,7 +68,7 @@ def generate_violations(
     elif len(request.model) > limits.model_name:
         yield Violation("model", f"is longer than {limits.model_name} characters")
     yield from _input(request, limits)
-    yield from _sampling(request.sampling, limits)
+    yield from _sampling(request.sampling, limits, len(request.continuation.token_ids))
     yield from _tools(request, limits)
     yield from _format(request.response_format, limits)
     yield from _routing(request.routing)
@@ -145,7 +145,7 @@ def _message(message: pb.Message, at: str, limits: RequestLimits) -> Iterator[Vi
         yield Violation(f"{at}.tool_call_id", "is required in TOOL messages")
 
 
-def _sampling(sampling: pb.Sampling, limits: RequestLimits) -> Iterator[Violation]:
+def _sampling(sampling: pb.Sampling, limits: RequestLimits, existing: int) -> Iterator[Violation]:
     for name, low, high, open_below in _RANGES:
         if not sampling.HasField(name):
             continue
@@ -167,7 +167,7 @@ def _sampling(sampling: pb.Sampling, limits: RequestLimits) -> Iterator[Violatio
     elif (
         sampling.HasField("min_tokens")
         and sampling.HasField("max_tokens")
-        and sampling.min_tokens > sampling.max_tokens >= 1
+        and sampling.min_tokens - existing > sampling.max_tokens >= 1
     ):
         yield Violation("sampling.min_tokens", "must not exceed max_tokens")
     if len(sampling.stop) > limits.stop_strings:

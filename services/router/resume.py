@@ -63,6 +63,4 @@ def continued(request: pb.GenerateRequest, delivered: Delivered) -> pb.GenerateR
         if sampling.max_tokens <= count:
             return None
         sampling.max_tokens -= count
-    if sampling.HasField("min_tokens"):
-        sampling.min_tokens = max(sampling.min_tokens - count, 0)
     return rest

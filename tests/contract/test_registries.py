@@ -364,7 +364,7 @@ async def faulty() -> AsyncIterator[tuple[FaultyConsul, View]]:
 async def test_an_error_is_never_an_empty_set(faulty: tuple[FaultyConsul, View], status: int):
     fake, view = faulty
     fake.set(rows=[], status=status)
-    await fake.until_asked(3)
+    await fake.until_asked(2)
     fake.set(rows=[row("a"), row("b", 2), row("c", 3)])
     await view.until_ids("a", "b", "c")
     assert all(view.history)
@@ -374,7 +374,7 @@ async def test_an_error_is_never_an_empty_set(faulty: tuple[FaultyConsul, View],
 async def test_nonsense_is_never_an_empty_set(faulty: tuple[FaultyConsul, View], rows: object):
     fake, view = faulty
     fake.set(rows=rows)
-    await fake.until_asked(3)
+    await fake.until_asked(2)
     fake.set(rows=[row("a")])
     await view.until_ids("a")
     assert all(view.history)

@@ -142,7 +142,7 @@ async def test_a_local_answer_is_never_gone_on_with_by_a_cloud_that_cannot(tmp_p
         )
         seen = len((await call.read()).token_ids)
         await s.running.engines[0].host._server.stop(0)
-        with pytest.raises(grpc.aio.AioRpcError) as caught:  # noqa: PT012
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
             while (chunk := await call.read()) is not grpc.aio.EOF:
                 seen += len(chunk.token_ids)
         fault = fault_from_rpc_error(caught.value)

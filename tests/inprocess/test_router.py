@@ -35,7 +35,7 @@ async def caller(running: Cluster, *scopes: str):
 
 @pytest.fixture
 async def two_engines(tmp_path: Path):
-    async with cluster(tmp_path, engines=({}, {})) as running:
+    async with cluster(tmp_path, engines=({"sim_speed": 3.0}, {"sim_speed": 3.0})) as running:
         yield running
 
 

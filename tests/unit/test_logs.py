@@ -17,6 +17,8 @@ JWT = "eyJhbGciOiJFZERTQSJ9.eyJzdWIiOiJ4In0.c2lnbmF0dXJlLWhlcmU"
 def lines():
     root = logging.getLogger()
     before = root.handlers[:], root.level
+    # pytest's own capture would hold lines that cannot travel between its processes.
+    root.handlers[:] = []
     stream = io.StringIO()
     logs.configure("anabranch-test", "info", stream)
     yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
