@@ -2,51 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import time
-import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
-import jwt
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from anabranch.v1 import generation_pb2 as pb
 from anabranch.v1.model_pb2_grpc import ModelServiceStub
-from services.chassis.authn import KeySet
 from services.chassis.errors import Fault, fault_from_rpc_error
 from services.chassis.settings import Secret
 from services.cloud_proxy.app import running
 from services.cloud_proxy.settings import Settings
+from tests.support.local_keys import LocalKeys
 from tests.support.provider import KEY, Provider, routes_file, simulator
-
-ISSUER = "https://auth.anabranch.internal"
-
-
-class LocalKeys:
-    """A key source that also issues: stands where the auth service is not the subject."""
-
-    def __init__(self) -> None:
-        self._key = Ed25519PrivateKey.generate()
-
-    async def fetch(self) -> KeySet:
-        """The public half."""
-        public = json.loads(jwt.algorithms.OKPAlgorithm.to_jwk(self._key.public_key()))
-        return KeySet(json.dumps({"keys": [{**public, "kid": "k", "use": "sig"}]}), max_age=300)
-
-    def token(self, *scopes: str) -> str:
-        """An access token that lives five minutes."""
-        now = int(time.time())
-        claims = {
-            "iss": ISSUER, "aud": "anabranch", "sub": "tester", "client_id": "tester",
-            "tenant": "shop", "scope": " ".join(scopes), "iat": now, "exp": now + 300,
-            "jti": uuid.uuid4().hex,
-        }  # fmt: skip
-        headers = {"kid": "k", "typ": "at+jwt"}
-        return jwt.encode(claims, self._key, algorithm="EdDSA", headers=headers)
 
 
 class Proxy:
