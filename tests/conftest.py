@@ -1,13 +1,23 @@
-"""What every test shares: reports that can travel between the workers of a parallel run.
+"""What every test shares: reports that travel between parallel workers, and a working Ctrl-C.
 
 Fixtures live beside the tests that use them, and in tests/support.
 """
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Generator
 
 import pytest
+
+
+def pytest_configure() -> None:
+    """Lets the programs that tests start hear Ctrl-C.
+
+    A shell starts background work with SIGINT ignored, and children inherit that.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)

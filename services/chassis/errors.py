@@ -27,6 +27,12 @@ _log = logging.getLogger(__name__)
 
 DOMAIN = "anabranch"
 _PREFIX = "ERROR_REASON_"
+# A status of a plain RPC travels in HTTP/2 trailers, of which many clients accept 8 KB and ours
+# 32 KB; past that the caller sees a broken stream instead of the error. What callers sent may be
+# quoted in it, so nothing here is short by itself.
+_LONGEST_MESSAGE = 512  # characters
+_LONGEST_TEXT = 256  # characters, of a metadata value or of a part of a violation
+_VIOLATIONS_BYTES = 3072
 
 
 class Work(StrEnum):
@@ -194,24 +200,20 @@ def fault_of(exc: BaseException) -> Fault:
 
 
 def to_status(fault: Fault) -> status_pb2.Status:
-    """The google.rpc.Status of a fault, with exactly one ErrorInfo."""
-    status = status_pb2.Status(code=fault.code.value[0], message=fault.message)
+    """The google.rpc.Status of a fault, with exactly one ErrorInfo.
+
+    Long texts are cut and of very many violations only the first are listed, so that the whole
+    fits into trailers.
+    """
+    message = _cut(fault.message, _LONGEST_MESSAGE)
+    status = status_pb2.Status(code=fault.code.value[0], message=message)
     info = error_details_pb2.ErrorInfo(reason=reason_name(fault.reason), domain=DOMAIN)
-    info.metadata.update(fault.metadata)
+    for key, value in fault.metadata.items():
+        info.metadata[key] = _cut(value, _LONGEST_TEXT)
     info.metadata["work"] = str(fault.work)
     _add(status, info)
     if fault.violations:
-        _add(
-            status,
-            error_details_pb2.BadRequest(
-                field_violations=[
-                    error_details_pb2.BadRequest.FieldViolation(
-                        field=v.field, description=v.description
-                    )
-                    for v in fault.violations
-                ]
-            ),
-        )
+        _add(status, _bad_request(fault.violations))
     if fault.quota:
         _add(
             status,
@@ -227,6 +229,22 @@ def to_status(fault: Fault) -> status_pb2.Status:
         delay.FromNanoseconds(int(max(fault.retry_after, 0.0) * 1e9))
         _add(status, error_details_pb2.RetryInfo(retry_delay=delay))
     return status
+
+
+def _bad_request(violations: Sequence[Violation]) -> error_details_pb2.BadRequest:
+    listed = error_details_pb2.BadRequest()
+    for violation in violations:
+        if listed.ByteSize() > _VIOLATIONS_BYTES:
+            break
+        listed.field_violations.add(
+            field=_cut(violation.field, _LONGEST_TEXT),
+            description=_cut(violation.description, _LONGEST_TEXT),
+        )
+    return listed
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def _add(status: status_pb2.Status, detail: object) -> None:

@@ -11,7 +11,7 @@ import inspect
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import grpc
@@ -29,6 +29,13 @@ _log = logging.getLogger("anabranch.access")
 _UNBOUNDED = ("/Session", "/Watch", "/ServerReflectionInfo")
 # Consul and Kubernetes ask every second: worth no line each.
 _QUIET = "/grpc.health.v1.Health/"
+_PROBE = "/grpc.health.v1.Health/Check"
+# Streams that need no credential and never end have few places, of their own: whoever held many
+# of them open would otherwise take the places of those who may call.
+_MOST_PUBLIC_STREAMS = 100
+# The name under which calls of methods that do not exist are logged and counted. What the caller
+# wrote would make a metric's labels without bound.
+_UNKNOWN_METHOD = "/unknown"
 
 
 class Authenticator(Protocol):
@@ -67,6 +74,34 @@ def too_large(size: int, limit: int) -> Fault:
 Behaviour = Callable[[Any, grpc.aio.ServicerContext], Any]
 
 
+class _Places:
+    """A number of calls that may be served at once."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._taken = 0
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """One place for the length of a block. Raises Fault OVERLOADED when there is none."""
+        if self._taken >= self._limit:
+            raise Fault(
+                errors_pb2.ERROR_REASON_OVERLOADED,
+                f"{self._taken} calls are being served, which is the limit; "
+                "carry many requests over one session",
+                retry_after=0.5,
+            )
+        self._taken += 1
+        try:
+            yield
+        finally:
+            self._taken -= 1
+
+
+async def _unknown(_: Any, __: grpc.aio.ServicerContext) -> None:
+    raise Fault(errors_pb2.ERROR_REASON_UNSUPPORTED, "there is no such method here")
+
+
 class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """The interceptor of every Anabranch server.
 
@@ -88,8 +123,8 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         self._authenticator = authenticator
         self._max_seconds = max_seconds
         self._max_message_bytes = max_message_bytes
-        self._max_concurrent = max_concurrent
-        self._running = 0
+        self._places = _Places(max_concurrent)
+        self._public_streams = _Places(min(_MOST_PUBLIC_STREAMS, max_concurrent))
         self._observer = observer
         self._clock = clock
 
@@ -98,11 +133,12 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler | None:
-        """Finds the method's handler and returns it wrapped."""
+        """Finds the method's handler and returns it wrapped; of a method that does not exist, one
+        that refuses as every other refusal does."""
         handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
         method = handler_call_details.method
+        if handler is None:
+            method, handler = _UNKNOWN_METHOD, grpc.stream_stream_rpc_method_handler(_unknown)
         authorization = ""
         for key, value in handler_call_details.invocation_metadata or ():
             if key == "authorization":
@@ -181,23 +217,17 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     def _limit(self, method: str) -> float | None:
         return None if method.endswith(_UNBOUNDED) else self._max_seconds
 
-    @contextmanager
-    def _counted(self, method: str) -> Iterator[None]:
-        if self._running >= self._max_concurrent and not method.startswith(_QUIET):
-            raise Fault(
-                errors_pb2.ERROR_REASON_OVERLOADED,
-                f"{self._running} calls are being served, which is the limit; "
-                "carry many requests over one session",
-                retry_after=0.5,
-            )
-        self._running += 1
-        try:
-            yield
-        finally:
-            self._running -= 1
+    def _counted(self, method: str) -> AbstractContextManager[None]:
+        if method == _PROBE:
+            return nullcontext()
+        access = access_of(method)
+        public = access is not None and access.public
+        endless = public and self._limit(method) is None
+        return (self._public_streams if endless else self._places).taken()
 
     async def _admit(self, method: str, authorization: str, request: Any) -> None:
-        set_current_principal(await self._authenticator(access_of(method), authorization))
+        access = Access() if method == _UNKNOWN_METHOD else access_of(method)
+        set_current_principal(await self._authenticator(access, authorization))
         if isinstance(request, _Unreadable):
             raise request.fault
 

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import orjson
 
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Violation, invalid
@@ -33,6 +36,7 @@ class RequestLimits:
     stop_length: int = 256
     tools: int = 128
     schema_bytes: int = 64 * 1024
+    schema_depth: int = 64
     options: int = 1024
     labels: int = 16
 
@@ -82,8 +86,9 @@ def generate_violations(
             break
     if request.HasField("timeout") and request.timeout.ToNanoseconds() <= 0:
         yield Violation("timeout", "must be above zero")
-    if any(t < 0 for t in request.continuation.token_ids):
-        yield Violation("continuation.token_ids", "must not be negative")
+    yield from _token_ids(request.continuation.token_ids, "continuation.token_ids", limits)
+    if len(request.continuation.text.encode()) > limits.prompt_bytes:
+        yield Violation("continuation.text", f"is larger than {limits.prompt_bytes} bytes")
 
 
 def _input(request: pb.GenerateRequest, limits: RequestLimits) -> Iterator[Violation]:
@@ -102,10 +107,7 @@ def _input(request: pb.GenerateRequest, limits: RequestLimits) -> Iterator[Viola
             "exactly one of messages, prompt and prompt_token_ids must be given, not "
             + (" and ".join(given) or "none"),
         )
-    if len(request.prompt_token_ids) > limits.prompt_tokens:
-        yield Violation("prompt_token_ids", f"has more than {limits.prompt_tokens} entries")
-    elif any(t < 0 for t in request.prompt_token_ids):
-        yield Violation("prompt_token_ids", "must not be negative")
+    yield from _token_ids(request.prompt_token_ids, "prompt_token_ids", limits)
     size = len(request.prompt.encode())
     if len(request.messages) > limits.messages:
         yield Violation("messages", f"has more than {limits.messages} entries")
@@ -117,6 +119,13 @@ def _input(request: pb.GenerateRequest, limits: RequestLimits) -> Iterator[Viola
         size += sum(len(call.arguments.encode()) for call in message.tool_calls)
     if size > limits.prompt_bytes:
         yield Violation("messages", f"text is larger than {limits.prompt_bytes} bytes")
+
+
+def _token_ids(ids: Sequence[int], at: str, limits: RequestLimits) -> Iterator[Violation]:
+    if len(ids) > limits.prompt_tokens:
+        yield Violation(at, f"has more than {limits.prompt_tokens} entries")
+    elif ids and min(ids) < 0:
+        yield Violation(at, "must not be negative")
 
 
 def _message(message: pb.Message, at: str, limits: RequestLimits) -> Iterator[Violation]:
@@ -187,11 +196,9 @@ def _tools(request: pb.GenerateRequest, limits: RequestLimits) -> Iterator[Viola
         elif tool.name in names:
             yield Violation(f"tools[{number}].name", "is there twice")
         names.add(tool.name)
-        if len(tool.parameters_json_schema) > limits.schema_bytes:
-            yield Violation(
-                f"tools[{number}].parameters_json_schema",
-                f"is longer than {limits.schema_bytes} characters",
-            )
+        if tool.parameters_json_schema:
+            at = f"tools[{number}].parameters_json_schema"
+            yield from _schema(tool.parameters_json_schema, at, limits)
     if request.tool_choice.mode == pb.ToolChoice.MODE_REQUIRED and not request.tools:
         yield Violation("tool_choice.mode", "is REQUIRED but there are no tools")
     if request.tool_choice.mode not in pb.ToolChoice.Mode.values():
@@ -202,7 +209,9 @@ def _tools(request: pb.GenerateRequest, limits: RequestLimits) -> Iterator[Viola
 
 def _format(wanted: pb.ResponseFormat, limits: RequestLimits) -> Iterator[Violation]:
     kind = wanted.WhichOneof("format")
-    if kind in ("json_schema", "regex", "grammar"):
+    if kind == "json_schema":
+        yield from _schema(wanted.json_schema, "response_format.json_schema", limits)
+    elif kind in ("regex", "grammar"):
         text = getattr(wanted, kind)
         if not 0 < len(text) <= limits.schema_bytes:
             yield Violation(
@@ -215,6 +224,43 @@ def _format(wanted: pb.ResponseFormat, limits: RequestLimits) -> Iterator[Violat
                 "response_format.choice.options",
                 f"must be 1 to {limits.options} strings, none of them empty",
             )
+        elif sum(map(len, options)) > limits.schema_bytes:
+            yield Violation(
+                "response_format.choice.options",
+                f"are longer than {limits.schema_bytes} characters together",
+            )
+
+
+def _schema(text: str, at: str, limits: RequestLimits) -> Iterator[Violation]:
+    """Bounded before anybody compiles it: nesting costs a parser its stack."""
+    if len(text) > limits.schema_bytes:
+        yield Violation(at, f"is longer than {limits.schema_bytes} characters")
+        return
+    try:
+        schema = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        # Also what is nested deeper than the parser itself goes.
+        yield Violation(at, "is not JSON")
+        return
+    if not isinstance(schema, dict):
+        yield Violation(at, "is not a JSON object")
+    elif _deeper(schema, limits.schema_depth):
+        yield Violation(at, f"is nested deeper than {limits.schema_depth} levels")
+
+
+def _deeper(document: Any, levels: int) -> bool:
+    """Whether objects and arrays lie in each other deeper than so many levels."""
+    level = [document]
+    for _ in range(levels):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _routing(routing: pb.Routing) -> Iterator[Violation]:

@@ -171,7 +171,9 @@ def _keys(
     if name in keys:
         return f"key:{name}", keys[name]
     if profile.auth_scheme != "none":
-        problems.append(f"{where}: there is no key called {name} in api_keys, and no api_key_file")
+        # What the route says is not repeated: it may be the key itself, put in the wrong place.
+        called = "of that name" if "api_key" in entry else f"called {name}"
+        problems.append(f"{where}: there is no key {called} in api_keys, and no api_key_file")
     return f"none:{profile.name}", ()
 
 

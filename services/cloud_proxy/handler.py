@@ -75,11 +75,7 @@ class CloudProxy:
 
     def open(self, request: pb.GenerateRequest, context: CallContext, outlet: Outlet) -> Cancel:
         """See ModelHandler. Raises Fault to refuse."""
-        if request.routing.residency == pb.RESIDENCY_LOCAL_ONLY:
-            raise Fault(
-                errors_pb2.ERROR_REASON_ACCESS_DENIED,
-                "this request must not leave: its residency is LOCAL_ONLY",
-            )
+        _check_residency(request)
         route = self._route(request.model)
         self._check_images(request)
         dialect = self._dialects[route.profile.dialect]
@@ -129,6 +125,7 @@ class CloudProxy:
         self, request: model_pb2.CountTokensRequest, context: CallContext
     ) -> model_pb2.CountTokensResponse:
         """An estimate: providers keep their tokenizers to themselves."""
+        _check_residency(request.request)
         route = self._route(request.model)
         return model_pb2.CountTokensResponse(
             prompt_tokens=estimates.prompt_tokens(request.request),
@@ -186,6 +183,14 @@ class CloudProxy:
             )
         except ValueError:
             return False
+
+
+def _check_residency(request: pb.GenerateRequest) -> None:
+    if request.routing.residency == pb.RESIDENCY_LOCAL_ONLY:
+        raise Fault(
+            errors_pb2.ERROR_REASON_ACCESS_DENIED,
+            "this request must not leave: its residency is LOCAL_ONLY",
+        )
 
 
 def _cancel(task: asyncio.Task[Any]) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 import orjson
 import yaml
 from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError
 
 PROFILES = Path(__file__).parent / "profiles"
 
@@ -114,8 +115,15 @@ def faults(document: object, schema: Mapping[str, Any], where: str) -> list[str]
     validator = Draft202012Validator(schema)
     for error in sorted(validator.iter_errors(document), key=lambda e: [str(p) for p in e.path]):
         path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in error.absolute_path)
-        found.append(f"{where}: {path.lstrip('.') or 'document'}: {error.message}")
+        found.append(f"{where}: {path.lstrip('.') or 'document'}: {_meaning(error)}")
     return found
+
+
+def _meaning(error: ValidationError) -> str:
+    """What is wrong, without the value: an operator may have put a key where none belongs."""
+    if error.validator in ("required", "additionalProperties", "dependentRequired"):
+        return error.message
+    return f"does not satisfy {error.validator}: {orjson.dumps(error.validator_value).decode()}"
 
 
 def read_yaml(path: Path) -> Any:

@@ -229,11 +229,12 @@ class Upstream:
         except (aiohttp.ClientError, StreamTooLarge):
             # The status alone says enough.
             body = b""
+        if key.secret is not None:
+            # Before anything is read from it: a text that is cut short could end within the key.
+            body = body.replace(key.secret.reveal().encode(), b"***")
         failure = dialect.decode_error(response.status, response.headers, body)
         failure.retry_after = retry_after(response.headers, time.time())
         failure.retry = should_retry(response.headers)
-        if key.secret is not None:
-            failure.message = failure.message.replace(key.secret.reveal(), "***")
         return failure
 
     def _timed_out(self, total: bool, delivered: int) -> ProviderFailure:

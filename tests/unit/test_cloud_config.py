@@ -99,7 +99,7 @@ def test_route_takes_what_the_profile_says_and_what_it_overrides(tmp_path):
         ({"base_url": "http://far.example"}, "models[0].base_url: is not https"),
         ({"base_url": "ftp://x"}, "models[0].base_url: "),
         ({"base_url": "https://key@x"}, "models[0].base_url: "),
-        ({"api_key": "absent"}, "there is no key called absent"),
+        ({"api_key": "absent"}, "there is no key of that name"),
         ({"api_key_file": "/nowhere"}, "models[0].api_key_file: cannot be read"),
         ({"api_key": "a", "api_key_file": "b"}, "models[0]: "),
         ({"aliases": ["m"]}, "the name m is there twice"),
@@ -112,6 +112,13 @@ def test_route_takes_what_the_profile_says_and_what_it_overrides(tmp_path):
 def test_bad_routes_are_refused_with_their_path(tmp_path, model, problem):
     good = {"name": "m", "provider": "deepseek", "model": "deepseek-v4-flash"}
     assert problem in "\n".join(problems(routes, tmp_path, {**good, **model}))
+
+
+@pytest.mark.parametrize("key", ["sk-0123456789abcdef", "sk-PROJ_0123456789abcdef"])
+def test_a_key_in_place_of_its_name_is_not_repeated(tmp_path, key):
+    for more in ({"api_key": key}, {"api_key": key, "api_key_file": "b"}, {"api_key": [key]}):
+        entry = {"name": "m", "provider": "openai", "model": "x", **more}
+        assert key not in "\n".join(problems(routes, tmp_path, entry, keys={}))
 
 
 def test_plain_http_only_on_this_machine_or_when_asked_for(tmp_path):

@@ -67,3 +67,14 @@ def test_work_only_moves_forward(later):
     fault = Fault(errors_pb2.ERROR_REASON_INTERNAL, "x", work=later)
     assert fault.after(Work.NOT_DISPATCHED).work is later
     assert Fault(errors_pb2.ERROR_REASON_INTERNAL, "x").after(later).work is later
+
+
+def test_the_longest_error_still_fits_into_trailers():
+    many = [Violation(f"messages[{i}].content", "must not be empty" * 99) for i in range(4000)]
+    fault = invalid(many)
+    long = Fault(fault.reason, "é" * 10**6, metadata={"model": "m" * 10**6}, violations=many)
+    for each in (fault, long):
+        assert to_status(each).ByteSize() < 8 * 1024
+    back = fault_from_status(to_status(fault))
+    assert "and 3995 more" in back.message
+    assert back.violations[0].field == "messages[0].content"

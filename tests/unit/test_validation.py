@@ -17,10 +17,16 @@ def fields_of(message: pb.GenerateRequest) -> set[str]:
     return {violation.field for violation in generate_violations(message)}
 
 
+def nested(levels: int) -> str:
+    """A JSON schema of so many objects in each other."""
+    return '{"not":' * (levels - 1) + "{}" + "}" * (levels - 1)
+
+
 GOOD = [
     request(),
     request(prompt="", prompt_token_ids=[1, 2]),
     request(sampling=pb.Sampling(temperature=0, top_p=1, top_k=-1, n=8, logprobs=20)),
+    request(response_format=pb.ResponseFormat(json_schema=nested(64))),
     request(sampling=pb.Sampling(stop=["a"] * 16, min_tokens=3, max_tokens=3)),
     pb.GenerateRequest(
         model="m",
@@ -95,6 +101,37 @@ BAD = [
     (
         request(response_format=pb.ResponseFormat(choice=pb.ResponseFormat.Choice())),
         "response_format.choice.options",
+    ),
+    (
+        request(
+            response_format=pb.ResponseFormat(
+                choice=pb.ResponseFormat.Choice(options=["x" * 1024] * 65)
+            )
+        ),
+        "response_format.choice.options",
+    ),
+    (request(response_format=pb.ResponseFormat(json_schema="{")), "response_format.json_schema"),
+    (request(response_format=pb.ResponseFormat(json_schema="[]")), "response_format.json_schema"),
+    (
+        request(response_format=pb.ResponseFormat(json_schema=nested(65))),
+        "response_format.json_schema",
+    ),
+    (
+        request(response_format=pb.ResponseFormat(json_schema=nested(9000))),
+        "response_format.json_schema",
+    ),
+    (
+        request(tools=[pb.Tool(name="f", parameters_json_schema=nested(300))]),
+        "tools[0].parameters_json_schema",
+    ),
+    (request(continuation=pb.Continuation(token_ids=[-1])), "continuation.token_ids"),
+    (
+        request(continuation=pb.Continuation(token_ids=[1] * 1_048_577)),
+        "continuation.token_ids",
+    ),
+    (
+        request(continuation=pb.Continuation(text="x" * (2 * 1024 * 1024 + 1))),
+        "continuation.text",
     ),
     (request(routing=pb.Routing(residency=99)), "routing.residency"),
     (request(routing=pb.Routing(max_cost_microusd=-1)), "routing.max_cost_microusd"),
