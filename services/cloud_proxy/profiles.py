@@ -122,7 +122,7 @@ def faults(document: object, schema: Mapping[str, Any], where: str) -> list[str]
 def _meaning(error: ValidationError) -> str:
     """What is wrong, without the value: an operator may have put a key where none belongs."""
     if error.validator in ("required", "additionalProperties", "dependentRequired"):
-        return error.message
+        return str(error.message)
     return f"does not satisfy {error.validator}: {orjson.dumps(error.validator_value).decode()}"
 
 

@@ -4,7 +4,6 @@ import base64
 import hashlib
 import hmac
 import json
-import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -18,8 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from anabranch.v1 import auth_pb2 as pb
-from services.auth.vault import Vault
-from tests.support.auth import ISSUER, Front, auth, basic, bearer, refused
+from tests.support.auth import ISSUER, Front, auth, basic, bearer, real_key, refused
 
 
 @pytest.fixture
@@ -30,7 +28,7 @@ async def front(tmp_path: Path) -> AsyncIterator[Front]:
 
 def forged(front: Front, change: Callable[[dict[str, Any], dict[str, Any]], Any]) -> str:
     """A token signed with the service's real key, after `change` of header and claims."""
-    kid, private = real_key(front)
+    kid, private = real_key(front.data)
     now = int(time.time())
     header: dict[str, Any] = {"typ": "at+jwt", "kid": kid}
     claims: dict[str, Any] = {
@@ -48,14 +46,6 @@ def forged(front: Front, change: Callable[[dict[str, Any], dict[str, Any]], Any]
     return jwt.encode(claims, private, algorithm="EdDSA", headers=header)
 
 
-def real_key(front: Front) -> tuple[str, Ed25519PrivateKey]:
-    connection = sqlite3.connect(front.data / "auth.db")
-    kid, sealed = connection.execute("SELECT kid, sealed_private_key FROM signing_keys").fetchone()
-    connection.close()
-    secret = (front.data / "auth.db.key").read_text().strip()
-    return kid, Ed25519PrivateKey.from_private_bytes(Vault(secret).open(sealed, kid=kid))
-
-
 def part(data: Any) -> str:
     raw = data if isinstance(data, bytes) else json.dumps(data).encode()
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
@@ -63,14 +53,14 @@ def part(data: Any) -> str:
 
 def unsigned(front: Front) -> str:
     _, claims, _ = forged(front, lambda h, c: None).split(".")
-    kid, _ = real_key(front)
+    kid, _ = real_key(front.data)
     return f"{part({'alg': 'none', 'typ': 'at+jwt', 'kid': kid})}.{claims}."
 
 
 def hmac_with(front: Front, public: Callable[[Ed25519PrivateKey], bytes]) -> str:
     """The classic confusion: the public key, which everybody has, used as an HMAC secret."""
     _, claims, _ = forged(front, lambda h, c: None).split(".")
-    kid, private = real_key(front)
+    kid, private = real_key(front.data)
     signed = f"{part({'alg': 'HS256', 'typ': 'at+jwt', 'kid': kid})}.{claims}"
     mac = hmac.new(public(private), signed.encode(), hashlib.sha256).digest()
     return f"{signed}.{part(mac)}"
@@ -78,7 +68,7 @@ def hmac_with(front: Front, public: Callable[[Ed25519PrivateKey], bytes]) -> str
 
 def by_own_key(front: Front, **header: Any) -> str:
     stranger = Ed25519PrivateKey.generate()
-    kid, _ = real_key(front)
+    kid, _ = real_key(front.data)
     _, claims, _ = forged(front, lambda h, c: None).split(".")
     body = json.loads(base64.urlsafe_b64decode(claims + "=="))
     public = jwt.algorithms.OKPAlgorithm.to_jwk(stranger.public_key(), as_dict=True)

@@ -1,5 +1,6 @@
 """Bad input and bad credentials at the router's door: each its exact status, with one ErrorInfo."""
 
+import asyncio
 import base64
 import json
 import math
@@ -15,8 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from google.rpc import error_details_pb2, status_pb2
 
 from anabranch.v1 import generation_pb2 as pb
-from anabranch.v1 import relay_pb2, session_pb2
-from tests.support.auth import ISSUER, bearer
+from anabranch.v1 import model_pb2, relay_pb2, session_pb2
+from tests.support.auth import ISSUER, bearer, real_key
 from tests.support.inprocess import MODEL, Cluster, cluster, model_stub
 
 Code = grpc.StatusCode
@@ -152,6 +153,32 @@ async def test_bytes_that_are_no_message_are_an_invalid_argument(door):
     check(details_of(caught.value), Code.INVALID_ARGUMENT, "INVALID_REQUEST")
 
 
+async def test_thousands_of_violations_still_arrive_as_an_error_with_details(door):
+    status = await door.refusal(pb.GenerateRequest(model=MODEL, messages=[pb.Message()] * 4000))
+    check(status, Code.INVALID_ARGUMENT, "INVALID_REQUEST")
+    assert "messages[0].role" in violations(status)
+    assert "7995 more" in status.message
+
+
+async def test_a_huge_model_name_is_not_repeated_whole(door):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await door.stub.Embed(
+            model_pb2.EmbedRequest(model="m" * 100_000, inputs=["x"]), metadata=bearer(door.token)
+        )
+    check(details_of(caught.value), Code.NOT_FOUND, "MODEL_NOT_FOUND")
+
+
+@pytest.mark.parametrize("method", ["/anabranch.v1.ModelService/Nope", "/nobody.v1.Nobody/Nope"])
+async def test_a_method_that_does_not_exist_is_refused_as_everything_else_is(door, method):
+    call = door.channel.unary_unary(method)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call(b"")
+    check(details_of(caught.value), Code.UNAUTHENTICATED, "CREDENTIAL_REJECTED")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call(b"", metadata=bearer(door.token))
+    check(details_of(caught.value), Code.UNIMPLEMENTED, "UNSUPPORTED")
+
+
 async def test_an_unknown_model_is_not_found(door):
     check(await door.refusal(good(model="unheard-of")), Code.NOT_FOUND, "MODEL_NOT_FOUND")
 
@@ -193,13 +220,18 @@ def _claims(**changes) -> dict:
 
 async def _forgeries(door) -> dict[str, str]:
     url = f"http://{door.running.auth.http_address}/.well-known/jwks.json"
-    import asyncio
-
     body = await asyncio.to_thread(lambda: urllib.request.urlopen(url).read())
     key = json.loads(body)["keys"][0]
     header = {"typ": "at+jwt", "kid": key["kid"]}
     public = base64.urlsafe_b64decode(key["x"] + "==")
     own = Ed25519PrivateKey.generate()
+    _, real = real_key(door.running.directory / "auth")
+
+    def signed(**changes) -> str:
+        return jwt.encode(_claims(**changes), real, "EdDSA", headers=header)
+
+    now = int(time.time())
+    await door.stub.Generate(good(), metadata=bearer(signed()))
     none = _b64(json.dumps({**header, "alg": "none"}).encode())
     body64 = _b64(json.dumps(_claims()).encode())
     head, payload, signature = door.token.split(".")
@@ -212,6 +244,9 @@ async def _forgeries(door) -> dict[str, str]:
         "unknown kid": jwt.encode(_claims(), own, "EdDSA", headers={**header, "kid": "zz"}),
         "changed signature": f"{head}.{payload}.{flipped}",
         "changed claims": f"{head}.{body64}.{signature}",
+        "expired": signed(iat=now - 400, exp=now - 100),
+        "another audience": signed(aud="somebody-else"),
+        "another issuer": signed(iss="https://auth.example"),
         "not a token": "abc",
         "two parts": f"{head}.{payload}",
         "huge": "a" * 5000,

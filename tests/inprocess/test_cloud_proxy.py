@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncIterator
 
 import aiohttp
+import grpc
 import pytest
 
 from anabranch.v1 import generation_pb2 as pb
@@ -328,3 +329,23 @@ async def test_limited_key_gives_way_to_the_next_of_its_pool(tmp_path):
         answer = await proxy.answer(ask())
         assert answer.choices[0].text.startswith(LABEL)
         assert (await proxy.provider.state())["seen"] == 2
+
+
+async def test_not_even_tokens_of_what_must_stay_are_counted_here(proxy):
+    request = ask(routing=pb.Routing(residency=pb.RESIDENCY_LOCAL_ONLY))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await proxy.stub.CountTokens(
+            model_pb2.CountTokensRequest(model=request.model, request=request),
+            metadata=proxy.metadata,
+        )
+    assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_a_key_is_not_even_told_in_part_where_a_providers_text_is_cut(proxy):
+    said = "x" * 285 + KEY
+    await proxy.provider.fault("4xx", status=400, message=said, code=said[200:], param=KEY)
+    with pytest.raises(Fault) as caught:
+        await proxy.answer(ask())
+    told = repr((caught.value.message, caught.value.metadata, caught.value.violations))
+    assert "xxx" in told
+    assert KEY[:6] not in told

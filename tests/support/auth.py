@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import Any
 
 import grpc
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from anabranch.v1 import auth_pb2 as pb
 from anabranch.v1.auth_pb2_grpc import AuthServiceStub
 from services.auth.app import running
 from services.auth.settings import Settings
+from services.auth.vault import Vault
 from services.chassis.errors import Fault, fault_from_rpc_error
 
 ISSUER = "https://auth.anabranch.internal"
@@ -57,6 +60,15 @@ class Front:
 
 def bearer(token: str) -> list[tuple[str, str]]:
     return [("authorization", f"Bearer {token}")]
+
+
+def real_key(data: Path) -> tuple[str, Ed25519PrivateKey]:
+    """The id and the private half of the key that a service with this directory signs with."""
+    connection = sqlite3.connect(data / "auth.db")
+    kid, sealed = connection.execute("SELECT kid, sealed_private_key FROM signing_keys").fetchone()
+    connection.close()
+    secret = (data / "auth.db.key").read_text().strip()
+    return kid, Ed25519PrivateKey.from_private_bytes(Vault(secret).open(sealed, kid=kid))
 
 
 @asynccontextmanager
