@@ -199,12 +199,11 @@ class _Call:
             return
         try:
             job = await self._job()
-        except Exception as error:  # noqa: BLE001 - the edge: what encoding raises ends this request alone
+            if not self.ended:
+                self._submitted = True
+                self._engine.submit(job, self._deliver, self._fail)
+        except Exception as error:  # noqa: BLE001 - the edge: what a request raises ends it alone
             self._fail(fault_of(error))
-            return
-        if not self.ended:
-            self._submitted = True
-            self._engine.submit(job, self._deliver, self._fail)
 
     def cancel(self) -> None:
         """Ends the request as cancelled, wherever it is. Idempotent."""

@@ -155,6 +155,12 @@ class SimEngine:
         if job.sampling.constraint is not None:
             output.fail(wire.unsupported("response_format", "a simulation has no grammar"))
             return
+        try:
+            existing = job.continuation.token_ids
+            wire.check_vocabulary(existing, sim_tokenizer.VOCABULARY, "continuation.token_ids")
+        except Fault as refused:
+            output.fail(refused)
+            return
         running = _Running(output, self._meter.admit(len(job.prompt_token_ids), job.sampling.n))
         try:
             self._add_streams(running)

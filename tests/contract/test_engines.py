@@ -234,6 +234,16 @@ async def test_a_token_outside_the_vocabulary_is_refused(engine, token):
     assert refused.value.violations[0].field == "prompt_token_ids"
 
 
+async def test_a_continuation_outside_the_vocabulary_is_refused_and_ends_nothing_else(engine):
+    prompt = await engine.encode_text("What is a river?")
+    continued = Continuation(token_ids=(10_000_000,))
+    with pytest.raises(Fault) as refused:
+        await run_job(engine, prompt, greedy(4), continuation=continued)
+    assert refused.value.reason == errors_pb2.ERROR_REASON_INVALID_REQUEST
+    assert refused.value.violations[0].field == "continuation.token_ids"
+    assert len((await run_job(engine, prompt, greedy(4))).tokens()) == 4
+
+
 async def test_images_are_refused_by_name(engine):
     image = pb.ContentPart(image=pb.Image(data=b"x", media_type="image/png"))
     with pytest.raises(Fault) as refused:
