@@ -27,6 +27,7 @@ AUTH_SERVICE = "anabranch-auth"
 _CALL_TIMEOUT_S = 1.0
 _LOGIN_TIMEOUT_S = 3.0
 _REFRESH_AT = 0.8
+_REISSUE_AFTER_S = 5.0
 
 
 class AuthClient:
@@ -83,7 +84,9 @@ class AuthClient:
         previous, self._channel = self._channel, open_channel(address)
         self._address = address
         if previous is not None:
-            await previous.close()
+            # What is under way ends by its own deadline: closing would cancel it, and a
+            # cancelled call looks to its caller as if that caller had been cancelled.
+            await previous.close(_LOGIN_TIMEOUT_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,7 @@ class TokenSource:
         self._client_secret = client_secret
         self._clock = clock
         self._token: Token | None = None
+        self._issued_at = float("-inf")
         self._lock = asyncio.Lock()
 
     async def token(self) -> Token:
@@ -121,6 +125,11 @@ class TokenSource:
             if self._token is None or self._token.refresh_at <= self._clock():
                 self._token = await self._issue()
             return self._token
+
+    def was_refused(self, token: Token) -> None:
+        """A peer does not take the token: fetch another next time, but not each time."""
+        if token is self._token and self._clock() - self._issued_at >= _REISSUE_AFTER_S:
+            self._token = None
 
     async def _issue(self) -> Token:
         request = auth_pb2.IssueTokenRequest(
@@ -131,5 +140,6 @@ class TokenSource:
             issued = await self._auth.stub().IssueToken(request, timeout=_LOGIN_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             raise fault_from_rpc_error(error) from error
+        self._issued_at = asked
         life = issued.expires_in.ToNanoseconds() / 1e9
         return Token(issued.access_token, asked + life * _REFRESH_AT)

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from anabranch.v1 import errors_pb2
+from google.protobuf.message import DecodeError
+
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault, Work, reason_name
 from services.chassis.model_handler import CallContext, Outlet
@@ -21,10 +22,10 @@ from services.router.core.decide import wait_limit
 from services.router.observation import Observation
 from services.router.pool import Pool
 from services.router.receipt import ReceiptBuilder
-from services.router.refusals import ELSEWHERE, lost, overloaded, refused
+from services.router import refusals
 from services.router.resume import Delivered, can_resume, continued
 from services.router.route_requests import estimated_prompt_tokens, route_request
-from services.router.uplink import Uplink
+from services.router.uplink import MAX_START_BYTES, Uplink
 
 _log = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ class Exchange:
         self._resume = values.Resume.FRESH
         self._next_request = request
         self._tried: set[str] = set()
+        self._work = Work.NOT_DISPATCHED
         self._uplink: Uplink | None = None
         self._number = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -96,7 +98,7 @@ class Exchange:
         self._cancelled = True
         if self._phase is _Phase.WAITING:
             self._leave_line()
-            self._end_cancelled()
+            self._end_early(pb.FINISH_REASON_CANCELLED)
         elif self._uplink is not None:
             self._uplink.cancel(self._number)
 
@@ -133,20 +135,21 @@ class Exchange:
         elif self._seen_output:
             raise self._lost(verdict.why)
         else:
-            fault = refused(verdict, self._request.model)
-            raise fault.after(Work.MAYBE_BILLED) if self._tried else fault
+            raise refusals.refused(verdict, self._request.model)
 
     def _queue(self, why: str) -> None:
         if not self._pool.wait(self):
-            raise overloaded(f"the waiting line is full ({self._pool.max_waiting})")
-        request = route_request(self._next_request, elapsed=self._receipt.elapsed())
+            raise refusals.overloaded(f"the waiting line is full ({self._pool.max_waiting})")
+        request = route_request(
+            self._next_request, elapsed=self._receipt.elapsed(), resume=self._resume
+        )
         limit = wait_limit(request, self._limits.max_queue_time)
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(limit, self._waited_too_long, why)
 
     def _waited_too_long(self, why: str) -> None:
         self._pool.leave_line(self)
-        self._fail(self._lost(why) if self._seen_output else overloaded(why))
+        self._fail(self._lost(why) if self._seen_output else refusals.overloaded(why))
 
     def _leave_line(self) -> None:
         self._pool.leave_line(self)
@@ -163,11 +166,14 @@ class Exchange:
         outgoing.CopyFrom(self._next_request)
         left = self._context.deadline - asyncio.get_running_loop().time()
         outgoing.timeout.FromMilliseconds(max(int((left - DEADLINE_MARGIN_S) * 1000), 1))
+        raw = outgoing.SerializeToString()
+        if len(raw) > MAX_START_BYTES:
+            raise refusals.too_large_to_forward(len(raw), MAX_START_BYTES)
         self._receipt.dispatched(verdict, uplink.backend.id)
         self._uplink = uplink
         self._phase = _Phase.RUNNING
         self._number = uplink.start(
-            outgoing.SerializeToString(),
+            raw,
             estimated_prompt_tokens(outgoing),
             self._context.caller,
             self._observation.traceparent,
@@ -176,6 +182,8 @@ class Exchange:
 
     def on_chunk(self, raw: bytes, *, last: bool, tokens: int) -> None:
         """A chunk of the answer: passed on as it is, but for the last."""
+        if self._phase is _Phase.OVER:
+            return
         if not self._seen_output:
             self._seen_output = True
             self._receipt.first_chunk()
@@ -184,7 +192,7 @@ class Exchange:
             if not self._goes_on(raw):
                 return
         if last:
-            self._finish(raw)
+            self._finish(raw, tokens)
             return
         self._delivered += tokens
         if self._resumable:
@@ -193,30 +201,46 @@ class Exchange:
 
     def _goes_on(self, raw: bytes) -> bool:
         """Whether a resumed answer starts where the delivered one ends."""
-        first = pb.GenerateChunk.FromString(raw)
+        first = self._read(raw)
         expected = len(self._next_request.continuation.token_ids)
+        if first is None:
+            return False
         if self._resume is not values.Resume.AFTER_TOKENS or first.first_token == expected:
             return True
-        self._abort_attempt()
-        self._fail(self._lost("the answer was gone on with at the wrong place"))
+        self._give_up("the answer was gone on with at the wrong place")
         return False
 
-    def _finish(self, raw: bytes) -> None:
-        chunk = pb.GenerateChunk.FromString(raw)
+    def _read(self, raw: bytes) -> pb.GenerateChunk | None:
+        """The chunk; None when it is none and the request was ended for it."""
+        try:
+            return pb.GenerateChunk.FromString(raw)
+        except DecodeError:
+            self._give_up("the backend sent a chunk that cannot be read")
+            return None
+
+    def _give_up(self, why: str) -> None:
+        if self._uplink is not None:
+            self._uplink.cancel(self._number)
+        self._fail(self._lost(why))
+
+    def _finish(self, raw: bytes, tokens: int) -> None:
+        chunk = self._read(raw)
+        if chunk is None:
+            return
         if not chunk.finish_reason:
             self._receipt.attempt_failed("BACKEND_LOST")
             self._fail(self._lost("the backend ended the answer without a finish reason"))
             return
-        self._end_with(chunk)
+        self._end_with(chunk, tokens)
 
-    def _end_with(self, chunk: pb.GenerateChunk) -> None:
+    def _end_with(self, chunk: pb.GenerateChunk, tokens: int = 0) -> None:
         """The last chunk, however it came about, with its receipt."""
         self._phase = _Phase.OVER
         served = self._uplink.backend.models.get(self._request.model) if self._uplink else None
         self._receipt.complete(chunk, served.served_model if served else "")
         self._observation.finished(chunk)
         self._kept.clear()
-        self._outlet.chunk(chunk.SerializeToString(), last=True, tokens=len(chunk.token_ids))
+        self._outlet.chunk(chunk.SerializeToString(), last=True, tokens=tokens)
 
     # Failing, and going on elsewhere
 
@@ -225,16 +249,18 @@ class Exchange:
         if self._phase is _Phase.OVER:
             return
         self._receipt.attempt_failed(reason_name(fault.reason))
+        self._work = fault.after(self._work).work
         if self._uplink is not None:
             self._tried.add(self._uplink.backend.id)
         if self._cancelled:
-            self._end_cancelled()
+            self._end_early(pb.FINISH_REASON_CANCELLED)
             return
-        if fault.reason not in ELSEWHERE:
+        if fault.reason not in refusals.ELSEWHERE:
             self._fail(fault)
             return
         if self._receipt.attempts >= MAX_ATTEMPTS:
-            self._fail(self._lost(f"gave up after {MAX_ATTEMPTS} attempts: {fault.message}"))
+            why = f"gave up after {MAX_ATTEMPTS} attempts: {fault.message}"
+            self._fail_for(fault, self._lost(why))
             return
         if self._seen_output and not self._prepare_resume():
             return
@@ -253,28 +279,19 @@ class Exchange:
         try:
             self._act(decision)
         except Fault as refusal:
-            lost_one = fault.reason == errors_pb2.ERROR_REASON_BACKEND_LOST
-            # A backend's own word, such as a provider's error, says more than "nobody else".
-            self._fail(refusal if self._seen_output or lost_one else fault)
+            self._fail_for(fault, refusal)
 
     def _prepare_resume(self) -> bool:
         """Builds the request for the rest; false when the request was ended instead."""
-        if not self._resumable:
+        existing = len(self._request.continuation.token_ids)
+        delivered = Delivered(self._kept, after=existing, tokens=self._delivered)
+        if not self._resumable or not delivered.complete:
             self._fail(self._lost("this kind of answer cannot be gone on with elsewhere"))
-            return False
-        delivered = Delivered(self._kept)
-        if not delivered.complete:
-            self._fail(self._lost("an answer with reasoning cannot be gone on with elsewhere"))
             return False
         rest = continued(self._request, delivered)
         if rest is None:
             # Every token was delivered; only the word that it was the last one is missing.
-            chunk = pb.GenerateChunk(
-                first_token=len(delivered.token_ids),
-                finish_reason=pb.FINISH_REASON_LENGTH,
-                usage=pb.Usage(completion_tokens=self._delivered, source=pb.Usage.SOURCE_PARTIAL),
-            )
-            self._end_with(chunk)
+            self._end_early(pb.FINISH_REASON_LENGTH)
             return False
         self._next_request = rest
         self._resume = delivered.kind
@@ -283,22 +300,22 @@ class Exchange:
         return True
 
     def _lost(self, message: str) -> Fault:
-        return lost(message, self._delivered, output_seen=self._seen_output)
+        work = Work.OUTPUT_SEEN if self._seen_output else self._work
+        return refusals.lost(message, self._delivered, work=work)
 
-    def _abort_attempt(self) -> None:
-        if self._uplink is not None:
-            self._uplink.cancel(self._number)
+    def _end_early(self, reason: pb.FinishReason) -> None:
+        """Ends the answer after what was delivered, in the place of a backend."""
+        position = len(self._request.continuation.token_ids) + self._delivered
+        usage = pb.Usage(completion_tokens=position, source=pb.Usage.SOURCE_PARTIAL)
+        self._end_with(pb.GenerateChunk(first_token=position, finish_reason=reason, usage=usage))
 
-    def _end_cancelled(self) -> None:
-        self._end_with(
-            pb.GenerateChunk(
-                first_token=self._delivered,
-                finish_reason=pb.FINISH_REASON_CANCELLED,
-                usage=pb.Usage(completion_tokens=self._delivered, source=pb.Usage.SOURCE_PARTIAL),
-            )
-        )
+    def _fail_for(self, fault: Fault, otherwise: Fault) -> None:
+        """Nobody else can take it: a backend's own word says more than that, where it may."""
+        private = self._seen_output or fault.reason in refusals.TO_THE_ROUTER
+        self._fail(otherwise if private else fault)
 
     def _fail(self, fault: Fault) -> None:
+        fault = fault.after(self._work)
         self._phase = _Phase.OVER
         self._kept.clear()
         self._observation.failed(fault)

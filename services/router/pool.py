@@ -125,8 +125,7 @@ class Pool:
     def _list(self, instance: Instance) -> None:
         present = self._uplinks.get(instance.id)
         if present is not None and present.backend.instance.address == instance.address:
-            present.relist()
-            if not self._running[instance.id].done():
+            if present.relist():
                 return
         elif present is not None:
             self._unlist(instance.id)
@@ -141,8 +140,10 @@ class Pool:
         if uplink is None:
             return
         uplink.unlist()
-        if uplink.backend.health is values.Health.LOST:
-            self._running[backend_id].cancel()
+        if uplink.backend.health in (values.Health.CONNECTING, values.Health.LOST):
+            # Forgotten at once: should it be listed again, that is another uplink.
+            del self._uplinks[backend_id]
+            self._running.pop(backend_id).cancel()
 
     def _forget(self, backend_id: str, task: asyncio.Task[None]) -> None:
         if self._running.get(backend_id) is task:

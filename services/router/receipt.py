@@ -47,7 +47,10 @@ class ReceiptBuilder:
         self._receipt.attempts.add(backend_id=backend_id, tier=TIERS[verdict.tier])
         self._receipt.tier = TIERS[verdict.tier]
         self._receipt.backend_id = backend_id
-        _seconds(self._receipt.predicted_ttft, verdict.predicted_ttft)
+        if self._first_chunk_at is None:
+            _seconds(self._receipt.predicted_ttft, verdict.predicted_ttft)
+        # Of the last attempt, as the tier is: a later one may be back in the preferred tier.
+        self._receipt.ClearField("overflow_reason")
         if verdict.overflow is not None:
             self._receipt.overflow_reason = OVERFLOWS[verdict.overflow]
 

@@ -25,14 +25,33 @@ ELSEWHERE = frozenset(
 )
 
 
-def lost(message: str, delivered: int, *, output_seen: bool) -> Fault:
+# Said to the router: its caller would take it for a word about itself or its session.
+TO_THE_ROUTER = frozenset(
+    {
+        errors_pb2.ERROR_REASON_BACKEND_LOST,
+        errors_pb2.ERROR_REASON_CREDENTIAL_REJECTED,
+        errors_pb2.ERROR_REASON_DRAINING,
+    }
+)
+
+
+def lost(message: str, delivered: int, *, work: Work) -> Fault:
     """The backend is gone and nobody could go on; says how many tokens had been sent."""
     return Fault(
         errors_pb2.ERROR_REASON_BACKEND_LOST,
         message,
-        work=Work.OUTPUT_SEEN if output_seen else Work.MAYBE_BILLED,
+        work=work,
         metadata={"tokens_delivered": str(delivered)},
-        retry_after=None if output_seen else RETRY_AFTER_S,
+        retry_after=None if work is Work.OUTPUT_SEEN else RETRY_AFTER_S,
+    )
+
+
+def too_large_to_forward(size: int, limit: int) -> Fault:
+    """With what is added for the backend, the request no longer fits into a message."""
+    return Fault(
+        errors_pb2.ERROR_REASON_TOO_LARGE,
+        f"the request has {size} bytes, more than the {limit} that a backend takes",
+        metadata={"size": str(size), "limit": str(limit)},
     )
 
 

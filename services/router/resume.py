@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from google.protobuf.message import DecodeError
+
 from anabranch.v1 import generation_pb2 as pb
 from services.router.core.values import Resume
 
@@ -28,25 +30,39 @@ def can_resume(request: pb.GenerateRequest) -> bool:
 
 
 class Delivered:
-    """The chunks that a caller has got, joined."""
+    """The chunks that a caller has got, joined.
 
-    def __init__(self, chunks: Sequence[bytes]) -> None:
+    `after` counts the tokens of the request's own continuation; `tokens` those that
+    were delivered, as their backends counted them. `complete` is false when the
+    chunks hold what a continuation cannot. `by_tokens` is false when part of the
+    answer came without token ids: then only its text is whole.
+    """
+
+    def __init__(self, chunks: Sequence[bytes], *, after: int = 0, tokens: int = 0) -> None:
         self.token_ids: list[int] = []
         self.complete = True
+        self.by_tokens = True
         texts: list[str] = []
         for raw in chunks:
-            chunk = pb.GenerateChunk.FromString(raw)
+            try:
+                chunk = pb.GenerateChunk.FromString(raw)
+            except DecodeError:
+                self.complete = False
+                break
             texts.append(chunk.text)
+            if chunk.token_ids and not self.token_ids and chunk.first_token != after:
+                self.by_tokens = False
             self.token_ids.extend(chunk.token_ids)
             # Reasoning is not part of a continuation: it cannot be gone on with.
             if chunk.reasoning or chunk.tool_calls:
                 self.complete = False
         self.text = "".join(texts)
+        self.count = max(len(self.token_ids), tokens)
 
     @property
     def kind(self) -> Resume:
         """What the next backend must be able to take."""
-        if self.token_ids:
+        if self.token_ids and self.by_tokens:
             return Resume.AFTER_TOKENS
         return Resume.AFTER_TEXT if self.text else Resume.FRESH
 
@@ -55,12 +71,14 @@ def continued(request: pb.GenerateRequest, delivered: Delivered) -> pb.GenerateR
     """The request for the rest; None when nothing is left to generate."""
     rest = pb.GenerateRequest()
     rest.CopyFrom(request)
-    rest.continuation.token_ids.extend(delivered.token_ids)
     rest.continuation.text += delivered.text
-    count = len(delivered.token_ids)
+    if delivered.by_tokens:
+        rest.continuation.token_ids.extend(delivered.token_ids)
+    else:
+        del rest.continuation.token_ids[:]
     sampling = rest.sampling
     if sampling.HasField("max_tokens"):
-        if sampling.max_tokens <= count:
+        if sampling.max_tokens <= delivered.count:
             return None
-        sampling.max_tokens -= count
+        sampling.max_tokens -= delivered.count
     return rest

@@ -13,12 +13,13 @@ from collections.abc import Callable
 from typing import Protocol
 
 import grpc
+from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 
 from anabranch.v1 import errors_pb2, relay_pb2
 from services.chassis.auth_client import TokenSource
 from services.chassis.authn import Principal
-from services.chassis.channels import open_channel
+from services.chassis.channels import DEFAULT_MAX_MESSAGE_BYTES, open_channel
 from services.chassis.errors import (
     Fault,
     Work,
@@ -36,8 +37,11 @@ SESSION_METHOD = "/anabranch.v1.ModelService/Session"
 _READY_TIMEOUT_S = 10.0
 _BACKOFF_S = (0.05, 2.0)
 _RENEW_RETRY_S = 2.0
-# Requests of up to 2 MiB of prompt must still fit beside what was gathered before them.
 _MESSAGE_BYTES = 1024 * 1024
+# A message beyond what a backend takes ends the session, and with it every other request.
+MAX_START_BYTES = DEFAULT_MAX_MESSAGE_BYTES - 64 * 1024
+# Small calls on the channel of a backend that leaves get this long to end.
+_CLOSE_GRACE_S = 10.0
 
 
 class Receiver(Protocol):
@@ -64,6 +68,7 @@ class Uplink:
         self.backend = KnownBackend(instance, on_change, clock)
         self.channel = open_channel(instance.address)
         self.listed = True
+        self._over = False
         self._tokens = tokens
         self._clock = clock
         self._jitter = jitter
@@ -113,12 +118,15 @@ class Uplink:
             self.backend.set_health(Health.DRAINING, "left the registry")
         self._leave_if_idle()
 
-    def relist(self) -> None:
-        """The registry lists it again while its session never broke."""
+    def relist(self) -> bool:
+        """The registry lists it again; false when it is too late and takes a new uplink."""
+        if self._over:
+            return False
         if not self.listed:
             self.listed = True
             if self.backend.health is Health.DRAINING and self._call is not None:
                 self.backend.set_health(Health.READY, "")
+        return True
 
     async def run(self) -> None:
         """Keeps a session open until cancelled, or until unlisted and idle."""
@@ -133,8 +141,9 @@ class Uplink:
                 delay = min(low * 2 ** min(attempt, 10), high)
                 await asyncio.sleep(delay * (0.5 + self._jitter.random()))
         finally:
+            self._over = True
             self._session_over(_lost("its session was closed"))
-            await self.channel.close()
+            await self.channel.close(_CLOSE_GRACE_S)
 
     async def _one_session(self) -> Fault:
         """Runs one session to its end and says why it ended."""
@@ -156,6 +165,8 @@ class Uplink:
                 fault = await self._read_all(call)
                 for task in helpers:
                     task.cancel()
+            if fault.reason == errors_pb2.ERROR_REASON_CREDENTIAL_REJECTED:
+                self._tokens.was_refused(token)
             return fault
         except ExceptionGroup as group:
             return fault_of(group.exceptions[0])
@@ -183,9 +194,11 @@ class Uplink:
         except grpc.aio.AioRpcError as error:
             return fault_from_rpc_error(error)
         except asyncio.CancelledError:
-            if call.cancelled() and not self.listed:
-                return _lost("left the registry")
-            raise
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # The call was cancelled, not this task: it may be listed again by now.
+            return _lost("left the registry")
 
     def _take(self, message: relay_pb2.RelaySessionResponse) -> None:
         """One message of the backend: usually one step, with a frame for each request."""
@@ -202,7 +215,7 @@ class Uplink:
                 del receivers[number]
                 ended += 1
             if frame.error:
-                fault = fault_from_status(status_pb2.Status.FromString(frame.error))
+                fault = _read_error(frame.error)
                 self.backend.failed(fault)
                 receiver.on_failure(fault)
             else:
@@ -253,8 +266,10 @@ class Uplink:
         """What waits to be sent, within what one message may hold."""
         frames = self._outgoing
         size = count = 0
-        while count < len(frames) and (count == 0 or size < _MESSAGE_BYTES):
+        while count < len(frames):
             size += len(frames[count].start)
+            if count and size > _MESSAGE_BYTES:
+                break
             count += 1
         self._outgoing = frames[count:]
         if self._outgoing:
@@ -274,6 +289,13 @@ class Uplink:
             refresh_at = token.refresh_at
             self._renewal = f"Bearer {token.value}"
             self._wake.set()
+
+
+def _read_error(raw: bytes) -> Fault:
+    try:
+        return fault_from_status(status_pb2.Status.FromString(raw))
+    except DecodeError:
+        return _lost("the backend sent an error that cannot be read")
 
 
 def _lost(message: str) -> Fault:

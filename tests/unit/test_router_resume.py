@@ -81,3 +81,32 @@ def test_reasoning_cannot_be_gone_on_with():
 )
 def test_which_requests_can_be_gone_on_with(fields, able):
     assert can_resume(pb.GenerateRequest(model="m", prompt="p", **fields)) is able
+
+
+def test_an_answer_of_which_a_part_has_no_tokens_goes_on_after_its_text():
+    # A provider's text without token ids, then an engine that went on after that text.
+    engine = pb.GenerateChunk(first_token=4, text="b", token_ids=[5, 6]).SerializeToString()
+    delivered = Delivered([chunk("a"), engine], tokens=3)
+    assert delivered.kind is Resume.AFTER_TEXT
+    rest = continued(request(max_tokens=10), delivered)
+    assert not rest.continuation.token_ids
+    assert rest.continuation.text == "ab"
+    assert rest.sampling.max_tokens == 7
+
+
+def test_tokens_delivered_as_text_alone_count_towards_the_maximum():
+    rest = continued(request(max_tokens=10), Delivered([chunk("a"), chunk("b")], tokens=2))
+    assert rest.sampling.max_tokens == 8
+
+
+def test_a_given_continuation_by_text_alone_goes_on_by_text():
+    original = request()
+    original.continuation.text = "z"
+    engine = pb.GenerateChunk(first_token=1, text="a", token_ids=[7]).SerializeToString()
+    rest = continued(original, Delivered([engine], tokens=1))
+    assert not rest.continuation.token_ids
+    assert rest.continuation.text == "za"
+
+
+def test_what_cannot_be_read_cannot_be_gone_on_with():
+    assert not Delivered([chunk("a", 1), b"\xff\xff\xff"]).complete

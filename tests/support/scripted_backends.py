@@ -1,0 +1,250 @@
+"""Backends that say exactly what a test tells them to, behind the router's real pool and exchange.
+
+Each is a real gRPC server of Session; only the registry and the tokens are stand-ins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import grpc
+from opentelemetry import metrics, trace
+
+from anabranch.v1 import generation_pb2 as pb
+from anabranch.v1 import relay_pb2, session_pb2
+from services.chassis.auth_client import Token
+from services.chassis.authn import Principal
+from services.chassis.errors import Fault, to_status
+from services.chassis.host import Tasks
+from services.chassis.model_handler import CallContext
+from services.chassis.registry import Instance
+from services.router.core.values import Health
+from services.router.exchange import RoutingLimits
+from services.router.handler import RouterHandler
+from services.router.observation import Observer
+from services.router.pool import Pool
+from tests.support.auth import until
+
+MODEL = "river"
+CALLER = Principal("tester", "shop", frozenset({"generate"}), float("inf"), "t")
+Frame = relay_pb2.RelaySessionResponseFrame
+
+
+class Tokens:
+    """A token that never expires; remembers which were reported as refused."""
+
+    def __init__(self) -> None:
+        self.refused: list[str] = []
+
+    async def token(self) -> Token:
+        return Token("mine", time.monotonic() + 3600)
+
+    def was_refused(self, token: Token) -> None:
+        self.refused.append(token.value)
+
+
+class Backend:
+    """One scripted backend."""
+
+    def __init__(
+        self, id: str, tier: pb.Tier.ValueType, capabilities: Sequence[pb.Capability.ValueType]
+    ) -> None:
+        self.id = id
+        self.sessions = 0
+        self.may_greet = asyncio.Event()
+        self.may_greet.set()
+        self.reject: grpc.StatusCode | None = None
+        self.cancelled: list[int] = []
+        self._ready = session_pb2.SessionReady(
+            backend_id=id,
+            tier=tier,
+            models=[pb.ModelInfo(name=MODEL, tiers=[tier], capabilities=capabilities)],
+        )
+        self._starts: asyncio.Queue[tuple[int, pb.GenerateRequest]] = asyncio.Queue()
+        self._context: grpc.aio.ServicerContext | None = None
+        self.server = grpc.aio.server(options=[("grpc.max_receive_message_length", 64 << 20)])
+        self.address = ""
+
+    async def open(self) -> None:
+        handler = grpc.stream_stream_rpc_method_handler(
+            self._session,
+            relay_pb2.RelaySessionRequest.FromString,
+            relay_pb2.RelaySessionResponse.SerializeToString,
+        )
+        self.server.add_generic_rpc_handlers(
+            (
+                grpc.method_handlers_generic_handler(
+                    "anabranch.v1.ModelService", {"Session": handler}
+                ),
+            )
+        )
+        self.address = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
+        await self.server.start()
+
+    @property
+    def instance(self) -> Instance:
+        return Instance(self.id, "anabranch-engine", self.address, {"models": MODEL})
+
+    async def next_start(self) -> tuple[int, pb.GenerateRequest]:
+        async with asyncio.timeout(10):
+            return await self._starts.get()
+
+    async def send(self, *frames: Frame, load: session_pb2.LoadReport | None = None) -> None:
+        assert self._context is not None
+        await self._context.write(relay_pb2.RelaySessionResponse(frames=frames, load=load))
+
+    async def refuse(self, fault: Fault) -> None:
+        """Answers the next start with an error."""
+        number, _ = await self.next_start()
+        await self.send(Frame(stream=number, error=to_status(fault).SerializeToString(), last=True))
+
+    async def crash(self) -> None:
+        await self.server.stop(0)
+
+    async def _session(self, requests: Any, context: grpc.aio.ServicerContext) -> None:
+        self.sessions += 1
+        await self.may_greet.wait()
+        await context.write(relay_pb2.RelaySessionResponse(ready=self._ready))
+        if self.reject is not None:
+            await context.abort(self.reject, "as the test wants it")
+        self._context = context
+        async for message in requests:
+            for frame in message.frames:
+                if frame.WhichOneof("action") == "cancel":
+                    self.cancelled.append(frame.stream)
+                else:
+                    self._starts.put_nowait(
+                        (frame.stream, pb.GenerateRequest.FromString(frame.start))
+                    )
+
+
+class Answer:
+    """An outlet that keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.chunks: list[pb.GenerateChunk] = []
+        self.ends: list[pb.GenerateChunk | Fault] = []
+        self._over = asyncio.Event()
+
+    def chunk(self, raw: bytes, *, last: bool, tokens: int) -> None:
+        self.chunks.append(pb.GenerateChunk.FromString(raw))
+        if last:
+            self.ends.append(self.chunks[-1])
+            self._over.set()
+
+    def fail(self, fault: Fault) -> None:
+        self.ends.append(fault)
+        self._over.set()
+
+    async def fault(self) -> Fault:
+        end = await self._end()
+        assert isinstance(end, Fault), end
+        return end
+
+    async def last(self) -> pb.GenerateChunk:
+        end = await self._end()
+        assert isinstance(end, pb.GenerateChunk), end
+        return end
+
+    async def has_chunks(self, count: int) -> None:
+        async def enough() -> bool:
+            return len(self.chunks) >= count
+
+        await until(enough)
+
+    async def _end(self) -> pb.GenerateChunk | Fault:
+        async with asyncio.timeout(10):
+            await self._over.wait()
+        (end,) = self.ends
+        return end
+
+
+class Scene:
+    """A pool in front of scripted backends, and a registry that says what the test says."""
+
+    def __init__(self, pool: Pool, handler: RouterHandler, tokens: Tokens) -> None:
+        self.pool = pool
+        self.handler = handler
+        self.tokens = tokens
+        self.listings: asyncio.Queue[tuple[Instance, ...]] = asyncio.Queue()
+        self.stack = AsyncExitStack()
+
+    async def watch(self, service: str) -> AsyncIterator[tuple[Instance, ...]]:
+        while True:
+            yield await self.listings.get()
+
+    def list(self, *backends: Backend) -> None:
+        self.listings.put_nowait(tuple(backend.instance for backend in backends))
+
+    async def backend(
+        self,
+        id: str,
+        tier: pb.Tier.ValueType = pb.TIER_LOCAL,
+        capabilities: Sequence[pb.Capability.ValueType] = (
+            pb.CAPABILITY_RESUME_TOKENS,
+            pb.CAPABILITY_RESUME_TEXT,
+        ),
+    ) -> Backend:
+        backend = Backend(id, tier, capabilities)
+        await backend.open()
+        self.stack.push_async_callback(backend.server.stop, 0)
+        return backend
+
+    async def ready(self, *backends: Backend) -> None:
+        """Waits until exactly these are ready."""
+        wanted = {backend.id for backend in backends}
+
+        async def so() -> bool:
+            return wanted == {
+                u.backend.id for u in self.pool.uplinks() if u.backend.health is Health.READY
+            }
+
+        await until(so)
+
+    def ask(self, **fields: Any) -> Answer:
+        """Starts a request; a refusal is its answer's fault, as it is for every caller."""
+        answer = Answer()
+        request = pb.GenerateRequest(**{"model": MODEL, "prompt": "p", **fields})
+        context = CallContext(CALLER, "r", asyncio.get_running_loop().time() + 30)
+        try:
+            self.handler.open(request, context, answer)
+        except Fault as fault:
+            answer.fail(fault)
+        return answer
+
+
+@asynccontextmanager
+async def scene(*, max_queue_time: float = 10.0) -> AsyncIterator[Scene]:
+    tokens = Tokens()
+    async with asyncio.TaskGroup() as group:
+        tasks = Tasks(group)
+        pool = Pool(tokens, tasks, time.monotonic, default_ttft_slo=10, max_waiting=10, seed=1)
+        handler = RouterHandler(
+            pool,
+            tokens,
+            RoutingLimits(max_queue_time, time.monotonic),
+            Observer(metrics.NoOpMeter("test"), trace.NoOpTracer()),
+            session_pb2.SessionReady,
+        )
+        running = Scene(pool, handler, tokens)
+        tasks.create_task(pool.follow(running, "anabranch-engine"))
+        try:
+            async with running.stack:
+                yield running
+        finally:
+            tasks.cancel_all()
+
+
+def text_chunk(number: int, first: int, text: str, *ids: int, **fields: Any) -> Frame:
+    """A frame with text and tokens; `finish_reason` among the fields makes it the last."""
+    raw = pb.GenerateChunk(first_token=first, text=text, token_ids=ids, **fields)
+    return Frame(
+        stream=number,
+        chunk=raw.SerializeToString(),
+        last="finish_reason" in fields,
+        tokens=len(ids) or 1,
+    )
