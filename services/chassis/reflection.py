@@ -17,8 +17,11 @@ from google.protobuf.descriptor_pb2 import (
     FileDescriptorProto,
     FileDescriptorSet,
 )
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
+
+from services.chassis.errors import Violation, invalid
 
 V1 = "grpc.reflection.v1.ServerReflection"
 V1ALPHA = "grpc.reflection.v1alpha.ServerReflection"
@@ -35,8 +38,11 @@ def add_reflection(server: grpc.aio.Server, protoset: bytes, services: Sequence[
     catalogue = Catalogue([*files, *_standard_files()])
     names = sorted({*services, _HEALTH, V1, V1ALPHA})
 
-    async def info(requests: AsyncIterator[Any], _: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
-        async for request in requests:
+    async def info(
+        requests: AsyncIterator[bytes], _: grpc.aio.ServicerContext
+    ) -> AsyncIterator[Any]:
+        async for raw in requests:
+            request = _read(raw)
             answer = _answer(request, catalogue, names)
             answer.valid_host = request.host
             answer.original_request.CopyFrom(request)
@@ -44,7 +50,6 @@ def add_reflection(server: grpc.aio.Server, protoset: bytes, services: Sequence[
 
     handler = grpc.stream_stream_rpc_method_handler(
         info,
-        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
         response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
     )
     server.add_generic_rpc_handlers(
@@ -53,6 +58,14 @@ def add_reflection(server: grpc.aio.Server, protoset: bytes, services: Sequence[
             for name in (V1, V1ALPHA)
         )
     )
+
+
+def _read(raw: bytes) -> Any:
+    """The request. Here, since what a deserialiser raises is taken for a failure of ours."""
+    try:
+        return reflection_pb2.ServerReflectionRequest.FromString(raw)
+    except DecodeError as garbage:
+        raise invalid([Violation("", "is not a ServerReflectionRequest")]) from garbage
 
 
 class Catalogue:

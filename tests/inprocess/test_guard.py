@@ -36,3 +36,19 @@ async def test_streams_without_a_credential_never_take_the_places_of_callers():
         for watch in watches:
             watch.cancel()
         await asyncio.gather(*(watch.code() for watch in watches))
+
+
+async def test_garbage_sent_to_reflection_is_the_callers_fault_and_no_incident(caplog):
+    keys = LocalKeys()
+    settings = Settings(listen="127.0.0.1:0", http_listen="127.0.0.1:0", engine="sim")
+    async with (
+        running(settings, key_source=keys) as host,
+        grpc.aio.insecure_channel(host.address) as channel,
+    ):
+        for version in ("v1", "v1alpha"):
+            call = channel.stream_stream(
+                f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
+            )()
+            await call.write(b"\xff\xff\xff")
+            assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
