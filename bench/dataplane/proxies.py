@@ -1,0 +1,187 @@
+"""Envoy and nginx as relays of plain RPCs: what they are started with. Nothing is started here.
+
+Both as somebody would run them in production for streamed gRPC, on one worker, so that they
+compare with one worker of the router: HTTP/2 on both sides, connections to the engine kept, no
+limit that the benchmark could meet, no access log. Neither authenticates nor accounts, which the
+router does: that favours them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.dataplane.plan import PLAIN_STREAMS_PER_CONNECTION
+from tools.cluster.process import ProcessSpec
+
+_ENDLESS = 1_000_000
+
+
+def find_envoy() -> str | None:
+    """The Envoy beside this Python first: its version is pinned."""
+    beside = Path(sys.executable).parent / "envoy"
+    return str(beside) if beside.exists() else shutil.which("envoy")
+
+
+def find_nginx() -> str | None:
+    """Debian's nginx, also for users whose PATH lacks sbin."""
+    return shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+
+
+def version_of(binary: str) -> str:
+    """What the program says of itself, in one line."""
+    flag = "-v" if binary.endswith("nginx") else "--version"
+    done = subprocess.run([binary, flag], check=False, capture_output=True, text=True, timeout=20)
+    return (done.stdout + done.stderr).strip().splitlines()[-1].strip()
+
+
+def envoy(binary: str, folder: Path, address: str, engine: str) -> ProcessSpec:
+    """Envoy with one listener, one route, one cluster."""
+    config = folder / "envoy.json"
+    config.write_text(json.dumps(envoy_config(address, engine), indent=2) + "\n", encoding="utf-8")
+    return ProcessSpec(
+        name="envoy",
+        argv=(
+            *(binary, "--config-path", str(config), "--concurrency", "1"),
+            *("--disable-hot-restart", "--log-level", "warn"),
+        ),
+        probe="grpc",
+        address=address,
+        drain=3.0,
+    )
+
+
+def envoy_config(address: str, engine: str) -> Mapping[str, Any]:
+    """Envoy's bootstrap. `engine` and `address` are host:port."""
+    manager = {
+        "@type": "type.googleapis.com/envoy.extensions.filters.network."
+        "http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "grpc",
+        "codec_type": "HTTP2",
+        "http2_protocol_options": {"max_concurrent_streams": 1000},
+        "stream_idle_timeout": "0s",
+        "route_config": {
+            "virtual_hosts": [
+                {
+                    "name": "engine",
+                    "domains": ["*"],
+                    "routes": [
+                        {
+                            "match": {"prefix": "/", "grpc": {}},
+                            "route": {"cluster": "engine", "timeout": "0s"},
+                        }
+                    ],
+                }
+            ]
+        },
+        "http_filters": [
+            {
+                "name": "envoy.filters.http.router",
+                "typed_config": {
+                    "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
+                },
+            }
+        ],
+    }
+    thresholds = dict.fromkeys(
+        ("max_connections", "max_pending_requests", "max_requests", "max_retries"), _ENDLESS
+    )
+    cluster = {
+        "name": "engine",
+        "type": "STATIC",
+        "connect_timeout": "5s",
+        "load_assignment": {
+            "cluster_name": "engine",
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _socket(engine)}}]}],
+        },
+        "circuit_breakers": {"thresholds": [thresholds]},
+        "typed_extension_protocol_options": {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3."
+                "HttpProtocolOptions",
+                # As many as our servers take: asking for more gets streams refused at first.
+                "explicit_http_config": {
+                    "http2_protocol_options": {
+                        "max_concurrent_streams": PLAIN_STREAMS_PER_CONNECTION
+                    }
+                },
+            }
+        },
+    }
+    listener = {
+        "name": "grpc",
+        "address": _socket(address),
+        "filter_chains": [
+            {
+                "filters": [
+                    {
+                        "name": "envoy.filters.network.http_connection_manager",
+                        "typed_config": manager,
+                    }
+                ]
+            }
+        ],
+    }
+    return {"static_resources": {"listeners": [listener], "clusters": [cluster]}}
+
+
+def _socket(address: str) -> dict[str, Any]:
+    host, _, port = address.rpartition(":")
+    return {"socket_address": {"address": host, "port_value": int(port)}}
+
+
+def nginx(binary: str, folder: Path, address: str, engine: str) -> ProcessSpec:
+    """nginx with one worker and kept connections to the engine."""
+    config = folder / "nginx.conf"
+    config.write_text(nginx_config(folder, address, engine), encoding="utf-8")
+    return ProcessSpec(
+        name="nginx",
+        argv=(binary, "-c", str(config), "-p", str(folder)),
+        probe="grpc",
+        address=address,
+        drain=3.0,
+    )
+
+
+def nginx_config(folder: Path, address: str, engine: str) -> str:
+    """The whole configuration. nginx opens one connection to the engine for each running call."""
+    return f"""\
+daemon off;
+worker_processes 1;
+worker_rlimit_nofile 65536;
+pid {folder}/nginx.pid;
+error_log {folder}/nginx.log warn;
+events {{ worker_connections 20000; multi_accept on; }}
+http {{
+    access_log off;
+    tcp_nodelay on;
+    client_body_temp_path {folder}/nginx-body;
+    proxy_temp_path {folder}/nginx-proxy;
+    fastcgi_temp_path {folder}/nginx-fastcgi;
+    uwsgi_temp_path {folder}/nginx-uwsgi;
+    scgi_temp_path {folder}/nginx-scgi;
+    keepalive_requests {_ENDLESS};
+    keepalive_timeout 1h;
+    http2_max_concurrent_streams 1000;
+    upstream engine {{
+        server {engine};
+        keepalive 2000;
+        keepalive_requests {_ENDLESS};
+        keepalive_timeout 1h;
+    }}
+    server {{
+        listen {address} http2 backlog=4096;
+        location / {{
+            grpc_pass grpc://engine;
+            grpc_read_timeout 1h;
+            grpc_send_timeout 1h;
+            grpc_socket_keepalive on;
+        }}
+    }}
+}}
+"""

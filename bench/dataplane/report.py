@@ -1,0 +1,166 @@
+"""Writes a run as a Markdown page. Pure: from the record to text.
+
+The page says how it was measured, states ratios first, and marks what to doubt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from bench.dataplane.plan import Path
+
+Row = Mapping[str, Any]
+
+METHOD = """\
+**How to read it.** Medians over the rounds, the least and the greatest in brackets. CPU is that of
+the proxy's whole process tree, from the scheduler's books; `× Envoy` is taken within a round.
+"Added" is the difference to the direct path of the same form in the same round. Caller, proxy and
+engine share the machine's cores, and each proxy has one worker. In a paced run the engine makes a
+step every 20 ms, in which each running answer gets one token, as real engines do; a new answer
+waits for the next step, so added TTFT is told by the unpaced rows. The router authenticates,
+admits, accounts, measures and writes receipts; Envoy and nginx only relay. Plain RPCs run over
+one connection for each 100 streams, sessions hold up to 256 streams each.
+
+**What to doubt.** *generator saturated*, *engine saturated*: that process used more than 0.9 of a
+core, so tokens/s says more about it than about the proxy; CPU a token remains meaningful. *machine
+busy*: other programs took more than 0.2 of a core.
+"""
+
+
+def page(record: Mapping[str, Any], plot: str) -> str:
+    """The whole page; `plot` is the picture's file name, empty for none."""
+    return "\n".join(_lines(record, plot)) + "\n"
+
+
+def _lines(record: Mapping[str, Any], plot: str) -> Iterator[str]:
+    where, versions = record["circumstances"]["machine"], record["circumstances"]["versions"]
+    yield "# Data plane: what a token costs on its way through a proxy\n"
+    yield "Made by `make bench-dataplane`; the figures are in the JSON file beside this page.\n"
+    yield (
+        f"{record['circumstances']['at']}, commit `{record['circumstances']['commit'][:12]}`"
+        f"{_dirty(record)}. {where['cores']} × {where['cpu']}, {where['memory_gib']} GiB, Linux "
+        f"{where['kernel']}, load average before {where['load_average_before'][0]:.1f}."
+    )
+    yield (
+        f"Python {versions['python']}, grpcio {versions['grpcio']}, protobuf "
+        f"{versions['protobuf']}, uvloop {versions['uvloop']}; {versions['envoy'] or 'no Envoy'}; "
+        f"{versions['nginx'] or 'no nginx'}. Engine: {_ENGINES[record['engine']]}\n"
+    )
+    yield METHOD
+    if record["rows"]:
+        yield from _headline(record["rows"])
+        if plot:
+            yield f"![CPU a token over concurrent streams]({plot})\n"
+        yield from _matrix(record["rows"])
+    if record.get("cold"):
+        yield from _cold(record["cold"])
+    if record.get("many"):
+        yield from _many(record["many"])
+    yield "## Not measured\n"
+    for name, why in record["circumstances"]["left_out"].items():
+        yield f"- {name}: {why}."
+
+
+_ENGINES = {
+    "fake": "a fake (`bench/dataplane/fake_engine.py`): the real contract through the services' "
+    "own chassis, with ready-made chunks instead of a model; its plain RPCs bypass the chassis, "
+    "in favour of the proxies that relay them.",
+    "sim": "the sim engine (`services/local_engine`), a simulation of continuous batching.",
+}
+
+
+def _dirty(record: Mapping[str, Any]) -> str:
+    changed = record["circumstances"]["changed_files"]
+    return f" and {changed} files changed since" if changed else ""
+
+
+def _headline(rows: Sequence[Row]) -> Iterator[str]:
+    """CPU a token of the session relay over Envoy's: the claim."""
+    found = [
+        row
+        for row in rows
+        if row["path"] == Path.ROUTER_SESSION and row.get("cpu_us_per_token_to_envoy")
+    ]
+    if not found:
+        return
+    yield "## The claim: CPU of the router's session relay over CPU of Envoy's gRPC relay\n"
+    yield "| load | CPU a token, × Envoy | tokens/s, × Envoy |"
+    yield "|---|---|---|"
+    for row in found:
+        yield (
+            f"| {_load(row)} | {_figure(row['cpu_us_per_token_to_envoy'], 2)} "
+            f"| {_figure(row['tokens_per_second_to_envoy'], 2)} |"
+        )
+    yield ""
+
+
+_COLUMNS: tuple[tuple[str, str, int], ...] = (
+    ("tokens/s", "tokens_per_second", 0),
+    ("requests/s", "requests_per_second", 0),
+    ("CPU µs/token", "cpu_us_per_token", 2),
+    ("× Envoy", "cpu_us_per_token_to_envoy", 2),
+    ("CPU µs/request", "cpu_us_per_request", 0),
+    ("TTFT p50 ms", "ttft_p50_ms", 2),
+    ("added TTFT p50 ms", "added_ttft_p50_ms", 2),
+    ("added TTFT p99 ms", "added_ttft_p99_ms", 2),
+    ("jitter p99 ms", "jitter_p99_ms", 2),
+    ("added delay p99 ms", "added_gap_p99_ms", 2),
+    ("tokens/message", "tokens_per_message", 1),
+    ("peak RSS MiB", "rss_peak_mib", 0),
+)
+
+
+def _matrix(rows: Sequence[Row]) -> Iterator[str]:
+    names = list(dict.fromkeys(row["cell"] for row in rows))
+    for name in names:
+        mine = [row for row in rows if row["cell"] == name]
+        yield f"## {_load(mine[0])[0].upper()}{_load(mine[0])[1:]}\n"
+        yield "| path | " + " | ".join(title for title, _, _ in _COLUMNS) + " | doubt |"
+        yield "|---" * (len(_COLUMNS) + 2) + "|"
+        for row in mine:
+            figures = (_figure(row.get(key), digits) for _, key, digits in _COLUMNS)
+            label = Path(row["path"]).label
+            yield f"| {label} | {' | '.join(figures)} | {'; '.join(row['marks'])} |"
+        yield ""
+
+
+def _load(row: Row) -> str:
+    pace = f"paced at {row['pace_ms']} ms a token" if row["pace_ms"] else "unpaced"
+    return f"{pace}, {row['streams']:,} streams of {row['tokens']} tokens"
+
+
+def _cold(cold: Mapping[str, Any]) -> Iterator[str]:
+    paces = ", ".join(str(pace) for pace in cold["paces_ms"])
+    yield "## One cold message\n"
+    yield (
+        f"One answer, a token every {paces} ms: the slope of CPU time over messages, which leaves "
+        "out what the proxy spends on its own (second column).\n"
+    )
+    yield "| path | CPU µs/message | of its own, µs of CPU a second |"
+    yield "|---|---|---|"
+    for name, cost in cold["us_per_message"].items():
+        own = cold["own_us_per_second"][name]
+        yield f"| {Path(name).label} | {_figure(cost, 0)} | {_figure(own, 0)} |"
+    yield ""
+
+
+def _many(many: Mapping[str, Any]) -> Iterator[str]:
+    yield "## Up to ten thousand streams on one worker\n"
+    yield f"Sessions of 100 streams, {many['pace_ms']} ms a token, answers of 256 tokens.\n"
+    yield "| streams | sessions | errors | tokens/s | CPU µs/token | RSS KiB a stream | peak MiB |"
+    yield "|---|---|---|---|---|---|---|"
+    for row in many["rows"]:
+        yield (
+            f"| {row['streams']:,} | {row['sessions']} | {row['errors']} "
+            f"| {_figure(row['tokens_per_second'], 0)} | {_figure(row['cpu_us_per_token'], 2)} "
+            f"| {row['rss_kib_per_stream']:.1f} | {_figure(row['rss_peak_mib'], 0)} |"
+        )
+    yield ""
+
+
+def _figure(value: Mapping[str, float | None] | None, digits: int) -> str:
+    if value is None or value["median"] is None:
+        return "–"
+    middle, least, most = (f"{value[key]:,.{digits}f}" for key in ("median", "min", "max"))
+    return middle if least == most else f"{middle} ({least}–{most})"

@@ -1,0 +1,188 @@
+"""The processes of a run: auth, an engine, the router with all that production has on, the proxies.
+
+Real processes, as tools/cluster starts them; the registry is a static list, since Consul is not
+on the data path. What they are measured with is elsewhere.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+import grpc
+
+from anabranch.v1 import auth_pb2, auth_pb2_grpc
+from bench.dataplane import cpu, proxies
+from bench.dataplane import plan as plans
+from bench.dataplane.fake_engine import PREFIX as FAKE_PREFIX
+from bench.dataplane.fake_engine import model_name
+from tools import identities
+from tools.cluster import health
+from tools.cluster.ports import HOST, free_port
+from tools.cluster.process import ProcessSpec, Running
+from tools.cluster.recipes import ROOT
+
+EngineKind = Literal["fake", "sim"]
+
+_FRESH_FOR_S = 60.0
+"""Age up to which an access token is used again; its life is five times that."""
+_MANY = "20000"
+
+
+class Stack:
+    """The processes, up while the context is entered.
+
+    `paces` are the times of an engine step in ms; the sim engine takes exactly one.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        engine: EngineKind,
+        paces: Sequence[int],
+        paths: Sequence[plans.Path] = tuple(plans.Path),
+    ) -> None:
+        self._folder = folder.resolve()
+        self._secrets = self._folder / "secrets"
+        self._kind = engine
+        self._paces = paces
+        self._paths = paths
+        self._running: dict[str, Running] = {}
+        self._stack = AsyncExitStack()
+        self._secret = ""
+        self._token = ("", float("-inf"))
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._stack.aclose()
+
+    async def _start(self) -> None:
+        self._secrets.mkdir(parents=True, exist_ok=True)
+        self._secrets.chmod(0o700)
+        bootstrap = {
+            "DATA_DIR": str(self._folder / "auth"),
+            "BOOTSTRAP_SECRET_FILE": str(self._secrets / identities.ADMIN),
+        }
+        auth = await self._service("auth", "services.auth", "ANABRANCH_AUTH_", bootstrap)
+        self._secret = (await identities.create(auth, self._secrets))["demo"]
+        reach = {"AUTH_TARGET": auth, "MAX_CONCURRENT_RPCS": _MANY}
+        engine = await self._engine(reach)
+        await self._service(
+            "router",
+            "services.router",
+            "ANABRANCH_ROUTER_",
+            reach
+            | {
+                "REGISTRY": f"static:anabranch-engine={engine}",
+                "CLIENT_ID": "router",
+                "CLIENT_SECRET_FILE": str(self._secrets / "router"),
+            },
+        )
+        envoy, nginx = proxies.find_envoy(), proxies.find_nginx()
+        if envoy and plans.Path.ENVOY in self._paths:
+            await self._launch(proxies.envoy(envoy, self._folder, _free(), engine))
+        if nginx and plans.Path.NGINX in self._paths:
+            await self._launch(proxies.nginx(nginx, self._folder, _free(), engine))
+
+    async def _engine(self, reach: Mapping[str, str]) -> str:
+        if self._kind == "fake":
+            paces = {"PACES": ",".join(str(pace) for pace in self._paces)}
+            return await self._service(
+                "engine", "bench.dataplane.fake_engine", FAKE_PREFIX, {**reach, **paces}
+            )
+        (pace,) = self._paces
+        settings = {
+            "ENGINE": "sim",
+            "SERVED_MODEL_NAME": model_name(pace),
+            "STEP_MODEL": f"{(pace or 1) * 1000},0,0,0",
+            "SIM_SPEED": "1" if pace else "0",
+            "MAX_NUM_SEQS": _MANY,
+            "MAX_WAITING": _MANY,
+            "MAX_NUM_BATCHED_TOKENS": "10000000",
+            "SIM_KV_TOKENS": "100000000",
+        }
+        return await self._service(
+            "engine", "services.local_engine", "ANABRANCH_ENGINE_", {**reach, **settings}
+        )
+
+    async def _service(
+        self, name: str, module: str, prefix: str, settings: Mapping[str, str]
+    ) -> str:
+        address, http = _free(), _free()
+        common = {"LISTEN": address, "HTTP_LISTEN": http, "SERVICE_ID": name, "DRAIN_TIMEOUT": "1"}
+        given = {"REGISTRY": "none", **common, **settings}
+        spec = ProcessSpec(
+            name=name,
+            argv=(sys.executable, "-m", module),
+            env={"PYTHONPATH": str(ROOT)} | {prefix + key: given[key] for key in given},
+            probe="grpc",
+            address=address,
+            http=http,
+            drain=6.0,
+        )
+        await self._launch(spec)
+        return address
+
+    async def _launch(self, spec: ProcessSpec) -> None:
+        running = Running(spec, self._folder, detached=False)
+        self._running[spec.name] = running
+        self._stack.push_async_callback(running.end)
+        await health.until_serving(running)
+
+    def absent(self) -> set[plans.Path]:
+        """Paths whose proxy is not installed."""
+        proxied = {plans.Path.ENVOY: "envoy", plans.Path.NGINX: "nginx"}
+        return {path for path, name in proxied.items() if name not in self._running}
+
+    def target(self, path: plans.Path) -> str:
+        """host:port that callers of this path call."""
+        return self._running[self._name(path) or "engine"].spec.address
+
+    def proxy_pids(self, path: plans.Path) -> list[int]:
+        """The process tree between caller and engine; none on a direct path."""
+        name = self._name(path)
+        return cpu.tree(self._running[name].record.pid) if name else []
+
+    def engine_pids(self) -> list[int]:
+        """The engine's process tree."""
+        return cpu.tree(self._running["engine"].record.pid)
+
+    def _name(self, path: plans.Path) -> str:
+        if path in (plans.Path.ROUTER_SESSION, plans.Path.ROUTER_PLAIN):
+            return "router"
+        return path.value if path in (plans.Path.ENVOY, plans.Path.NGINX) else ""
+
+    async def authorization(self) -> str:
+        """A credential of a caller, with minutes of life left."""
+        token, since = self._token
+        if time.monotonic() - since < _FRESH_FOR_S:
+            return token
+        async with grpc.aio.insecure_channel(self._running["auth"].spec.address) as channel:
+            answer = await auth_pb2_grpc.AuthServiceStub(channel).IssueToken(
+                auth_pb2.IssueTokenRequest(client_id="demo", client_secret=self._secret),
+                timeout=10.0,
+            )
+        token = f"Bearer {answer.access_token}"
+        self._token = (token, time.monotonic())
+        return token
+
+
+def _free() -> str:
+    return f"{HOST}:{free_port()}"
