@@ -235,8 +235,10 @@ class Verifier:
     async def _refresh_for_unknown_key(self) -> None:
         """At most one forced refresh in 30 s, whoever asks: an attacker names many keys."""
         now = self._monotonic()
-        if now - self._forced_at < (REFRESH_ON_UNKNOWN_KEY_S if self._fetched_at else 0.5):
-            return
+        pause = 0.5 if self._fetched_at is None else REFRESH_ON_UNKNOWN_KEY_S
+        if now - self._forced_at < pause:
+            async with self._lock:  # one that is under way may bring what is looked for
+                return
         self._forced_at = now
         await self._refresh()
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -17,6 +18,7 @@ import grpc
 from anabranch.v1 import errors_pb2, generation_pb2, model_pb2, relay_pb2
 from services.chassis.answers import AnswerBuilder
 from services.chassis.authn import Verifier, current_principal
+from services.chassis.caller_writes import reads_too_slowly, write_to_caller
 from services.chassis.errors import Fault, Violation, invalid
 from services.chassis.model_handler import CallContext, ModelHandler
 from services.chassis.model_session import Session
@@ -30,13 +32,20 @@ _MAX_EMBED_INPUTS = 256
 
 
 class _Queue:
-    """The outlet of a plain RPC: chunks wait here until the RPC's own task sends them."""
+    """The outlet of a plain RPC: up to `limit` bytes wait here until its own task sends them."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int) -> None:
         self._items: asyncio.Queue[tuple[bytes, bool] | Fault] = asyncio.Queue()
+        self._room = limit
 
     def chunk(self, raw: bytes, *, last: bool, tokens: int) -> None:
-        self._items.put_nowait((raw, last))
+        self._room -= len(raw)
+        if self._room >= 0:
+            self._items.put_nowait((raw, last))
+            return
+        while not self._items.empty():
+            self._items.get_nowait()
+        self._items.put_nowait(reads_too_slowly("the answer came faster than it was read"))
 
     def fail(self, fault: Fault) -> None:
         self._items.put_nowait(fault)
@@ -46,6 +55,7 @@ class _Queue:
             item = await self._items.get()
             if isinstance(item, Fault):
                 raise item
+            self._room += len(item[0])
             yield item[0]
             if item[1]:
                 return
@@ -114,16 +124,19 @@ class ModelService:
         self, raw: bytes, context: grpc.aio.ServicerContext
     ) -> generation_pb2.GenerateResponse:
         answer = AnswerBuilder()
-        async for chunk in self._run(raw, context):
-            answer.add(generation_pb2.GenerateChunk.FromString(chunk))
+        async with aclosing(self._run(raw, context)) as chunks:
+            async for chunk in chunks:
+                answer.add(generation_pb2.GenerateChunk.FromString(chunk))
         return answer.response()
 
     async def _stream_generate(self, raw: bytes, context: grpc.aio.ServicerContext) -> None:
-        async for chunk in self._run(raw, context):
-            await context.write(chunk)
+        stall = self.requests.limits.write_stall
+        async with aclosing(self._run(raw, context)) as chunks:
+            async for chunk in chunks:
+                await write_to_caller(context, chunk, stall=stall)
 
-    async def _run(self, raw: bytes, context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
-        queue = _Queue()
+    async def _run(self, raw: bytes, context: grpc.aio.ServicerContext) -> AsyncGenerator[bytes]:
+        queue = _Queue(self.requests.limits.session_buffer_bytes)
         traceparent = _metadata(context, "traceparent")
         request = self.requests.open(
             raw,
@@ -133,7 +146,7 @@ class ModelService:
             time_remaining=context.time_remaining(),
         )
         try:
-            async for chunk in queue.__aiter__():
+            async for chunk in queue:
                 yield chunk
         finally:
             request.abandon()

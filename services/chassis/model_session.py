@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 
 from anabranch.v1 import errors_pb2, relay_pb2, session_pb2
 from services.chassis.authn import Principal, Verifier, bearer_token, denied
+from services.chassis.caller_writes import reads_too_slowly, write_to_caller
 from services.chassis.errors import Fault, Violation, invalid, to_status
 from services.chassis.guard import too_large
 from services.chassis.model_handler import ModelHandler
@@ -215,9 +216,8 @@ class Session:
             await self._wake.wait()
             self._wake.clear()
             if self._overflowed:
-                raise Fault(
-                    errors_pb2.ERROR_REASON_SLOW_READER,
-                    "the session's buffer is full: read faster, or use more sessions",
+                raise reads_too_slowly(
+                    "the session's buffer is full: read faster, or use more sessions"
                 )
             message = self._next_message()
             if message is not None:
@@ -266,19 +266,14 @@ class Session:
         return frames[:count]
 
     async def _write(self, message: Any) -> None:
-        try:
-            async with asyncio.timeout(self._limits.write_stall):
-                await self._context.write(message)
-        except TimeoutError as exc:
-            raise Fault(
-                errors_pb2.ERROR_REASON_SLOW_READER,
-                f"nothing was read for {self._limits.write_stall:g} s",
-            ) from exc
+        await write_to_caller(self._context, message, stall=self._limits.write_stall)
 
     async def _tick(self) -> None:
         """Keeps load reports flowing: often while busy, seldom while idle."""
         if self._handler.load() is None:
             return
+        # The first report goes at once: until it comes, a relay knows of no limit here.
+        self._wake.set()
         last = self._clock()
         while True:
             await asyncio.sleep(self._limits.load_busy_interval)

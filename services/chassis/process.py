@@ -104,15 +104,23 @@ async def _run(
         if not stop.is_set():
             raise
         return ExitCode.OK
-    except SettingsError as error:
-        return _bad_settings(service, error)
-    except Fault as fault:
-        _log.error("cannot run", extra={"cause": fault.message})
-        return ExitCode.FAILED
-    except OSError as error:
-        _log.error("cannot run", extra={"cause": str(error)})
-        return ExitCode.FAILED
     except Exception as error:  # noqa: BLE001 - the process edge: the log has it, the code says it
-        _log.error("failed", exc_info=error)
-        return ExitCode.FAILED
+        return _failed(service, error if started else _sole_cause(error))
     return ExitCode.OK
+
+
+def _sole_cause(error: Exception) -> Exception:
+    """What prevented the start: the task groups around it each wrapped it once."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+def _failed(service: str, error: Exception) -> int:
+    if isinstance(error, SettingsError):
+        return _bad_settings(service, error)
+    if isinstance(error, Fault | OSError):
+        _log.error("cannot run", extra={"cause": str(error)})
+    else:
+        _log.error("failed", exc_info=error)
+    return ExitCode.FAILED

@@ -17,12 +17,12 @@ from google.protobuf.message import DecodeError
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault, Work, reason_name
 from services.chassis.model_handler import CallContext, Outlet
+from services.router import refusals
 from services.router.core import values
 from services.router.core.decide import wait_limit
 from services.router.observation import Observation
 from services.router.pool import Pool
 from services.router.receipt import ReceiptBuilder
-from services.router import refusals
 from services.router.resume import Delivered, can_resume, continued
 from services.router.route_requests import estimated_prompt_tokens, route_request
 from services.router.uplink import MAX_START_BYTES, Uplink
