@@ -50,6 +50,8 @@ def process_variables(options: VllmOptions) -> Mapping[str, str]:
         "DO_NOT_TRACK": "1",
         # Its log records reach our handler instead of one of its own on stdout.
         "VLLM_CONFIGURE_LOGGING": "0",
+        # Every stream waits while a regular expression is compiled; vLLM takes whole seconds.
+        "VLLM_REGEX_COMPILATION_TIMEOUT_S": "1",
         # A fork would inherit the gRPC server's threads and sockets, and hang.
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         # The outputs of one step stay together, in one turn of the event loop.

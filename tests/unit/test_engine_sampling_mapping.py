@@ -195,5 +195,6 @@ def test_vllm_sends_nothing_about_this_installation(tmp_path):
     assert variables["VLLM_NO_USAGE_STATS"] == "1"
     assert variables["VLLM_CPU_KVCACHE_SPACE"] == "3"
     assert variables["HF_HUB_OFFLINE"] == "1"
+    assert variables["VLLM_REGEX_COMPILATION_TIMEOUT_S"] == "1"
     assert "HF_HUB_OFFLINE" not in process_variables(VllmOptions(model="org/name", name="m"))
     assert cpu_variables(VllmOptions(model="m", name="m", cpu_threads=3))["OMP_NUM_THREADS"] == "3"
