@@ -198,6 +198,8 @@ class Session:
         if frame.HasField("on_behalf_of"):
             if not principal.has("relay"):
                 raise denied(frozenset({"relay"}))
+            if not frame.on_behalf_of.tenant or not frame.on_behalf_of.client_id:
+                raise invalid([Violation("on_behalf_of", "must name a tenant and a client")])
             return Principal(
                 client_id=frame.on_behalf_of.client_id,
                 tenant=frame.on_behalf_of.tenant,

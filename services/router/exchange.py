@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from enum import Enum, auto
 
 from google.protobuf.message import DecodeError
 
+from anabranch.v1 import errors_pb2
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault, Work, reason_name
 from services.chassis.model_handler import CallContext, Outlet
@@ -104,6 +105,21 @@ class Exchange:
 
     # Choosing
 
+    @property
+    def claim(self) -> Hashable:
+        """What it waits for: where one waits in vain, the next with the same claim does too."""
+        routing = self._request.routing
+        limited = self._resume is values.Resume.FRESH and routing.HasField("ttft_slo")
+        return (
+            self._request.model,
+            routing.residency,
+            routing.backend_id,
+            self._resume,
+            frozenset(self._tried),
+            # A limit of its own makes a request pickier than its neighbours.
+            self if limited else None,
+        )
+
     def retry_now(self) -> bool:
         """The pool changed while this request waited."""
         decision = self._decide()
@@ -145,11 +161,25 @@ class Exchange:
         )
         limit = wait_limit(request, self._limits.max_queue_time)
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(limit, self._waited_too_long, why)
+        left = self._context.deadline - loop.time() - DEADLINE_MARGIN_S
+        if left < limit:
+            self._timer = loop.call_later(left, self._out_of_time)
+        else:
+            self._timer = loop.call_later(limit, self._waited_too_long, why)
 
     def _waited_too_long(self, why: str) -> None:
         self._pool.leave_line(self)
         self._fail(self._lost(why) if self._seen_output else refusals.overloaded(why))
+
+    def _out_of_time(self) -> None:
+        """The caller's time ends in the line: whoever says so here knows that nothing ran."""
+        self._pool.leave_line(self)
+        self._fail(
+            Fault(
+                errors_pb2.ERROR_REASON_DEADLINE_EXCEEDED,
+                "the request's time ran out while it waited for a free slot",
+            )
+        )
 
     def _leave_line(self) -> None:
         self._pool.leave_line(self)

@@ -119,7 +119,11 @@ class RouterHandler:
                 return reply
             except grpc.aio.AioRpcError as error:
                 failure = fault_from_rpc_error(error)
-                if failure.code is not grpc.StatusCode.UNAVAILABLE:
+                if failure.code is grpc.StatusCode.UNAUTHENTICATED:
+                    # That is between the backend and this router, and none of the caller's affair.
+                    self._tokens.was_refused(token)
+                    failure = None
+                elif failure.code is not grpc.StatusCode.UNAVAILABLE:
                     raise failure from error
         if failure is not None:
             raise failure

@@ -44,7 +44,8 @@ class KnownBackend:
         self.models: dict[str, generation_pb2.ModelInfo] = {}
         self.version = instance.meta.get("version", "")
         self.zone = instance.meta.get("zone", "")
-        self.tier = Tier.CLOUD if instance.meta.get("tier") == Tier.CLOUD.value else Tier.LOCAL
+        # What does not say that it is local may lead anywhere: nothing private goes there.
+        self.tier = Tier.LOCAL if instance.meta.get("tier") == Tier.LOCAL.value else Tier.CLOUD
         self.report: session_pb2.LoadReport | None = None
         self.report_at = 0.0
         self.in_flight = 0
@@ -95,7 +96,7 @@ class KnownBackend:
     def greeted(self, ready: session_pb2.SessionReady) -> None:
         """A session is open, and the backend said what it is."""
         self.models = {model.name: model for model in ready.models}
-        self.tier = _TIERS.get(ready.tier, self.tier)
+        self.tier = _TIERS.get(ready.tier, Tier.CLOUD)
         self.version = ready.version or self.version
         self.zone = ready.zone or self.zone
         self.report = None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Hashable
 from typing import Protocol
 
 from services.chassis.auth_client import TokenSource
@@ -22,6 +22,10 @@ BACKEND_SERVICES = ("anabranch-engine", "anabranch-cloud")
 
 class Waiter(Protocol):
     """A request in the waiting line."""
+
+    @property
+    def claim(self) -> Hashable:
+        """What it waits for; equal claims are decided alike."""
 
     def retry_now(self) -> bool:
         """Decides again; true when the request left the line."""
@@ -103,9 +107,15 @@ class Pool:
             return
         self._serving_line = True
         try:
+            in_vain: set[Hashable] = set()
             for waiter in tuple(self._waiting):
-                if waiter in self._waiting and waiter.retry_now():
+                if waiter not in self._waiting or waiter.claim in in_vain:
+                    continue
+                claim = waiter.claim
+                if waiter.retry_now():
                     self._waiting.pop(waiter, None)
+                else:
+                    in_vain.add(claim)
         finally:
             self._serving_line = False
 

@@ -266,3 +266,38 @@ async def test_a_request_ends_at_its_own_time_limit(two_engines):
     fault = fault_from_rpc_error(caught.value)
     assert fault.code is grpc.StatusCode.DEADLINE_EXCEEDED
     assert fault.reason == errors_pb2.ERROR_REASON_DEADLINE_EXCEEDED
+
+
+async def test_a_deadline_that_ends_in_the_line_says_that_nothing_ran(tmp_path):
+    async with (
+        cluster(tmp_path, engines=({"max_num_seqs": 1},)) as running,
+        caller(running) as (channel, auth),
+    ):
+        stub = model_stub(channel)
+        first = stub.StreamGenerate(
+            ask(sampling=pb.Sampling(max_tokens=5000, ignore_eos=True)), metadata=auth
+        )
+        await first.read()
+        request = ask(routing=pb.Routing(residency=pb.RESIDENCY_LOCAL_ONLY))
+        request.timeout.FromMilliseconds(400)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.Generate(request, metadata=auth)
+        fault = fault_from_rpc_error(caught.value)
+        assert fault.reason == errors_pb2.ERROR_REASON_DEADLINE_EXCEEDED
+        assert fault.work == "not_dispatched"
+        first.cancel()
+
+
+async def test_a_full_line_is_served_to_its_end(tmp_path):
+    async with (
+        cluster(tmp_path, engines=({"max_num_seqs": 2, "sim_speed": 3.0},)) as running,
+        caller(running) as (channel, auth),
+    ):
+        stub = model_stub(channel)
+        waiting = []
+        for _ in range(20):
+            request = ask(routing=pb.Routing(residency=pb.RESIDENCY_LOCAL_ONLY))
+            waiting.append(asyncio.ensure_future(stub.Generate(request, metadata=auth)))
+        answers = await asyncio.gather(*waiting)
+    assert all(len(answer.choices[0].token_ids) == 20 for answer in answers)
+    assert any(answer.receipt.queue_time.ToNanoseconds() > 10**7 for answer in answers)
