@@ -8,7 +8,6 @@ it, in production and in tests alike. What the service does is not known here.
 from __future__ import annotations
 
 import asyncio
-import importlib.metadata
 import importlib.resources
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
@@ -34,6 +33,7 @@ from services.chassis.reflection import add_reflection
 from services.chassis.registry import Registration, Registry, open_registry
 from services.chassis.settings import CommonSettings, SettingsError
 from services.chassis.telemetry import Telemetry
+from services.chassis.version import VERSION
 
 _log = logging.getLogger(__name__)
 
@@ -256,7 +256,7 @@ class Host:
                 id=self.instance_id,
                 address=self.settings.advertise or self.address,
                 meta={
-                    "version": importlib.metadata.version("anabranch"),
+                    "version": VERSION,
                     "zone": self.settings.zone,
                     **self._meta,
                 },

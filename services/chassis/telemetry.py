@@ -7,7 +7,6 @@ providers. What is measured is decided where it happens; logs are in logs.py.
 from __future__ import annotations
 
 import asyncio
-import importlib.metadata
 import threading
 
 from opentelemetry.context import Context
@@ -28,6 +27,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
+
+from services.chassis.version import VERSION
 
 _PROPAGATOR = TraceContextTextMapPropagator()
 _EXPORT_TIMEOUT = 5.0  # s
@@ -120,18 +121,14 @@ def open(service: str, instance: str, otlp_endpoint: str = "") -> Telemetry:
     Histograms of unit `s` and `{token}` get boundaries that fit requests to models; those of
     other units keep the boundaries that their instrument advises.
     """
-    try:
-        version = importlib.metadata.version("anabranch")
-    except importlib.metadata.PackageNotFoundError:
-        version = "0+source"  # run from a checkout that is not installed
     resource = Resource(
         {
             "service.name": service,
             "service.instance.id": instance,
-            "service.version": version,
+            "service.version": VERSION,
         }
     )
-    return Telemetry(resource, version, otlp_endpoint.rstrip("/"))
+    return Telemetry(resource, VERSION, otlp_endpoint.rstrip("/"))
 
 
 def extract(traceparent: str) -> Context:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.metadata
 import logging
 import random
 from collections.abc import AsyncIterator, Mapping
@@ -13,6 +12,7 @@ from anabranch.v1 import session_pb2
 from services.chassis.authn import KeySource
 from services.chassis.host import Host
 from services.chassis.registry import Registry
+from services.chassis.version import VERSION
 from services.cloud_proxy.config import Route
 from services.cloud_proxy.dialects import Dialect
 from services.cloud_proxy.dialects.openai_chat import OpenAiChat
@@ -71,7 +71,7 @@ async def running(
         def identity() -> session_pb2.SessionReady:
             return session_pb2.SessionReady(
                 backend_id=host.instance_id,
-                version=importlib.metadata.version("anabranch"),
+                version=VERSION,
                 zone=settings.zone,
             )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,6 +9,7 @@ from contextlib import asynccontextmanager
 from services.chassis.authn import KeySource
 from services.chassis.host import Host
 from services.chassis.registry import Registry
+from services.chassis.version import VERSION
 from services.local_engine.engine import Engine
 from services.local_engine.engine_metrics import EngineMetrics, VllmCollector
 from services.local_engine.handler import BackendIdentity, EngineHandler
@@ -57,9 +57,7 @@ async def running(
             handler = EngineHandler(
                 engine,
                 names=settings.names,
-                identity=lambda: BackendIdentity(
-                    host.instance_id, importlib.metadata.version("anabranch"), settings.zone
-                ),
+                identity=lambda: BackendIdentity(host.instance_id, VERSION, settings.zone),
                 draining=lambda: service.requests.draining,
                 metrics=EngineMetrics(host.meter),
                 max_waiting=settings.max_waiting,

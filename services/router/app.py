@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,6 +13,7 @@ from services.chassis.host import Host
 from services.chassis.model_streams import StreamLimits
 from services.chassis.registry import Registry
 from services.chassis.settings import SettingsError
+from services.chassis.version import VERSION
 from services.router.admin import RouterAdmin
 from services.router.exchange import RoutingLimits
 from services.router.handler import RouterHandler
@@ -54,7 +54,7 @@ async def running(settings: Settings, *, registry: Registry | None = None) -> As
             Observer(host.meter, host.tracer),
             lambda: session_pb2.SessionReady(
                 backend_id=host.instance_id,
-                version=importlib.metadata.version("anabranch"),
+                version=VERSION,
                 zone=settings.zone,
             ),
         )
