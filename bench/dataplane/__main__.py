@@ -35,9 +35,9 @@ What a token costs on its way from an engine to a caller.
   report    the page and the plot once more, from a run's JSON file
 
 Everything runs on this machine, as real processes: the load generator, an engine, auth, the
-router with all that production has on, Envoy and nginx (make setup-bench installs them; without
-them their rows are missing). Paths alternate within each round. Close other programs first: a look
-that they disturbed is marked, not mended.
+router with all that production has on, Envoy and nginx. make setup-bench installs those two;
+without them their rows are missing. The sim engine has no lean ends. Paths alternate within each
+round. Close other programs first: a look that they disturbed is marked, not mended.
 """
 
 EXAMPLES = """\
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     size.add_argument("--quick", action="store_true", help="1 round, few loads, no more parts")
     size.add_argument("--smoke", action="store_true", help="seconds: only shows that it works")
     parser.add_argument("--rounds", type=int, help="looks at each load and path (default 5)")
-    parser.add_argument("--window", type=float, help="seconds of each look (default 3)")
+    parser.add_argument("--window", type=float, help="seconds of each look (default 2)")
     parser.add_argument("--streams", type=int, nargs="+", help="concurrent answers")
     parser.add_argument("--pace", type=int, nargs="+", help="ms of an engine step; 0: unpaced")
     parser.add_argument("--tokens", type=int, help="tokens of an answer (default 256)")
@@ -118,7 +118,7 @@ async def _run(options: argparse.Namespace) -> dict[str, Any]:
                 here = plan.without(stack.absent())
                 here = replace(here, cells=tuple(c for c in plan.cells if c.pace_ms in paces))
                 for path in stack.absent() & set(plan.paths):
-                    _tell(f"{path.label}: not installed (make setup-bench)")
+                    _tell(f"{path.label}: left out; see --help")
                 looks = len(here.cells) * len(here.paths) * here.rounds
                 progress = Progress(looks, here.seconds, _tell)
                 samples += await matrix(stack, generator, here, progress)

@@ -19,8 +19,8 @@ from tools.cluster.recipes import ROOT
 _PACKAGES = ("grpcio", "protobuf", "uvloop", "anabranch")
 
 LEFT_OUT = {
-    "LiteLLM": "speaks HTTP alone: beside gRPC paths it would need an engine of its own kind",
-    "SMG": "its gRPC workers speak SGLang's contract, its HTTP workers OpenAI's",
+    "LiteLLM": "it speaks HTTP alone, and would need an engine and a caller of that kind",
+    "SMG": "its gRPC workers speak SGLang's contract and its HTTP workers OpenAI's",
 }
 """Proxies that readers ask for, and why no row is measured for them here."""
 
@@ -45,7 +45,10 @@ def record() -> dict[str, Any]:
         },
         "commit": _git("rev-parse", "HEAD"),
         "changed_files": len(_git("status", "--porcelain", "--untracked-files=no").splitlines()),
-        "left_out": LEFT_OUT | dict.fromkeys(_absent(), "not installed"),
+        "left_out": {
+            name: f"not installed; {why}" if name in _absent() else why
+            for name, why in LEFT_OUT.items()
+        },
     }
 
 

@@ -6,19 +6,18 @@ speaks the real contract through the services' own chassis. As a real engine it 
 in one step each running answer gets one token. Its models differ in the time of a step:
 `step-20` takes 20 ms, `step-0` none.
 
-Plain RPCs are served by a bare grpc.aio handler, the leanest there is in Python. That favours
-the proxies that relay them.
+Plain RPCs are served by a bare grpc.aio handler, and at a second door by bare HTTP/2
+(lean_server.py). Both favour the proxies that relay them.
 """
 
 from __future__ import annotations
 
-import asyncio
 import importlib.metadata
 import itertools
 import os
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +25,8 @@ import grpc
 
 from anabranch.v1 import errors_pb2, model_pb2, session_pb2
 from anabranch.v1 import generation_pb2 as pb
+from bench.dataplane import lean_server
+from bench.dataplane.steps import CHUNKS, LONGEST, Answer, Steps, first_chunk, last_chunk
 from services.chassis import process
 from services.chassis.errors import Fault
 from services.chassis.host import Host
@@ -34,14 +35,7 @@ from services.chassis.settings import CommonSettings, setting
 
 SERVICE = "anabranch-engine"
 PREFIX = "ANABRANCH_FAKE_ENGINE_"
-LONGEST = 4096
-"""Tokens of an answer at most."""
-
 _ROOM = 1_000_000
-_CHUNKS = tuple(
-    pb.GenerateChunk(first_token=at, text=" river", token_ids=[1000 + at]).SerializeToString()
-    for at in range(LONGEST)
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +43,7 @@ class Settings(CommonSettings):
     """What the fake engine can be told."""
 
     paces: tuple[str, ...] = setting(("0", "20"), help="Times of a step in ms, one model each.")
+    lean_listen: str = setting("", help="host:port of the lean door. Empty: none.")
 
     def __post_init__(self) -> None:
         if not all(pace.isdigit() for pace in self.paces):
@@ -58,127 +53,6 @@ class Settings(CommonSettings):
 def model_name(pace_ms: int) -> str:
     """The model whose steps take so long."""
     return f"step-{pace_ms}"
-
-
-def first_chunk(request_id: str) -> bytes:
-    """The first token, which carries the request's id."""
-    return pb.GenerateChunk(
-        text=" river", token_ids=[1000], request_id=request_id
-    ).SerializeToString()
-
-
-def last_chunk(tokens: int, reason: pb.FinishReason) -> bytes:
-    """The last token, with the usage."""
-    return pb.GenerateChunk(
-        first_token=max(tokens - 1, 0),
-        text=" sea",
-        token_ids=[999],
-        finish_reason=reason,
-        usage=pb.Usage(prompt_tokens=16, completion_tokens=tokens, source=pb.Usage.SOURCE_PROVIDER),
-    ).SerializeToString()
-
-
-class _Answer:
-    """One running answer of a session."""
-
-    __slots__ = ("at", "outlet", "request_id", "tokens")
-
-    def __init__(self, outlet: Outlet, request_id: str, tokens: int) -> None:
-        self.outlet = outlet
-        self.request_id = request_id
-        self.tokens = tokens
-        self.at = 0
-
-    def end(self, reason: pb.FinishReason) -> None:
-        """Puts the last chunk."""
-        self.outlet.chunk(last_chunk(self.at, reason), last=True, tokens=1)
-
-
-class Steps:
-    """The steps of one model: while anything runs, each step gives every answer a token."""
-
-    def __init__(self, pace_ms: int) -> None:
-        self._seconds = pace_ms / 1000
-        self._answers: dict[_Answer, None] = {}
-        self._rpcs = 0
-        self._waiters: list[asyncio.Future[None]] = []
-        self._work = asyncio.Event()
-        self._made = 0
-
-    @property
-    def running(self) -> int:
-        """Answers in progress."""
-        return len(self._answers) + self._rpcs
-
-    def add(self, answer: _Answer) -> Cancel:
-        """Runs an answer from the next step on."""
-        self._answers[answer] = None
-        self._work.set()
-
-        def cancel() -> None:
-            if answer in self._answers:
-                del self._answers[answer]
-                answer.end(pb.FINISH_REASON_CANCELLED)
-
-        return cancel
-
-    async def each(self, tokens: int) -> AsyncGenerator[int, None]:
-        """The positions of a plain RPC's tokens, each once its step is made.
-
-        An RPC that is late with its writes catches up: the model does not wait for it.
-        """
-        if not self._seconds:
-            for at in range(tokens):
-                yield at
-            return
-        self._rpcs += 1
-        self._work.set()
-        begun = self._made
-        try:
-            for at in range(tokens):
-                while self._made - begun <= at:
-                    waiter = asyncio.get_running_loop().create_future()
-                    self._waiters.append(waiter)
-                    await waiter
-                yield at
-        finally:
-            self._rpcs -= 1
-
-    async def run(self) -> None:
-        """Makes the steps, until cancelled."""
-        loop = asyncio.get_running_loop()
-        due = loop.time()
-        while True:
-            if not self.running:
-                self._work.clear()
-                await self._work.wait()
-                # What comes right after a step joins the grid; after a pause it begins anew.
-                if loop.time() - due > self._seconds:
-                    due = loop.time()
-            # A grid, so that late wake-ups do not add up.
-            due = max(due + self._seconds, loop.time())
-            await asyncio.sleep(max(0.0, due - loop.time()))
-            self._step()
-
-    def _step(self) -> None:
-        self._made += 1
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-        ended = []
-        for answer in self._answers:
-            at = answer.at
-            answer.at = at + 1
-            if at + 1 >= answer.tokens:
-                ended.append(answer)
-            elif at:
-                answer.outlet.chunk(_CHUNKS[at], last=False, tokens=1)
-            else:
-                answer.outlet.chunk(first_chunk(answer.request_id), last=False, tokens=1)
-        for answer in ended:
-            del self._answers[answer]
-            answer.end(pb.FINISH_REASON_LENGTH)
 
 
 class FakeEngine:
@@ -191,8 +65,11 @@ class FakeEngine:
 
     def open(self, request: pb.GenerateRequest, context: CallContext, outlet: Outlet) -> Cancel:
         """Runs the request; its prompt is not looked at."""
-        steps = self.steps_of(request)
-        return steps.add(_Answer(outlet, context.request_id, tokens_of(request)))
+        return self.run(request, outlet, context.request_id)
+
+    def run(self, request: pb.GenerateRequest, outlet: Outlet, request_id: str = "lean") -> Cancel:
+        """Runs a request that nobody has looked at."""
+        return self.steps_of(request).add(Answer(outlet, request_id, tokens_of(request)))
 
     def steps_of(self, request: pb.GenerateRequest) -> Steps:
         """The steps of the request's model. Raises Fault MODEL_NOT_FOUND."""
@@ -286,7 +163,7 @@ class BarePlain:
                 if at == tokens - 1:
                     await write(last_chunk(tokens, pb.FINISH_REASON_LENGTH))
                 else:
-                    await write(_CHUNKS[at] if at else first_chunk(request.request_id or "plain"))
+                    await write(CHUNKS[at] if at else first_chunk(request.request_id or "plain"))
 
 
 @asynccontextmanager
@@ -299,8 +176,12 @@ async def running(settings: Settings) -> AsyncIterator[Host]:
         await host.start()
         for name, steps in engine.steps.items():
             host.tasks.create_task(steps.run(), name=name)
-        await host.serve()
-        yield host
+        async with AsyncExitStack() as doors:
+            if settings.lean_listen:
+                door = lean_server.serving(settings.lean_listen, engine.run)
+                await doors.enter_async_context(door)
+            await host.serve()
+            yield host
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import Any
 import uvloop
 
 from bench.dataplane import cpu
+from bench.dataplane.lean_load import LeanLoad
 from bench.dataplane.loads import PlainLoad, SessionLoad
 from bench.dataplane.meter import WATCHED, Meter
 from bench.dataplane.plan import Form
@@ -97,7 +98,21 @@ async def look(order: Order) -> dict[str, Any]:
 
 def _loads(
     order: Order, channels: list[Any], metadata: tuple[tuple[str, str], ...], meter: Meter
-) -> list[SessionLoad] | list[PlainLoad]:
+) -> list[SessionLoad] | list[PlainLoad] | list[LeanLoad]:
+    if order.form == Form.LEAN:
+        return [
+            LeanLoad(
+                order.target,
+                order.authorization,
+                meter,
+                model=order.model,
+                tokens=order.tokens,
+                streams=_share(order.streams, order.connections, number),
+                watched=_share(min(WATCHED, order.streams), order.connections, number),
+                seed=number,
+            )
+            for number in range(order.connections)
+        ]
     if order.form == Form.SESSION:
         return [
             SessionLoad(

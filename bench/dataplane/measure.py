@@ -102,6 +102,8 @@ def _derived(sample: Sample, order: Order) -> Sample:
     marks = [f"{name} saturated" for name in ("generator", "engine") if cores[name] >= SATURATED]
     if cores["others"] >= NOISY:
         marks.append("machine busy")
+    if not sample["tokens"]:
+        marks.append("nothing arrived")
     if sample["errors"]:
         marks.append("errors")
     proxied = bool(order.proxy)

@@ -27,6 +27,9 @@ class Form(StrEnum):
 
     SESSION = "session"
     PLAIN = "plain"
+    """StreamGenerate; caller and engine are grpc.aio."""
+    LEAN = "lean"
+    """StreamGenerate; caller and engine are bare HTTP/2, leaner than any proxy."""
 
 
 class Path(StrEnum):
@@ -38,31 +41,46 @@ class Path(StrEnum):
     ROUTER_PLAIN = "router-plain"
     ENVOY = "envoy"
     NGINX = "nginx"
+    DIRECT_LEAN = "direct-lean"
+    ENVOY_LEAN = "envoy-lean"
+    NGINX_LEAN = "nginx-lean"
 
     @property
     def form(self) -> Form:
         """The form in which this path's requests travel."""
-        sessions = (Path.DIRECT_SESSION, Path.ROUTER_SESSION)
-        return Form.SESSION if self in sessions else Form.PLAIN
+        return _FACTS[self][0]
 
     @property
-    def direct(self) -> Path:
-        """The same form without anything in between."""
-        return Path.DIRECT_SESSION if self.form is Form.SESSION else Path.DIRECT_PLAIN
+    def proxy(self) -> str:
+        """The process in between; empty for none."""
+        return _FACTS[self][1]
 
     @property
     def label(self) -> str:
         """For people."""
-        return _LABELS[self]
+        return _FACTS[self][2]
+
+    @property
+    def direct(self) -> Path:
+        """The same form without anything in between."""
+        return _DIRECT[self.form]
 
 
-_LABELS = {
-    Path.DIRECT_SESSION: "direct, Session",
-    Path.DIRECT_PLAIN: "direct, StreamGenerate",
-    Path.ROUTER_SESSION: "Anabranch router, Session",
-    Path.ROUTER_PLAIN: "Anabranch router, StreamGenerate",
-    Path.ENVOY: "Envoy, StreamGenerate",
-    Path.NGINX: "nginx, StreamGenerate",
+_FACTS = {
+    Path.DIRECT_SESSION: (Form.SESSION, "", "direct, Session"),
+    Path.DIRECT_PLAIN: (Form.PLAIN, "", "direct, StreamGenerate"),
+    Path.ROUTER_SESSION: (Form.SESSION, "router", "Anabranch router, Session"),
+    Path.ROUTER_PLAIN: (Form.PLAIN, "router", "Anabranch router, StreamGenerate"),
+    Path.ENVOY: (Form.PLAIN, "envoy", "Envoy, StreamGenerate"),
+    Path.NGINX: (Form.PLAIN, "nginx", "nginx, StreamGenerate"),
+    Path.DIRECT_LEAN: (Form.LEAN, "", "direct, StreamGenerate, lean ends"),
+    Path.ENVOY_LEAN: (Form.LEAN, "envoy", "Envoy, StreamGenerate, lean ends"),
+    Path.NGINX_LEAN: (Form.LEAN, "nginx", "nginx, StreamGenerate, lean ends"),
+}
+_DIRECT = {
+    Form.SESSION: Path.DIRECT_SESSION,
+    Form.PLAIN: Path.DIRECT_PLAIN,
+    Form.LEAN: Path.DIRECT_LEAN,
 }
 
 
@@ -132,16 +150,20 @@ CONCURRENCIES = (1, 16, 64, 256, 1000)
 SHORT = Cell(256, 0, SHORT_TOKENS, sessions=1)
 """Short requests, 256 in flight: requests per second."""
 
+SPREAD = Cell(64, 20, sessions=8)
+"""The same streams over eight callers: a message carries an eighth of the tokens."""
+
 FULL = Plan(
     cells=(
         *(Cell(streams, 20) for streams in CONCURRENCIES),
+        SPREAD,
         *(Cell(streams, 0) for streams in CONCURRENCIES),
         SHORT,
     ),
     paths=tuple(Path),
     rounds=5,
-    warm=1.0,
-    window=3.0,
+    warm=0.8,
+    window=2.0,
 )
 
 QUICK = replace(
@@ -149,9 +171,9 @@ QUICK = replace(
     cells=(Cell(16, 20), Cell(64, 20), Cell(256, 20), Cell(64, 0), SHORT),
     rounds=1,
     warm=0.6,
-    window=1.5,
+    window=1.2,
 )
-"""A minute or two: shows the order of things, proves nothing."""
+"""Two minutes: shows the order of things, proves nothing."""
 
 SMOKE = replace(QUICK, cells=(Cell(2, 20, 8), Cell(2, 0, 8)), warm=0.2, window=0.4)
 """Seconds: shows that the harness works."""

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
-from bench.dataplane.plan import STEADY_TOKENS, Path
+from bench.dataplane.plan import SPREAD, STEADY_TOKENS, Path
 
 _STYLES = {
     Path.ROUTER_SESSION: ("#0b6e4f", "o"),
     Path.ROUTER_PLAIN: ("#8cc5a8", "s"),
     Path.ENVOY: ("#7b2d8b", "^"),
+    Path.ENVOY_LEAN: ("#cf9ad9", "^"),
     Path.NGINX: ("#c77d0a", "v"),
 }
 
@@ -58,6 +59,7 @@ def _panel(panel: Any, rows: Sequence[Mapping[str, Any]]) -> None:
                 for row in rows
                 if row["path"] == path
                 and row["tokens"] == STEADY_TOKENS
+                and row["cell"] != SPREAD.name
                 and row["cpu_us_per_token"]["median"] is not None
             ),
             key=lambda row: int(row["streams"]),

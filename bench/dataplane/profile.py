@@ -50,25 +50,39 @@ def _lines(file: FilePath) -> list[str]:
     return file.read_text(encoding="utf-8").splitlines()
 
 
-def summarise(lines: Iterable[str], top: int = 30) -> str:
-    """The functions with the most samples of their own, and with the most in all."""
+def summarise(lines: Iterable[str], top: int = 25) -> str:
+    """The functions with the most samples of their own, and the Python ones with the most in all.
+
+    Waiting for events is left out: it is how an idle thread looks.
+    """
     own: Counter[str] = Counter()
     total: Counter[str] = Counter()
-    count = 0
+    count = waiting = 0
     for line in lines:
         stack, _, number = line.rpartition(" ")
-        frames = stack.split(";")
-        count += int(number)
-        own[_function(frames[-1])] += int(number)
+        frames, hits = stack.split(";"), int(number)
+        if frames[-1].startswith(_WAITS):
+            waiting += hits
+            continue
+        count += hits
+        own[_function(frames[-1])] += hits
         for function in {_function(frame) for frame in frames}:
-            total[function] += int(number)
-    text = [f"{'self':>6} {'total':>6}  function ({count} samples)"]
-    for name, hits in own.most_common(top):
-        text.append(f"{hits / count:6.1%} {total[name] / count:6.1%}  {name}")
-    text.append("by total:")
-    for name, hits in total.most_common(top):
-        text.append(f"{own[name] / count:6.1%} {hits / count:6.1%}  {name}")
+            total[function] += hits
+    if not count:
+        return "the process did nothing"
+    text = [f"{'self':>6} {'total':>6}  function ({count} samples, {waiting} more of waiting)"]
+    text += [_line(name, own, total, count) for name, _ in own.most_common(top)]
+    text.append("by total, Python alone:")
+    work = [name for name, hits in total.most_common() if ".py)" in name and hits < 0.97 * count]
+    text += [_line(name, own, total, count) for name in work[: 2 * top]]
     return "\n".join(text)
+
+
+_WAITS = ("epoll_wait", "epoll_pwait", "poll ", "pthread_cond", "futex")
+
+
+def _line(name: str, own: Counter[str], total: Counter[str], count: int) -> str:
+    return f"{own[name] / count:6.1%} {total[name] / count:6.1%}  {name}"
 
 
 def _function(frame: str) -> str:

@@ -9,10 +9,12 @@ router does: that favours them.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,10 @@ from bench.dataplane.plan import PLAIN_STREAMS_PER_CONNECTION
 from tools.cluster.process import ProcessSpec
 
 _ENDLESS = 1_000_000
+
+# What Envoy's own guide for the edge recommends.
+_BUFFER = 32 * 1024
+_WINDOWS = {"initial_stream_window_size": 65_536, "initial_connection_window_size": 1_048_576}
 
 
 def find_envoy() -> str | None:
@@ -34,16 +40,32 @@ def find_nginx() -> str | None:
 
 
 def version_of(binary: str) -> str:
-    """What the program says of itself, in one line."""
+    """The number in what the program says of itself."""
     flag = "-v" if binary.endswith("nginx") else "--version"
     done = subprocess.run([binary, flag], check=False, capture_output=True, text=True, timeout=20)
-    return (done.stdout + done.stderr).strip().splitlines()[-1].strip()
+    found = re.search(r"\d+\.\d+\.\d+", done.stdout + done.stderr)
+    return found[0] if found else "unknown"
 
 
-def envoy(binary: str, folder: Path, address: str, engine: str) -> ProcessSpec:
-    """Envoy with one listener, one route, one cluster."""
+@dataclass(frozen=True)
+class Door:
+    """Where a proxy listens, and the door of the engine that it leads to; host:port both."""
+
+    name: str
+    address: str
+    engine: str
+
+
+def envoy(binary: str, folder: Path, doors: Sequence[Door]) -> ProcessSpec:
+    """Envoy with one listener, one route and one cluster for each door; the first is probed."""
     config = folder / "envoy.json"
-    config.write_text(json.dumps(envoy_config(address, engine), indent=2) + "\n", encoding="utf-8")
+    bootstrap = {
+        "static_resources": {
+            "listeners": [_listener(door) for door in doors],
+            "clusters": [_cluster(door) for door in doors],
+        }
+    }
+    config.write_text(json.dumps(bootstrap, indent=2) + "\n", encoding="utf-8")
     return ProcessSpec(
         name="envoy",
         argv=(
@@ -51,29 +73,28 @@ def envoy(binary: str, folder: Path, address: str, engine: str) -> ProcessSpec:
             *("--disable-hot-restart", "--log-level", "warn"),
         ),
         probe="grpc",
-        address=address,
+        address=doors[0].address,
         drain=3.0,
     )
 
 
-def envoy_config(address: str, engine: str) -> Mapping[str, Any]:
-    """Envoy's bootstrap. `engine` and `address` are host:port."""
+def _listener(door: Door) -> dict[str, Any]:
     manager = {
         "@type": "type.googleapis.com/envoy.extensions.filters.network."
         "http_connection_manager.v3.HttpConnectionManager",
-        "stat_prefix": "grpc",
+        "stat_prefix": door.name,
         "codec_type": "HTTP2",
-        "http2_protocol_options": {"max_concurrent_streams": 1000},
+        "http2_protocol_options": {"max_concurrent_streams": 1000, **_WINDOWS},
         "stream_idle_timeout": "0s",
         "route_config": {
             "virtual_hosts": [
                 {
-                    "name": "engine",
+                    "name": door.name,
                     "domains": ["*"],
                     "routes": [
                         {
                             "match": {"prefix": "/", "grpc": {}},
-                            "route": {"cluster": "engine", "timeout": "0s"},
+                            "route": {"cluster": door.name, "timeout": "0s"},
                         }
                     ],
                 }
@@ -88,34 +109,10 @@ def envoy_config(address: str, engine: str) -> Mapping[str, Any]:
             }
         ],
     }
-    thresholds = dict.fromkeys(
-        ("max_connections", "max_pending_requests", "max_requests", "max_retries"), _ENDLESS
-    )
-    cluster = {
-        "name": "engine",
-        "type": "STATIC",
-        "connect_timeout": "5s",
-        "load_assignment": {
-            "cluster_name": "engine",
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _socket(engine)}}]}],
-        },
-        "circuit_breakers": {"thresholds": [thresholds]},
-        "typed_extension_protocol_options": {
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3."
-                "HttpProtocolOptions",
-                # As many as our servers take: asking for more gets streams refused at first.
-                "explicit_http_config": {
-                    "http2_protocol_options": {
-                        "max_concurrent_streams": PLAIN_STREAMS_PER_CONNECTION
-                    }
-                },
-            }
-        },
-    }
-    listener = {
-        "name": "grpc",
-        "address": _socket(address),
+    return {
+        "name": door.name,
+        "address": _socket(door.address),
+        "per_connection_buffer_limit_bytes": _BUFFER,
         "filter_chains": [
             {
                 "filters": [
@@ -127,7 +124,37 @@ def envoy_config(address: str, engine: str) -> Mapping[str, Any]:
             }
         ],
     }
-    return {"static_resources": {"listeners": [listener], "clusters": [cluster]}}
+
+
+def _cluster(door: Door) -> dict[str, Any]:
+    thresholds = dict.fromkeys(
+        ("max_connections", "max_pending_requests", "max_requests", "max_retries"), _ENDLESS
+    )
+    return {
+        "name": door.name,
+        "type": "STATIC",
+        "connect_timeout": "5s",
+        "per_connection_buffer_limit_bytes": _BUFFER,
+        "load_assignment": {
+            "cluster_name": door.name,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _socket(door.engine)}}]}],
+        },
+        "circuit_breakers": {"thresholds": [thresholds]},
+        "typed_extension_protocol_options": {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3."
+                "HttpProtocolOptions",
+                # Below what our servers take: they count a stream a moment longer than Envoy does,
+                # and refuse one too many.
+                "explicit_http_config": {
+                    "http2_protocol_options": {
+                        "max_concurrent_streams": PLAIN_STREAMS_PER_CONNECTION - 10,
+                        **_WINDOWS,
+                    }
+                },
+            }
+        },
+    }
 
 
 def _socket(address: str) -> dict[str, Any]:
@@ -135,21 +162,22 @@ def _socket(address: str) -> dict[str, Any]:
     return {"socket_address": {"address": host, "port_value": int(port)}}
 
 
-def nginx(binary: str, folder: Path, address: str, engine: str) -> ProcessSpec:
+def nginx(binary: str, folder: Path, doors: Sequence[Door]) -> ProcessSpec:
     """nginx with one worker and kept connections to the engine."""
     config = folder / "nginx.conf"
-    config.write_text(nginx_config(folder, address, engine), encoding="utf-8")
+    config.write_text(nginx_config(folder, doors), encoding="utf-8")
     return ProcessSpec(
         name="nginx",
         argv=(binary, "-c", str(config), "-p", str(folder)),
         probe="grpc",
-        address=address,
+        address=doors[0].address,
         drain=3.0,
     )
 
 
-def nginx_config(folder: Path, address: str, engine: str) -> str:
+def nginx_config(folder: Path, doors: Sequence[Door]) -> str:
     """The whole configuration. nginx opens one connection to the engine for each running call."""
+    servers = "".join(_server(door) for door in doors)
     return f"""\
 daemon off;
 worker_processes 1;
@@ -168,20 +196,25 @@ http {{
     keepalive_requests {_ENDLESS};
     keepalive_timeout 1h;
     http2_max_concurrent_streams 1000;
-    upstream engine {{
-        server {engine};
+{servers}}}
+"""
+
+
+def _server(door: Door) -> str:
+    return f"""\
+    upstream {door.name} {{
+        server {door.engine};
         keepalive 2000;
         keepalive_requests {_ENDLESS};
         keepalive_timeout 1h;
     }}
     server {{
-        listen {address} http2 backlog=4096;
+        listen {door.address} http2 backlog=4096;
         location / {{
-            grpc_pass grpc://engine;
+            grpc_pass grpc://{door.name};
             grpc_read_timeout 1h;
             grpc_send_timeout 1h;
             grpc_socket_keepalive on;
         }}
     }}
-}}
 """

@@ -6,6 +6,7 @@ on the data path. What they are measured with is elsewhere.
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Literal, Self
 
 import grpc
 
-from anabranch.v1 import auth_pb2, auth_pb2_grpc
+from anabranch.v1 import auth_pb2, auth_pb2_grpc, model_pb2, model_pb2_grpc
 from bench.dataplane import cpu, proxies
 from bench.dataplane import plan as plans
 from bench.dataplane.fake_engine import PREFIX as FAKE_PREFIX
@@ -24,7 +25,7 @@ from bench.dataplane.fake_engine import model_name
 from tools import identities
 from tools.cluster import health
 from tools.cluster.ports import HOST, free_port
-from tools.cluster.process import ProcessSpec, Running
+from tools.cluster.process import ClusterError, ProcessSpec, Running
 from tools.cluster.recipes import ROOT
 
 EngineKind = Literal["fake", "sim"]
@@ -32,6 +33,7 @@ EngineKind = Literal["fake", "sim"]
 _FRESH_FOR_S = 60.0
 """Age up to which an access token is used again; its life is five times that."""
 _MANY = "20000"
+_DISCOVERY_S = 10.0
 
 
 class Stack:
@@ -54,6 +56,8 @@ class Stack:
         self._paths = paths
         self._running: dict[str, Running] = {}
         self._stack = AsyncExitStack()
+        self._doors: dict[str, list[proxies.Door]] = {}
+        self._lean = ""
         self._secret = ""
         self._token = ("", float("-inf"))
 
@@ -84,7 +88,7 @@ class Stack:
         self._secret = (await identities.create(auth, self._secrets))["demo"]
         reach = {"AUTH_TARGET": auth, "MAX_CONCURRENT_RPCS": _MANY}
         engine = await self._engine(reach)
-        await self._service(
+        router = await self._service(
             "router",
             "services.router",
             "ANABRANCH_ROUTER_",
@@ -95,15 +99,26 @@ class Stack:
                 "CLIENT_SECRET_FILE": str(self._secrets / "router"),
             },
         )
-        envoy, nginx = proxies.find_envoy(), proxies.find_nginx()
-        if envoy and plans.Path.ENVOY in self._paths:
-            await self._launch(proxies.envoy(envoy, self._folder, _free(), engine))
-        if nginx and plans.Path.NGINX in self._paths:
-            await self._launch(proxies.nginx(nginx, self._folder, _free(), engine))
+        await self._until_model(router)
+        wanted = {path.proxy for path in self._paths}
+        for name, binary, recipe in (
+            ("envoy", proxies.find_envoy(), proxies.envoy),
+            ("nginx", proxies.find_nginx(), proxies.nginx),
+        ):
+            if binary and name in wanted:
+                doors = [proxies.Door("plain", _free(), engine)]
+                if self._lean:
+                    doors.append(proxies.Door("lean", _free(), self._lean))
+                await self._launch(recipe(binary, self._folder, doors))
+                self._doors[name] = doors
 
     async def _engine(self, reach: Mapping[str, str]) -> str:
         if self._kind == "fake":
-            paces = {"PACES": ",".join(str(pace) for pace in self._paces)}
+            self._lean = _free()
+            paces = {
+                "PACES": ",".join(str(pace) for pace in self._paces),
+                "LEAN_LISTEN": self._lean,
+            }
             return await self._service(
                 "engine", "bench.dataplane.fake_engine", FAKE_PREFIX, {**reach, **paces}
             )
@@ -140,6 +155,22 @@ class Stack:
         await self._launch(spec)
         return address
 
+    async def _until_model(self, router: str) -> None:
+        """Waits until the router has found the engine."""
+        metadata = (("authorization", await self.authorization()),)
+        deadline = time.monotonic() + _DISCOVERY_S
+        async with grpc.aio.insecure_channel(router) as channel:
+            stub = model_pb2_grpc.ModelServiceStub(channel)
+            while True:
+                answer = await stub.ListModels(
+                    model_pb2.ListModelsRequest(), metadata=metadata, timeout=5.0
+                )
+                if answer.models:
+                    return
+                if time.monotonic() > deadline:
+                    raise ClusterError("the router did not find the engine")
+                await asyncio.sleep(0.05)
+
     async def _launch(self, spec: ProcessSpec) -> None:
         running = Running(spec, self._folder, detached=False)
         self._running[spec.name] = running
@@ -147,27 +178,29 @@ class Stack:
         await health.until_serving(running)
 
     def absent(self) -> set[plans.Path]:
-        """Paths whose proxy is not installed."""
-        proxied = {plans.Path.ENVOY: "envoy", plans.Path.NGINX: "nginx"}
-        return {path for path, name in proxied.items() if name not in self._running}
+        """Paths that cannot be taken: a proxy is not installed, or an engine has no lean door."""
+        return {
+            path
+            for path in plans.Path
+            if (path.proxy and path.proxy not in self._running)
+            or (path.form is plans.Form.LEAN and not self._lean)
+        }
 
     def target(self, path: plans.Path) -> str:
         """host:port that callers of this path call."""
-        return self._running[self._name(path) or "engine"].spec.address
+        if path.proxy in self._doors:
+            return self._doors[path.proxy][path.form is plans.Form.LEAN].address
+        if path.form is plans.Form.LEAN:
+            return self._lean
+        return self._running[path.proxy or "engine"].spec.address
 
     def proxy_pids(self, path: plans.Path) -> list[int]:
         """The process tree between caller and engine; none on a direct path."""
-        name = self._name(path)
-        return cpu.tree(self._running[name].record.pid) if name else []
+        return cpu.tree(self._running[path.proxy].record.pid) if path.proxy else []
 
     def engine_pids(self) -> list[int]:
         """The engine's process tree."""
         return cpu.tree(self._running["engine"].record.pid)
-
-    def _name(self, path: plans.Path) -> str:
-        if path in (plans.Path.ROUTER_SESSION, plans.Path.ROUTER_PLAIN):
-            return "router"
-        return path.value if path in (plans.Path.ENVOY, plans.Path.NGINX) else ""
 
     async def authorization(self) -> str:
         """A credential of a caller, with minutes of life left."""

@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from bench.dataplane.plan import Cell, Path
+from bench.dataplane.plan import Cell, Form, Path
 
 FIGURES = (
     "tokens_per_second",
@@ -31,6 +31,9 @@ ADDED = ("ttft_p50_ms", "ttft_p99_ms", "gap_p99_ms")
 
 RATIOS = ("cpu_us_per_token", "cpu_us_per_request", "tokens_per_second", "requests_per_second")
 """Figures of which the ratio to Envoy is taken."""
+
+YARDSTICKS = {Path.ENVOY: "envoy", Path.ENVOY_LEAN: "envoy_lean"}
+"""Envoy between grpc.aio ends, and between lean ones."""
 
 Figure = dict[str, float | None]
 Sample = dict[str, Any]
@@ -61,6 +64,7 @@ def _row(
     row: dict[str, Any] = {
         "cell": cell.name,
         "streams": cell.streams,
+        "sessions": cell.connections(Form.SESSION),
         "pace_ms": cell.pace_ms,
         "tokens": cell.tokens,
         "path": path.value,
@@ -74,12 +78,13 @@ def _row(
     if path is not path.direct and direct:
         for name in ADDED:
             row[f"added_{name}"] = figure(a[name] - b[name] for a, b in _pairs(mine, direct))
-    envoy = _of(samples, cell, Path.ENVOY)
-    if path is not path.direct and envoy:
-        for name in RATIOS:
-            row[f"{name}_to_envoy"] = figure(
-                a[name] / b[name] if b[name] else math.nan for a, b in _pairs(mine, envoy)
-            )
+    for yardstick, short in YARDSTICKS.items():
+        envoy = _of(samples, cell, yardstick)
+        if path is not path.direct and envoy:
+            for name in RATIOS:
+                row[f"{name}_to_{short}"] = figure(
+                    a[name] / b[name] if b[name] else math.nan for a, b in _pairs(mine, envoy)
+                )
     marks = {mark for sample in mine for mark in sample["marks"]}
     row["marks"] = sorted(
         f"{mark} in {sum(mark in sample['marks'] for sample in mine)}/{len(mine)}" for mark in marks
