@@ -43,10 +43,23 @@ _BOTH_SIDES: tuple[tuple[str, Any], ...] = (
 
 
 def server_options(
-    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES, *, reuse_port: bool = False
+    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+    *,
+    reuse_port: bool = False,
+    connection_age: float | None = None,
 ) -> list[tuple[str, Any]]:
-    """Options of a server. `reuse_port` lets several processes share the port."""
+    """Options of a server. `reuse_port` lets several processes share the port.
+
+    `connection_age`: seconds, a tenth more or less, after which a caller's new calls go to a new
+    connection; calls in progress stay, however long they take. By default a connection is kept.
+    """
+    age = (
+        []
+        if connection_age is None
+        else [("grpc.max_connection_age_ms", int(connection_age * 1000))]
+    )
     return [
+        *age,
         *_BOTH_SIDES,
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),

@@ -34,6 +34,8 @@ from services.chassis.registry import Registration, Registry, open_registry
 from services.chassis.settings import CommonSettings, SettingsError
 from services.chassis.telemetry import Telemetry
 from services.chassis.version import VERSION
+from services.chassis.workers.retirement import connection_age, retire
+from services.chassis.workers.worker import Worker
 
 _log = logging.getLogger(__name__)
 
@@ -81,6 +83,7 @@ class Host:
         tokens: TokenSource | None,
         tasks: Tasks,
         http: HttpEndpoint,
+        worker: Worker | None = None,
     ) -> None:
         self.service = service
         self.settings = settings
@@ -90,6 +93,7 @@ class Host:
         self.tokens = tokens
         self.tasks = tasks
         self.http = http
+        self.worker = worker
         self.address = ""
         self.instance_id = settings.service_id
         self.model_service: ModelService | None = None
@@ -101,21 +105,8 @@ class Host:
         self._duration = telemetry.meter.create_histogram(
             "rpc.server.duration", unit="s", description="Duration of finished RPCs"
         )
-        self._server = grpc.aio.server(
-            interceptors=[
-                Guard(
-                    self._authenticate,
-                    max_seconds=StreamLimits().max_timeout,
-                    max_message_bytes=settings.max_message_bytes,
-                    max_concurrent=settings.max_concurrent_rpcs,
-                    observer=self._observe,
-                )
-            ],
-            # What goes somewhat beyond a limit is refused by the guard, with details; only what
-            # goes far beyond is cut off by the transport, which has no words for it.
-            options=server_options(2 * settings.max_message_bytes),
-            maximum_concurrent_rpcs=2 * settings.max_concurrent_rpcs,
-        )
+        self._server = self._new_server(shared=worker is not None)
+        self._private = self._new_server(private=True) if worker is not None else None
 
     @classmethod
     @asynccontextmanager
@@ -127,11 +118,13 @@ class Host:
         meta: Mapping[str, str] | None = None,
         registry: Registry | None = None,
         key_source: KeySource | None = None,
+        worker: Worker | None = None,
     ) -> AsyncIterator[Host]:
         """Opens what every service stands on; leaving shuts it down in order.
 
         `registry` replaces the one that the settings name (tests share one);
-        `key_source` replaces the auth service as the origin of verification keys.
+        `key_source` replaces the auth service as the origin of verification keys. `worker`:
+        this process is one of several that share the address.
         Raises what a background task raised, as an ExceptionGroup.
         """
         own_registry = registry is None
@@ -141,9 +134,10 @@ class Host:
             stale_for=settings.registry_stale_for,
         )
         auth = AuthClient(settings.auth_target, registry)
-        telemetry = telemetry_module.open(
-            service, settings.service_id or service, settings.otlp_endpoint
-        )
+        instance = settings.service_id or service
+        if worker is not None:
+            instance += f"-worker-{worker.index}"
+        telemetry = telemetry_module.open(service, instance, settings.otlp_endpoint)
         verifier = Verifier(key_source or auth, issuer=settings.issuer, audience=settings.audience)
         tokens = None
         if settings.client_id and settings.client_secret is not None:
@@ -165,6 +159,7 @@ class Host:
                         metrics=telemetry.prometheus_text,
                         ready=lambda: host.is_serving,
                     ),
+                    worker=worker,
                 )
                 if key_source is None:
                     tasks.create_task(auth.follow(), name="auth-address")
@@ -222,20 +217,37 @@ class Host:
         add(servicer, self._server)
         self._services.append(full_name)
 
+    def add_private_servicer(
+        self, add: Callable[[Any, grpc.aio.Server], None], servicer: object
+    ) -> None:
+        """Serves a service to the sibling workers alone. Only in a worker, before `start`."""
+        assert self._private is not None, "there are no siblings"
+        add(servicer, self._private)
+
     def set_meta(self, meta: Mapping[str, str]) -> None:
         """Adds to what the registry tells about this process. Before `serve`."""
         self._meta.update(meta)
 
     async def start(self) -> None:
-        """Binds and answers; health says NOT_SERVING until `serve`."""
+        """Binds and answers; health says NOT_SERVING until `serve`.
+
+        A worker answers its siblings alone: the kernel would bring it callers at once.
+        """
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         protoset = importlib.resources.files("anabranch.v1").joinpath("anabranch.protoset")
         add_reflection(self._server, protoset.read_bytes(), self._services)
         self._require_address()
-        self.address = await self._bind()
-        await self._server.start()
-        await self.http.start()
+        if self.worker is None or self._private is None:
+            self.address = await self._bind()
+            await self._server.start()
+            await self.http.start()
+        else:
+            self.address = self.settings.listen
+            self._private.add_insecure_port(self.worker.assignment.grpc_socket)
+            await self._private.start()
+            await self.http.start()
+            await self.worker.reachable()
         if not self.instance_id:
             self.instance_id = f"{self.service}-{self.address.replace(':', '-')}"
         _log.info(
@@ -248,20 +260,25 @@ class Host:
         if self.model_service is not None:
             self.model_service.open_for_work()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        if self.worker is not None:
+            await self._bind()
+            await self._server.start()
         self._serving = True
-        self._registered = True
-        await self.registry.register(
-            Registration(
-                service=self.service,
-                id=self.instance_id,
-                address=self.settings.advertise or self.address,
-                meta={
-                    "version": VERSION,
-                    "zone": self.settings.zone,
-                    **self._meta,
-                },
-            )
+        registration = Registration(
+            service=self.service,
+            id=self.instance_id,
+            address=self.settings.advertise or self.address,
+            meta={
+                "version": VERSION,
+                "zone": self.settings.zone,
+                **self._meta,
+            },
         )
+        if self.worker is not None:
+            self.worker.serving(registration)
+        else:
+            self._registered = True
+            await self.registry.register(registration)
         _log.info("serving", extra={"id": self.instance_id})
 
     async def stop_serving(self, reason: str) -> None:
@@ -274,8 +291,10 @@ class Host:
         _log.info("not serving", extra={"id": self.instance_id, "cause": reason})
 
     async def _shut_down(self) -> None:
-        await self.stop_serving("shutting down")
         limit = self.settings.drain_timeout
+        if self.worker is not None and self.worker.retiring and self._serving:
+            await retire(self.worker, self.address, self.model_service, limit)
+        await self.stop_serving("shutting down")
         if self.model_service is not None:
             self.model_service.go_away(limit, "shutting down")
             try:
@@ -286,8 +305,32 @@ class Host:
                     "drain time is over", extra={"cut_off": len(self.model_service.requests)}
                 )
         await self._server.stop(_STOP_GRACE_S)
+        if self._private is not None:
+            await self._private.stop(_STOP_GRACE_S)
         await self.http.close()
         _log.info("stopped", extra={"id": self.instance_id})
+
+    def _new_server(self, *, shared: bool = False, private: bool = False) -> grpc.aio.Server:
+        settings = self.settings
+        return grpc.aio.server(
+            interceptors=[
+                Guard(
+                    self._authenticate,
+                    max_seconds=StreamLimits().max_timeout,
+                    max_message_bytes=settings.max_message_bytes,
+                    max_concurrent=settings.max_concurrent_rpcs,
+                    observer=None if private else self._observe,
+                )
+            ],
+            # What goes somewhat beyond a limit is refused by the guard, with details; only what
+            # goes far beyond is cut off by the transport, which has no words for it.
+            options=server_options(
+                2 * settings.max_message_bytes,
+                reuse_port=shared,
+                connection_age=connection_age(settings.drain_timeout) if shared else None,
+            ),
+            maximum_concurrent_rpcs=2 * settings.max_concurrent_rpcs,
+        )
 
     def _require_address(self) -> None:
         """Others cannot call a wildcard: it must be said what they should call."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from inspect import iscoroutinefunction
+from typing import cast
 
 from aiohttp import web
 
@@ -24,7 +26,8 @@ _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 class HttpEndpoint:
     """One listening HTTP server. Add routes, then `start`, then `close`.
 
-    `ready` decides what /readyz says; `metrics` renders the Prometheus text. A request body may
+    `listen` is host:port, or unix:/path for a socket file. `ready` decides what /readyz says;
+    `metrics` renders the Prometheus text, as a coroutine or in a thread. A request body may
     have `max_body_bytes`; it must arrive, and the handler answer, within `request_timeout`
     seconds. A connection may go `idle_timeout` seconds without a whole request head.
     """
@@ -33,7 +36,7 @@ class HttpEndpoint:
         self,
         listen: str,
         *,
-        metrics: Callable[[], str],
+        metrics: Callable[[], str] | Callable[[], Awaitable[str]],
         ready: Callable[[], bool],
         max_body_bytes: int = 64 * 1024,
         request_timeout: float = 10.0,
@@ -66,7 +69,8 @@ class HttpEndpoint:
         """Binds and answers. Raises OSError when the address cannot be bound, ValueError when it
         is not host:port; an empty host means every interface."""
         host, colon, port = self._listen.rpartition(":")
-        if not colon or not port.isdigit():
+        path = self._listen.removeprefix("unix:") if self._listen.startswith("unix:") else ""
+        if not path and (not colon or not port.isdigit()):
             raise ValueError(f"{self._listen!r} is not host:port")
         host = host.removeprefix("[").removesuffix("]")
         self._runner = web.AppRunner(
@@ -81,6 +85,10 @@ class HttpEndpoint:
         )
         await self._runner.setup()
         try:
+            if path:
+                await web.UnixSite(self._runner, path).start()
+                self._address = self._listen
+                return
             await web.TCPSite(self._runner, host or None, int(port), backlog=128).start()
         except OSError:
             await self.close()
@@ -108,7 +116,11 @@ class HttpEndpoint:
 
     async def _answer_metrics(self, _: web.Request) -> web.Response:
         # Rendering walks every time series; in a thread it does not hold up the tokens.
-        text = await asyncio.to_thread(self._metrics)
+        metrics = self._metrics
+        if iscoroutinefunction(metrics):
+            text: str = await metrics()
+        else:
+            text = await asyncio.to_thread(cast(Callable[[], str], metrics))
         return web.Response(body=text.encode(), headers={"Content-Type": _METRICS_TYPE})
 
     async def _answer_health(self, _: web.Request) -> web.Response:

@@ -70,13 +70,16 @@ def redact(text: str) -> str:
     return text
 
 
-def configure(service: str, level: str, stream: TextIO = sys.stderr) -> None:
+def configure(
+    service: str, level: str, stream: TextIO = sys.stderr, *, worker: int | None = None
+) -> None:
     """Sends all logging of this process to `stream`, replacing what was configured before.
 
+    `worker` is the process's index where several of them are one service.
     Raises ValueError on an unknown level.
     """
     handler = _Handler(stream)
-    handler.setFormatter(JsonFormatter(service))
+    handler.setFormatter(JsonFormatter(service, worker))
     root = logging.getLogger()
     root.setLevel(_number(level))
     root.handlers[:] = [handler]
@@ -106,9 +109,11 @@ def _number(level: str) -> int:
 class JsonFormatter(logging.Formatter):
     """One JSON object per record: ts, level, logger, message, service, ids, extras, exception."""
 
-    def __init__(self, service: str) -> None:
+    def __init__(self, service: str, worker: int | None = None) -> None:
         super().__init__()
-        self._service = service
+        self._own: dict[str, Any] = {"service": service}
+        if worker is not None:
+            self._own["worker"] = worker
 
     def format(self, record: logging.LogRecord) -> str:
         when = datetime.fromtimestamp(record.created, UTC)
@@ -117,7 +122,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": _clean(record.getMessage()),
-            "service": self._service,
+            **self._own,
         }
         if current := request_id.get():
             line["request_id"] = _clean(current)

@@ -76,6 +76,7 @@ class ModelService:
         self._verifier = verifier
         self.requests = ActiveRequests(handler, limits or StreamLimits(), remember_ids=remember_ids)
         self._sessions: set[Session] = set()
+        self._retiring: tuple[float, str] | None = None
 
     def generic_handler(self) -> grpc.GenericRpcHandler:
         """The RPCs, for `grpc.aio.Server.add_generic_rpc_handlers`."""
@@ -113,6 +114,12 @@ class ModelService:
     def open_for_work(self) -> None:
         """The model is loaded: requests are taken from now on."""
         self.requests.loading = False
+
+    def retire(self, time_left: float, reason: str) -> None:
+        """Tells every session, present or to come, to leave; plain RPCs are still taken."""
+        self._retiring = (time_left, reason)
+        for session in self._sessions:
+            session.go_away(time_left, reason)
 
     def go_away(self, time_left: float, reason: str) -> None:
         """Takes nothing new and tells every session; running requests go on."""
@@ -157,6 +164,8 @@ class ModelService:
             self._handler, self.requests, current_principal(), self._verifier, context
         )
         self._sessions.add(session)
+        if self._retiring is not None:
+            session.go_away(*self._retiring)
         try:
             await session.serve()
         finally:

@@ -18,7 +18,15 @@ from typing import Any, Literal, TypeVar
 
 from services.chassis.setting_values import Secret, parse, type_name
 
-__all__ = ["CommonSettings", "Secret", "SettingsError", "describe", "load", "setting"]
+__all__ = [
+    "CommonSettings",
+    "Secret",
+    "SettingsError",
+    "WorkerSettings",
+    "describe",
+    "load",
+    "setting",
+]
 
 T = TypeVar("T")
 
@@ -246,4 +254,17 @@ class CommonSettings:
     )
     max_message_bytes: int = setting(
         4 * 1024 * 1024, minimum=64 * 1024, help="The largest gRPC message accepted, in bytes."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings(CommonSettings):
+    """What the settings of a service inherit that may run as several processes."""
+
+    workers: int = setting(
+        1,
+        minimum=1,
+        maximum=256,
+        help="Processes that share the port, each an event loop of its own; 1 needs no supervisor. "
+        "Limits of one process, such as concurrent RPCs, count for each.",
     )

@@ -1,11 +1,21 @@
-"""`python -m services.router`: one router process."""
+"""`python -m services.router`: one router process, or a supervisor of several."""
 
 import os
 import sys
 
 from services.chassis import process
-from services.router.app import running
+from services.router.app import running, running_worker
 from services.router.settings import PREFIX, SERVICE, Settings
 
 if __name__ == "__main__":
-    sys.exit(process.main(SERVICE, PREFIX, Settings, running, os.environ, sys.argv[1:]))
+    sys.exit(
+        process.main(
+            SERVICE,
+            PREFIX,
+            Settings,
+            running,
+            os.environ,
+            sys.argv[1:],
+            running_worker=running_worker,
+        )
+    )

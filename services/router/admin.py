@@ -124,8 +124,7 @@ class RouterAdmin(admin_pb2_grpc.RouterAdminServiceServicer):
 
     def _set_drained(self, backend_id: str, drained: bool) -> admin_pb2.BackendStatus:
         uplink = self._find(backend_id)
-        uplink.backend.drained = drained
-        uplink.backend.changed()
+        self._pool.set_drained(backend_id, drained)
         _log.info("drain by operator", extra={"backend": backend_id, "drained": drained})
         return _status(uplink)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 
 from opentelemetry.metrics import Observation
 
@@ -14,7 +15,9 @@ from services.chassis.model_streams import StreamLimits
 from services.chassis.registry import Registry
 from services.chassis.settings import SettingsError
 from services.chassis.version import VERSION
+from services.chassis.workers import Worker
 from services.router.admin import RouterAdmin
+from services.router.admin_of_all import AdminOfAll
 from services.router.exchange import RoutingLimits
 from services.router.handler import RouterHandler
 from services.router.observation import Observer
@@ -22,11 +25,14 @@ from services.router.pool import BACKEND_SERVICES, Pool
 from services.router.settings import PREFIX, SERVICE, Settings
 
 _REMEMBERED_REQUEST_IDS = 10_000
+_CONNECT_S = 1.0
 
 
 @asynccontextmanager
-async def running(settings: Settings, *, registry: Registry | None = None) -> AsyncIterator[Host]:
-    """A router that serves until the context is left.
+async def running(
+    settings: Settings, *, registry: Registry | None = None, worker: Worker | None = None
+) -> AsyncIterator[Host]:
+    """A router that serves until the context is left; with `worker`, as one of several processes.
 
     Raises SettingsError without an identity of its own: backends let nobody in
     anonymously.
@@ -38,7 +44,7 @@ async def running(settings: Settings, *, registry: Registry | None = None) -> As
                 "its backends as a client with the scope relay"
             ]
         )
-    async with Host.open(SERVICE, settings, registry=registry) as host:
+    async with Host.open(SERVICE, settings, registry=registry, worker=worker) as host:
         assert host.tokens is not None, "the settings hold an identity"
         pool = Pool(
             host.tokens,
@@ -66,18 +72,38 @@ async def running(settings: Settings, *, registry: Registry | None = None) -> As
             ),
             remember_ids=_REMEMBERED_REQUEST_IDS,
         )
-        host.add_servicer(
-            admin_pb2_grpc.add_RouterAdminServiceServicer_to_server,
-            RouterAdmin(pool, handler),
-            "anabranch.v1.RouterAdminService",
-        )
+        admin = RouterAdmin(pool, handler)
+        add_admin = admin_pb2_grpc.add_RouterAdminServiceServicer_to_server
+        of_all = AdminOfAll(pool, handler, worker) if worker is not None else None
+        if of_all is not None:
+            # What a sibling asks is asked of this worker alone, so no question goes round.
+            host.add_private_servicer(add_admin, admin)
+        host.add_servicer(add_admin, of_all or admin, "anabranch.v1.RouterAdminService")
         host.meter.create_observable_gauge(
             "anabranch.router.waiting",
             callbacks=[lambda _: [Observation(pool.waiting)]],
             description="Requests that wait for a free slot",
         )
         await host.start()
+        if of_all is not None:
+            of_all.follow_shared()
         for service in BACKEND_SERVICES:
             host.tasks.create_task(pool.follow(host.registry, service), name=f"discover-{service}")
+        if worker is not None:
+            # Callers reach it from the moment it serves, and others stop because it does.
+            await _connected(pool)
         await host.serve()
         yield host
+
+
+def running_worker(settings: Settings, worker: Worker) -> AbstractAsyncContextManager[Host]:
+    """A router as one of several processes."""
+    return running(settings, worker=worker)
+
+
+async def _connected(pool: Pool) -> None:
+    """Waits until the pool can use what there is, but not for long: backends may be down."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_CONNECT_S):
+            while not pool.is_connected(BACKEND_SERVICES):  # noqa: ASYNC110 - for some 100 ms
+                await asyncio.sleep(0.01)

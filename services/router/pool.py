@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Hashable
+from collections.abc import AsyncIterator, Callable, Collection, Hashable
 from typing import Protocol
 
 from services.chassis.auth_client import TokenSource
@@ -55,6 +55,8 @@ class Pool:
         self._running: dict[str, asyncio.Task[None]] = {}
         self._waiting: dict[Waiter, None] = {}
         self._serving_line = False
+        self._drained: set[str] = set()
+        self._listed: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._uplinks)
@@ -71,6 +73,21 @@ class Pool:
     def uplink(self, backend_id: str) -> Uplink | None:
         """The backend of this id, if it is known."""
         return self._uplinks.get(backend_id)
+
+    def set_drained(self, backend_id: str, drained: bool) -> None:
+        """Nothing new for a backend, or again; also for one that is not known yet, or returns."""
+        (self._drained.add if drained else self._drained.discard)(backend_id)
+        uplink = self._uplinks.get(backend_id)
+        if uplink is not None and uplink.backend.drained != drained:
+            uplink.backend.drained = drained
+            uplink.backend.changed()
+
+    def is_connected(self, services: Collection[str]) -> bool:
+        """Whether these services have been looked up, and each backend found has a session."""
+        without = (values.Health.CONNECTING, values.Health.LOST)
+        return self._listed.issuperset(services) and not any(
+            uplink.backend.health in without for uplink in self._uplinks.values()
+        )
 
     def decide(self, request: values.Request) -> values.Decision:
         """Decides a request against the backends as they are now."""
@@ -130,6 +147,7 @@ class Pool:
             for instance in listed.values():
                 self._list(instance)
             known = listed
+            self._listed.add(service)
             self.changed()
 
     def _list(self, instance: Instance) -> None:
@@ -140,6 +158,7 @@ class Pool:
         elif present is not None:
             self._unlist(instance.id)
         uplink = Uplink(instance, self._tokens, self.changed, self._clock, self._random)
+        uplink.backend.drained = instance.id in self._drained
         task = self._tasks.create_task(uplink.run(), name=f"uplink-{instance.id}")
         self._uplinks[instance.id] = uplink
         self._running[instance.id] = task

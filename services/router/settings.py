@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from services.chassis.settings import CommonSettings, setting
+from services.chassis.settings import WorkerSettings, setting
 
 SERVICE = "anabranch-router"
 PREFIX = "ANABRANCH_ROUTER_"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(CommonSettings):
+class Settings(WorkerSettings):
     """Everything that can be set for a router."""
 
     listen: str = setting("127.0.0.1:50051", help="Address and port of the gRPC server, host:port.")

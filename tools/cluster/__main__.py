@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import signal
 import sys
 import time
@@ -37,6 +38,12 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--no-cloud", action="store_true", help="no cloud proxy, no simulator")
     up.add_argument("--ephemeral", action="store_true", help="free ports, not the documented ones")
     up.add_argument("--log-level", default="info", help="of every service (default info)")
+    up.add_argument(
+        "--router-workers",
+        type=int,
+        default=int(os.environ.get("ANABRANCH_ROUTER_WORKERS", "1")),
+        help="processes of the router (default ANABRANCH_ROUTER_WORKERS, or 1)",
+    )
     down = commands.add_parser("down", help="end everything that `up` started")
     down.add_argument("--quiet", action="store_true", help="print failures alone")
     status = commands.add_parser("status", help="show every process; exit status 1 if one is ill")
@@ -59,6 +66,7 @@ async def _up(options: argparse.Namespace) -> int:
         ports=Ports.free() if options.ephemeral else Ports(),
         detached=True,
         log_level=options.log_level,
+        router_workers=options.router_workers,
         tell=lambda line: console.print(f"  [green]✓[/] {line}"),
     )
     started = time.monotonic()

@@ -41,6 +41,7 @@ class Cluster:
         ports: Ports | None = None,
         detached: bool = False,
         log_level: str = "info",
+        router_workers: int = 1,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         """`ports` None means free ones. `detached`: the processes outlive this program.
@@ -57,6 +58,7 @@ class Cluster:
         self._cloud = cloud
         self._detached = detached
         self._log_level = log_level
+        self._router_workers = router_workers
         self._tell = tell
         self._recipes: Recipes | None = None
 
@@ -115,7 +117,9 @@ class Cluster:
             folder.mkdir(parents=True)
         self.secrets.chmod(0o700)
         binary, version = find_consul()
-        self._recipes = Recipes(self.run_dir, self.ports, binary, version, self._log_level)
+        self._recipes = Recipes(
+            self.run_dir, self.ports, binary, version, self._log_level, self._router_workers
+        )
 
     @property
     def recipes(self) -> Recipes:

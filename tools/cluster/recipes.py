@@ -85,6 +85,7 @@ class Recipes:
     consul_binary: str
     consul_version: tuple[int, ...]
     log_level: str = "info"
+    router_workers: int = 1
 
     @property
     def registry(self) -> str:
@@ -155,6 +156,7 @@ class Recipes:
             {
                 "CLIENT_ID": "router",
                 "CLIENT_SECRET_FILE": str(self.run_dir / "secrets/router"),
+                "WORKERS": str(self.router_workers),
             },
         )
 

@@ -1,0 +1,73 @@
+"""What a supervised service says over HTTP: /metrics, /healthz and /readyz for all of its workers.
+
+Asks the workers over their private sockets at each scrape; it remembers nothing of theirs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+import aiohttp
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client.process_collector import ProcessCollector
+
+from services.chassis.http_endpoint import HttpEndpoint
+from services.chassis.workers.child import Child
+from services.chassis.workers.exposition import merge
+
+_log = logging.getLogger(__name__)
+
+_ANSWER_WITHIN_S = 3.0
+SUPERVISOR = "supervisor"
+"""The value of the label `worker` on the supervisor's own series."""
+
+
+class Front:
+    """The HTTP endpoint of the supervisor."""
+
+    def __init__(self, listen: str, children: Callable[[], Sequence[Child]], wanted: int) -> None:
+        self._children = children
+        self._registry = CollectorRegistry(auto_describe=False)
+        ProcessCollector(registry=self._registry)
+        Gauge("anabranch_workers", "Workers that there should be", registry=self._registry).set(
+            wanted
+        )
+        self._serving = Gauge(
+            "anabranch_workers_serving", "Workers that serve", registry=self._registry
+        )
+        self.deaths = Counter(
+            "anabranch_worker_deaths", "Workers that ended unasked", registry=self._registry
+        )
+        self.http = HttpEndpoint(listen, metrics=self._metrics, ready=lambda: self._count() > 0)
+
+    def _count(self) -> int:
+        return sum(child.serving.is_set() and not child.leaving for child in self._children())
+
+    async def _metrics(self) -> str:
+        self._serving.set(self._count())
+        asked = [child for child in self._children() if child.reachable]
+        texts = await asyncio.gather(*(_metrics_of(child) for child in asked))
+        found = {str(child.index): text for child, text in zip(asked, texts, strict=True) if text}
+        own = generate_latest(self._registry).decode()
+        return await asyncio.to_thread(merge, {SUPERVISOR: own, **found})
+
+
+async def _metrics_of(child: Child) -> str:
+    """The worker's own text; nothing when it does not answer, which its series then show."""
+    try:
+        async with (
+            aiohttp.ClientSession(
+                connector=aiohttp.UnixConnector(child.http_socket),
+                timeout=aiohttp.ClientTimeout(total=_ANSWER_WITHIN_S),
+            ) as session,
+            session.get("http://worker/metrics") as answer,
+        ):
+            return await answer.text() if answer.status == 200 else ""
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        _log.warning(
+            "a worker's metrics cannot be read",
+            extra={"worker": child.index, "cause": type(error).__name__},
+        )
+        return ""

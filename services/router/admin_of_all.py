@@ -1,0 +1,156 @@
+"""RouterAdminService on the port that workers share: whichever is asked answers for all.
+
+Does its own part as RouterAdmin does, asks the siblings for theirs with the caller's credential
+over their private sockets, where plain RouterAdmin answers, and joins the answers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable
+from typing import Any
+
+import grpc
+
+from anabranch.v1 import admin_pb2, admin_pb2_grpc, errors_pb2
+from services.chassis.errors import Fault, Work
+from services.chassis.workers import Worker
+from services.chassis.workers.worker import LOG_LEVEL
+from services.router.admin import Context, RouterAdmin
+from services.router.admin_merge import merge_backends, merge_statuses
+from services.router.handler import RouterHandler
+from services.router.pool import Pool
+
+_log = logging.getLogger(__name__)
+
+_DRAINED = "drained/"
+
+
+class AdminOfAll(RouterAdmin):
+    """The admin RPCs of a router of several workers.
+
+    ExplainRoute answers as this worker would decide: any worker may get the request.
+    """
+
+    def __init__(self, pool: Pool, handler: RouterHandler, worker: Worker) -> None:
+        super().__init__(pool, handler)
+        self._worker = worker
+
+    def follow_shared(self) -> None:
+        """Obeys what was asked of other workers, before this one began too."""
+
+        def obey(key: str, value: Any) -> None:
+            if key.startswith(_DRAINED):
+                self._pool.set_drained(key.removeprefix(_DRAINED), bool(value))
+
+        self._worker.on_shared(obey)
+
+    async def ListBackends(
+        self, request: admin_pb2.ListBackendsRequest, context: Context
+    ) -> admin_pb2.ListBackendsResponse:
+        """Every backend that any serving worker knows."""
+        own = await super().ListBackends(request, context)
+        # One that has only begun to start has nothing in flight and would look ill.
+        replies = await self._ask("ListBackends", request, context, starting_too=False)
+        views = [own.backends]
+        for index, reply in replies.items():
+            if isinstance(reply, Fault):
+                _log.warning(
+                    "worker does not say", extra={"sibling": index, "cause": reply.message}
+                )
+            else:
+                views.append(reply.backends)
+        return admin_pb2.ListBackendsResponse(backends=merge_backends(views))
+
+    async def DrainBackend(
+        self, request: admin_pb2.DrainBackendRequest, context: Context
+    ) -> admin_pb2.DrainBackendResponse:
+        """Nothing new for it, from any worker."""
+        own = super().DrainBackend(request, context)
+        status = await self._of_backend(own, "DrainBackend", request, context)
+        self._worker.share(_DRAINED + request.backend_id, True)
+        return admin_pb2.DrainBackendResponse(backend=status)
+
+    async def UndrainBackend(
+        self, request: admin_pb2.UndrainBackendRequest, context: Context
+    ) -> admin_pb2.UndrainBackendResponse:
+        """It takes work again, from every worker."""
+        own = super().UndrainBackend(request, context)
+        status = await self._of_backend(own, "UndrainBackend", request, context)
+        self._worker.share(_DRAINED + request.backend_id, None)
+        return admin_pb2.UndrainBackendResponse(backend=status)
+
+    async def ResetBreaker(
+        self, request: admin_pb2.ResetBreakerRequest, context: Context
+    ) -> admin_pb2.ResetBreakerResponse:
+        """Every worker forgets its failures."""
+        own = super().ResetBreaker(request, context)
+        status = await self._of_backend(own, "ResetBreaker", request, context)
+        return admin_pb2.ResetBreakerResponse(backend=status)
+
+    async def CancelRequest(
+        self, request: admin_pb2.CancelRequestRequest, context: Context
+    ) -> admin_pb2.CancelRequestResponse:
+        """Cancels it wherever it runs."""
+        own = super().CancelRequest(request, context)
+        await self._any(own, "CancelRequest", request, context)
+        return admin_pb2.CancelRequestResponse()
+
+    async def SetLogLevel(
+        self, request: admin_pb2.SetLogLevelRequest, context: Context
+    ) -> admin_pb2.SetLogLevelResponse:
+        """Changes the level of every process of this router."""
+        own = await super().SetLogLevel(request, context)
+        _good(await self._ask("SetLogLevel", request, context))
+        self._worker.share(LOG_LEVEL, request.level)
+        return own
+
+    async def _of_backend(
+        self, own: Awaitable[Any], method: str, request: Any, context: Context
+    ) -> admin_pb2.BackendStatus:
+        replies = await self._any(own, method, request, context)
+        return merge_statuses([reply.backend for reply in replies])
+
+    async def _any(
+        self, own: Awaitable[Any], method: str, request: Any, context: Context
+    ) -> list[Any]:
+        """The replies of all who know what is asked about. Raises Fault when nobody does."""
+        found: list[Any] = []
+        unknown: Fault | None = None
+        try:
+            found.append(await own)
+        except Fault as fault:
+            if fault.code is not grpc.StatusCode.NOT_FOUND:
+                raise
+            unknown = fault
+        found += _good(await self._ask(method, request, context))
+        if not found and unknown is not None:
+            raise unknown
+        return found
+
+    async def _ask(
+        self, method: str, request: Any, context: Context, *, starting_too: bool = True
+    ) -> dict[int, Any]:
+        metadata = dict(context.invocation_metadata() or ())
+        return await self._worker.siblings.ask_all(
+            lambda channel: getattr(admin_pb2_grpc.RouterAdminServiceStub(channel), method),
+            request,
+            str(metadata.get("authorization", "")),
+            starting_too=starting_too,
+        )
+
+
+def _good(replies: dict[int, Any]) -> list[Any]:
+    """The replies of those who know what is asked about.
+
+    Raises Fault when a worker does not answer: it was not done everywhere, and should be repeated.
+    """
+    for index, reply in replies.items():
+        if isinstance(reply, Fault) and reply.code is not grpc.StatusCode.NOT_FOUND:
+            raise Fault(
+                errors_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE,
+                f"worker {index} did not answer; the call may be repeated",
+                work=Work.MAYBE_BILLED,
+                retry_after=1.0,
+            ) from reply
+    return [reply for reply in replies.values() if not isinstance(reply, Fault)]
