@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,16 +16,17 @@ from services.chassis.workers.supervisor import CannotRunError, Supervisor
 
 
 async def test_workers_that_die_at_every_start_end_the_supervisor_with_their_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     program = Program(module="tests.support.dying_worker", environ=os.environ)
-    with reserved("127.0.0.1:0") as listen:
+    # Not tmp_path: the path of a socket must be short.
+    with tempfile.TemporaryDirectory() as folder, reserved("127.0.0.1:0") as listen:
+        monkeypatch.setattr("tempfile.tempdir", folder)
         supervisor = Supervisor(WorkerSettings(workers=2), program, MemoryRegistry(), listen)
         with pytest.raises(CannotRunError, match="the moon is in the way") as refused:
             await supervisor.run()
+        assert os.listdir(folder) == []
     assert refused.value.code == 1
-    assert os.listdir(tmp_path) == []
 
 
 async def test_a_folder_too_deep_for_sockets_is_refused_in_words(

@@ -170,11 +170,13 @@ class Supervisor:
             old, new = place.child, await self._spawn()
             serves = self._tasks.create_task(new.serving.wait())
             dies = self._tasks.create_task(new.exit())
-            await asyncio.wait(
-                (serves, dies), timeout=_STARTS_S, return_when=asyncio.FIRST_COMPLETED
-            )
-            dies.cancel()
-            serves.cancel()
+            try:
+                await asyncio.wait(
+                    (serves, dies), timeout=_STARTS_S, return_when=asyncio.FIRST_COMPLETED
+                )
+            finally:
+                serves.cancel()
+                dies.cancel()
             if not new.serving.is_set():
                 _log.error("a new worker does not serve: old ones stay", extra={"cause": new.cause})
                 new.kill()
