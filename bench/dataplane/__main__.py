@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -222,6 +223,10 @@ def _out(options: argparse.Namespace, name: str) -> FilePath:
 
 async def _main(options: argparse.Namespace) -> None:
     started = time.monotonic()
+    task = asyncio.current_task()
+    assert task is not None
+    # Ctrl-C is handled by asyncio.run; a SIGTERM must clean up in the same way.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     if options.command == "profile":
         await _profile(options)
         return
@@ -264,7 +269,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ClusterError, GeneratorError, profile.ProfileError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         print("Interrupted; everything that had started was stopped.", file=sys.stderr)
         return 130
     return 0

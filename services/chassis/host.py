@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import importlib.resources
 import logging
+import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -249,7 +250,7 @@ class Host:
             await self.http.start()
             await self.worker.reachable()
         if not self.instance_id:
-            self.instance_id = f"{self.service}-{self.address.replace(':', '-')}"
+            self.instance_id = f"{self.service}-{re.sub('[^A-Za-z0-9.]+', '-', self.address)}"
         _log.info(
             "listening",
             extra={"address": self.address, "http": self.http_address, "id": self.instance_id},
