@@ -17,19 +17,20 @@ from google.protobuf.message import DecodeError
 from anabranch.v1 import errors_pb2, relay_pb2, session_pb2
 from services.chassis.authn import Principal, Verifier, bearer_token, denied
 from services.chassis.caller_writes import reads_too_slowly, write_to_caller
+from services.chassis.coalescing import Frame, coalesce
 from services.chassis.errors import Fault, Violation, invalid, to_status
 from services.chassis.guard import too_large
 from services.chassis.model_handler import ModelHandler
 from services.chassis.model_streams import ActiveRequest, ActiveRequests
 
-_Frame = tuple[int, bytes | None, bytes | None, bool, int]
-
-
 # Well below what a receiver accepts, since the last frame may go beyond it.
 _MESSAGE_BYTES = 1024 * 1024
+# Frames that wait before they are joined: more than one step leaves behind, per stream.
+_JOIN_AT_LEAST = 256
+_JOIN_PER_STREAM = 8
 
 
-def _size(frame: _Frame) -> int:
+def _size(frame: Frame) -> int:
     return len(frame[1] or b"") + len(frame[2] or b"")
 
 
@@ -81,8 +82,9 @@ class Session:
         self._streams: dict[int, ActiveRequest] = {}
         self._highest = 0
         self._starts = 0
-        self._pending: list[_Frame] = []
+        self._pending: list[Frame] = []
         self._pending_bytes = 0
+        self._join_at = _JOIN_AT_LEAST
         self._go_away: session_pb2.GoAway | None = None
         self._leaving = False
         self._wake = asyncio.Event()
@@ -117,15 +119,25 @@ class Session:
         self._leaving = True
         self._wake.set()
 
-    def queue(self, frame: _Frame, size: int) -> None:
+    def queue(self, frame: Frame, size: int) -> None:
         """Adds a frame to the next message. Called by the session's own streams."""
         self._pending.append(frame)
         self._pending_bytes += size
         if frame[3]:
             self._streams.pop(frame[0], None)
+        if len(self._pending) >= self._join_at:
+            self._join_pending()
         if self._pending_bytes > self._limits.session_buffer_bytes:
             self._overflowed = True
         self._wake.set()
+
+    def _join_pending(self) -> None:
+        """The caller is behind by several steps: what waits for it is made compact."""
+        self._pending = coalesce(self._pending)
+        self._pending_bytes = sum(map(_size, self._pending))
+        # Joining again pays only once as much has gathered as is there now.
+        least = max(_JOIN_AT_LEAST, _JOIN_PER_STREAM * len(self._streams))
+        self._join_at = max(least, 2 * len(self._pending))
 
     # Reading
 
@@ -252,11 +264,12 @@ class Session:
             self._wake.set()
         return message
 
-    def _batch(self) -> list[_Frame]:
+    def _batch(self) -> list[Frame]:
         """The frames of the next message: all that wait, within what one message may hold."""
         frames = self._pending
         if self._pending_bytes <= _MESSAGE_BYTES:
             self._pending, self._pending_bytes = [], 0
+            self._join_at = max(_JOIN_AT_LEAST, _JOIN_PER_STREAM * len(self._streams))
             return frames
         size = count = 0
         while count < len(frames) and (count == 0 or size < _MESSAGE_BYTES):
