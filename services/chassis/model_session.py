@@ -91,6 +91,7 @@ class Session:
         self._input_over = False
         self._overflowed = False
         self._load_due = True
+        self._spoke = False
 
     async def serve(self) -> None:
         """Runs the session. Returns when the caller has half-closed and all is answered."""
@@ -244,6 +245,7 @@ class Session:
     def _next_message(self) -> relay_pb2.RelaySessionResponse | None:
         if not self._pending and not self._load_due and self._go_away is None:
             return None
+        self._spoke = True
         message = relay_pb2.RelaySessionResponse()
         frames = self._batch()
         add = message.frames.add
@@ -296,4 +298,8 @@ class Session:
             if self._streams or now - last >= self._limits.load_idle_interval:
                 last = now
                 self._load_due = True
-                self._wake.set()
+                # While output flows the report rides along: a message of its own costs its
+                # reader as much as a full one.
+                if not self._spoke:
+                    self._wake.set()
+                self._spoke = False

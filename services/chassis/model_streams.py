@@ -30,7 +30,7 @@ class StreamLimits:
     max_message_bytes: int = 4 * 1024 * 1024
     session_buffer_bytes: int = 16 * 1024 * 1024
     write_stall: float = 10.0
-    load_busy_interval: float = 0.1
+    load_busy_interval: float = 0.05
     load_idle_interval: float = 1.0
 
 

@@ -56,6 +56,10 @@ class KnownBackend:
         self._failures = 0
         self._cooling_until = float("-inf")
         self._view: Backend | None = None
+        # Parts of the view that change seldom: it is made anew for each request.
+        self._names = self._listed_models
+        self._load = Load()
+        self._resumes: dict[str, frozenset[Resume]] = {}
 
     @property
     def id(self) -> str:
@@ -65,7 +69,7 @@ class KnownBackend:
     @property
     def model_names(self) -> frozenset[str]:
         """What it serves, as it says itself, or as listed before it ever did."""
-        return frozenset(self.models) or self._listed_models
+        return self._names
 
     def view(self) -> Backend:
         """The backend as a value, for a decision."""
@@ -74,17 +78,14 @@ class KnownBackend:
                 id=self.id,
                 tier=self.tier,
                 health=self.health,
-                models=self.model_names,
-                load=_load(self.report),
+                models=self._names,
+                load=self._load,
                 in_flight=self.in_flight,
                 sent_since=len(self._unreported),
                 sent_tokens_since=sum(tokens for _, tokens in self._unreported),
                 cooling_until=self._cooling_until,
                 drained=self.drained,
-                resumes={
-                    name: frozenset(_RESUMES[c] for c in info.capabilities if c in _RESUMES)
-                    for name, info in self.models.items()
-                },
+                resumes=self._resumes,
             )
         return self._view
 
@@ -96,10 +97,16 @@ class KnownBackend:
     def greeted(self, ready: session_pb2.SessionReady) -> None:
         """A session is open, and the backend said what it is."""
         self.models = {model.name: model for model in ready.models}
+        self._names = frozenset(self.models) or self._listed_models
+        self._resumes = {
+            name: frozenset(_RESUMES[c] for c in info.capabilities if c in _RESUMES)
+            for name, info in self.models.items()
+        }
         self.tier = _TIERS.get(ready.tier, Tier.CLOUD)
         self.version = ready.version or self.version
         self.zone = ready.zone or self.zone
         self.report = None
+        self._load = Load()
         self._unreported.clear()
         self.set_health(Health.READY, "")
 
@@ -124,6 +131,7 @@ class KnownBackend:
     def reported(self, report: session_pb2.LoadReport) -> None:
         """The backend's own figures; what was sent later stays added to them."""
         self.report = report
+        self._load = _load(report)
         self.report_at = self._clock()
         self._unreported = [entry for entry in self._unreported if entry[0] > report.starts_seen]
         if report.draining and self.health is Health.READY:
@@ -157,9 +165,7 @@ class KnownBackend:
         self.changed()
 
 
-def _load(report: session_pb2.LoadReport | None) -> Load:
-    if report is None:
-        return Load()
+def _load(report: session_pb2.LoadReport) -> Load:
     return Load(
         running=report.running,
         waiting=report.waiting,
