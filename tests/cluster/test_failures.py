@@ -162,8 +162,9 @@ async def test_a_drain_under_load_loses_none_of_200_streams(two_engines):
     assert lost == []
     assert all(len(a.choices[0].token_ids) == 150 for a in answers)
     # Drained, not resumed: each stream ended where it ran.
-    assert all(a.receipt.resumed_at_tokens == () for a in answers)
-    assert all(a.receipt.backend_id == "sim-2" for a in answers[-1:])
+    moved = [a.receipt for a in answers if a.receipt.resumed_at_tokens]
+    assert moved == []
+    assert {a.receipt.backend_id for a in answers} == {"sim-1", "sim-2"}
 
 
 async def test_a_router_that_leaves_finishes_its_streams_first(two_engines):
