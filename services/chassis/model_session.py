@@ -126,6 +126,8 @@ class Session:
         self._pending_bytes += size
         if frame[3]:
             self._streams.pop(frame[0], None)
+            # A slot came free: whoever waits for one hears of it with the very same message.
+            self._load_due = True
         if len(self._pending) >= self._join_at:
             self._join_pending()
         if self._pending_bytes > self._limits.session_buffer_bytes:

@@ -53,6 +53,7 @@ class KnownBackend:
         self._on_change = on_change
         self._clock = clock
         self._unreported: list[tuple[int, int]] = []
+        self._ended_since = 0
         self._failures = 0
         self._cooling_until = float("-inf")
         self._view: Backend | None = None
@@ -83,6 +84,7 @@ class KnownBackend:
                 in_flight=self.in_flight,
                 sent_since=len(self._unreported),
                 sent_tokens_since=sum(tokens for _, tokens in self._unreported),
+                ended_since=self._ended_since,
                 cooling_until=self._cooling_until,
                 drained=self.drained,
                 resumes=self._resumes,
@@ -107,6 +109,7 @@ class KnownBackend:
         self.zone = ready.zone or self.zone
         self.report = None
         self._load = Load()
+        self._ended_since = 0
         self._unreported.clear()
         self.set_health(Health.READY, "")
 
@@ -126,12 +129,14 @@ class KnownBackend:
     def ended(self, count: int) -> None:
         """So many requests are over."""
         self.in_flight -= count
+        self._ended_since += count
         self.changed()
 
     def reported(self, report: session_pb2.LoadReport) -> None:
         """The backend's own figures; what was sent later stays added to them."""
         self.report = report
         self._load = _load(report)
+        self._ended_since = 0
         self.report_at = self._clock()
         self._unreported = [entry for entry in self._unreported if entry[0] > report.starts_seen]
         if report.draining and self.health is Health.READY:

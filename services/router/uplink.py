@@ -202,8 +202,6 @@ class Uplink:
 
     def _take(self, message: relay_pb2.RelaySessionResponse) -> None:
         """One message of the backend: usually one step, with a frame for each request."""
-        if message.HasField("load"):
-            self.backend.reported(message.load)
         receivers = self._receivers
         ended = 0
         for frame in message.frames:
@@ -226,6 +224,10 @@ class Uplink:
             self.backend.set_health(Health.DRAINING, message.go_away.reason)
         if ended:
             self.backend.ended(ended)
+        # Made after the frames were: it knows already that these requests are over.
+        if message.HasField("load"):
+            self.backend.reported(message.load)
+        if ended:
             self._leave_if_idle()
 
     def _session_over(self, fault: Fault) -> None:

@@ -58,6 +58,13 @@ def test_dispatches_that_the_report_does_not_know_count():
     assert verdict(Request("m", 10), full, CLOUD).backend_id == "cloud"
 
 
+def test_a_slot_is_free_as_soon_as_its_request_has_ended():
+    full = Load(running=4, max_running=4)
+    assert isinstance(verdict(Request("m", 10), backend("a", load=full, in_flight=4)), Wait)
+    ended = backend("a", load=full, in_flight=3, ended_since=1)
+    assert verdict(Request("m", 10), ended).backend_id == "a"
+
+
 def test_a_slow_backend_is_avoided():
     slow = backend("slow", load=Load(step_time_ratio=3.0, max_running=4))
     fine = backend("fine", load=Load(running=1, max_running=4))

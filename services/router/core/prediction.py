@@ -20,8 +20,10 @@ TYPICAL_OUTPUT_TOKENS = 200
 
 
 def present(backend: Backend) -> int:
-    """Requests that the backend has: as it reported, plus what it cannot know of yet."""
-    return max(backend.load.running + backend.load.waiting + backend.sent_since, backend.in_flight)
+    """Requests that the backend has: as it reported, corrected by what it cannot know of yet."""
+    load = backend.load
+    reported = load.running + load.waiting + backend.sent_since - backend.ended_since
+    return max(reported, backend.in_flight)
 
 
 def score(backend: Backend, prompt_tokens: int) -> float:

@@ -65,7 +65,8 @@ class Backend:
     """A backend as the router knows it at one moment.
 
     `sent_since` and `sent_tokens_since` are this router's dispatches that the
-    report in `load` does not know of yet; `cooling_until` is a time on the
+    report in `load` does not know of yet, `ended_since` its requests that ended
+    after it; `cooling_until` is a time on the
     snapshot's clock before which it is not tried.
     """
 
@@ -77,6 +78,7 @@ class Backend:
     in_flight: int = 0
     sent_since: int = 0
     sent_tokens_since: int = 0
+    ended_since: int = 0
     round_trip: float = 0.0
     cooling_until: float = float("-inf")
     drained: bool = False
