@@ -9,56 +9,23 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
 from typing import Any
 
 import grpc
 
 from anabranch.v1 import errors_pb2, generation_pb2, model_pb2, relay_pb2
-from services.chassis.answers import AnswerBuilder
 from services.chassis.authn import Verifier, current_principal
-from services.chassis.caller_writes import reads_too_slowly, write_to_caller
 from services.chassis.errors import Fault, Violation, invalid
 from services.chassis.model_handler import CallContext, ModelHandler
 from services.chassis.model_session import Session
 from services.chassis.model_streams import ActiveRequests, StreamLimits
+from services.chassis.plain_calls import PlainCalls, metadata_value
 from services.chassis.validation import generate_violations
 
 SERVICE_NAME = "anabranch.v1.ModelService"
 _DEFAULT_PAGE = 100
 _MAX_PAGE = 1000
 _MAX_EMBED_INPUTS = 256
-
-
-class _Queue:
-    """The outlet of a plain RPC: up to `limit` bytes wait here until its own task sends them."""
-
-    def __init__(self, limit: int) -> None:
-        self._items: asyncio.Queue[tuple[bytes, bool] | Fault] = asyncio.Queue()
-        self._room = limit
-
-    def chunk(self, raw: bytes, *, last: bool, tokens: int) -> None:
-        self._room -= len(raw)
-        if self._room >= 0:
-            self._items.put_nowait((raw, last))
-            return
-        while not self._items.empty():
-            self._items.get_nowait()
-        self._items.put_nowait(reads_too_slowly("the answer came faster than it was read"))
-
-    def fail(self, fault: Fault) -> None:
-        self._items.put_nowait(fault)
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        while True:
-            item = await self._items.get()
-            if isinstance(item, Fault):
-                raise item
-            self._room += len(item[0])
-            yield item[0]
-            if item[1]:
-                return
 
 
 class ModelService:
@@ -75,6 +42,7 @@ class ModelService:
         self._handler = handler
         self._verifier = verifier
         self.requests = ActiveRequests(handler, limits or StreamLimits(), remember_ids=remember_ids)
+        self._plain = PlainCalls(self.requests)
         self._sessions: set[Session] = set()
         self._retiring: tuple[float, str] | None = None
 
@@ -85,10 +53,10 @@ class ModelService:
             {
                 # No deserialiser: a malformed message gets our own status, not the runtime's.
                 "Generate": grpc.unary_unary_rpc_method_handler(
-                    self._generate,
+                    self._plain.generate,
                     response_serializer=generation_pb2.GenerateResponse.SerializeToString,
                 ),
-                "StreamGenerate": grpc.unary_stream_rpc_method_handler(self._stream_generate),
+                "StreamGenerate": grpc.unary_stream_rpc_method_handler(self._plain.stream_generate),
                 "Session": grpc.stream_stream_rpc_method_handler(
                     self._session,
                     response_serializer=relay_pb2.RelaySessionResponse.SerializeToString,
@@ -126,37 +94,6 @@ class ModelService:
         self.requests.draining = True
         for session in self._sessions:
             session.go_away(time_left, reason)
-
-    async def _generate(
-        self, raw: bytes, context: grpc.aio.ServicerContext
-    ) -> generation_pb2.GenerateResponse:
-        answer = AnswerBuilder()
-        async with aclosing(self._run(raw, context)) as chunks:
-            async for chunk in chunks:
-                answer.add(generation_pb2.GenerateChunk.FromString(chunk))
-        return answer.response()
-
-    async def _stream_generate(self, raw: bytes, context: grpc.aio.ServicerContext) -> None:
-        stall = self.requests.limits.write_stall
-        async with aclosing(self._run(raw, context)) as chunks:
-            async for chunk in chunks:
-                await write_to_caller(context, chunk, stall=stall)
-
-    async def _run(self, raw: bytes, context: grpc.aio.ServicerContext) -> AsyncGenerator[bytes]:
-        queue = _Queue(self.requests.limits.session_buffer_bytes)
-        traceparent = _metadata(context, "traceparent")
-        request = self.requests.open(
-            raw,
-            queue,
-            current_principal(),
-            traceparent=traceparent,
-            time_remaining=context.time_remaining(),
-        )
-        try:
-            async for chunk in queue:
-                yield chunk
-        finally:
-            request.abandon()
 
     async def _session(self, _: Any, context: grpc.aio.ServicerContext) -> None:
         self.requests.check_open()
@@ -229,15 +166,8 @@ class ModelService:
             caller=current_principal(),
             request_id="",
             deadline=asyncio.get_running_loop().time() + allowed,
-            traceparent=_metadata(context, "traceparent"),
+            traceparent=metadata_value(context, "traceparent"),
         )
-
-
-def _metadata(context: grpc.aio.ServicerContext, name: str) -> str:
-    for key, value in context.invocation_metadata() or ():
-        if key == name:
-            return str(value)
-    return ""
 
 
 def _encode_page(name: str) -> str:
