@@ -137,6 +137,10 @@ class BackendLostError(UnavailableError):
     """The answer broke off: see `tokens_delivered` and `partial`."""
 
 
+class SessionLostError(BackendLostError):
+    """The connection was lost, and the session could not be gone on with in time."""
+
+
 class SlowReaderError(AnabranchError):
     """The answer came faster than it was read, and the buffer is full."""
 
@@ -177,6 +181,7 @@ _CLASSES: Mapping[str, type[AnabranchError]] = {
     "DEADLINE_EXCEEDED": DeadlineExceededError,
     "CANCELLED": RequestCancelledError,
     "INTERNAL": InternalServiceError,
+    "SESSION_LOST": SessionLostError,
 }
 
 # Reasons that pass by themselves.
@@ -190,6 +195,7 @@ _PASSING = frozenset(
         "DRAINING",
         "PROVIDER_ERROR",
         "DEPENDENCY_UNAVAILABLE",
+        "SESSION_LOST",
     }
 )
 
@@ -213,6 +219,7 @@ _ADVICE: Mapping[str, str] = {
     "SLOW_READER": "Read the chunks faster, or allow a larger max_buffered_bytes.",
     "DEADLINE_EXCEEDED": "Allow a longer timeout, or ask for less.",
     "INTERNAL": "Report the incident id to the operators.",
+    "SESSION_LOST": "Check the connection to the service, then try again.",
 }
 
 # For a status without ErrorInfo, which only a transport or another server sends.

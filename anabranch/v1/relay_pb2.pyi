@@ -8,12 +8,22 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class RelaySessionRequest(_message.Message):
-    __slots__ = ("frames", "authorization")
+    __slots__ = ("frames", "authorization", "open", "resume", "sequence", "ack", "close")
     FRAMES_FIELD_NUMBER: _ClassVar[int]
     AUTHORIZATION_FIELD_NUMBER: _ClassVar[int]
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    RESUME_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    ACK_FIELD_NUMBER: _ClassVar[int]
+    CLOSE_FIELD_NUMBER: _ClassVar[int]
     frames: _containers.RepeatedCompositeFieldContainer[RelaySessionRequestFrame]
     authorization: str
-    def __init__(self, frames: _Optional[_Iterable[_Union[RelaySessionRequestFrame, _Mapping]]] = ..., authorization: _Optional[str] = ...) -> None: ...
+    open: _session_pb2.SessionOpen
+    resume: _session_pb2.SessionResume
+    sequence: int
+    ack: int
+    close: bool
+    def __init__(self, frames: _Optional[_Iterable[_Union[RelaySessionRequestFrame, _Mapping]]] = ..., authorization: _Optional[str] = ..., open: _Optional[_Union[_session_pb2.SessionOpen, _Mapping]] = ..., resume: _Optional[_Union[_session_pb2.SessionResume, _Mapping]] = ..., sequence: _Optional[int] = ..., ack: _Optional[int] = ..., close: _Optional[bool] = ...) -> None: ...
 
 class RelaySessionRequestFrame(_message.Message):
     __slots__ = ("stream", "start", "cancel", "traceparent", "on_behalf_of")
@@ -30,16 +40,22 @@ class RelaySessionRequestFrame(_message.Message):
     def __init__(self, stream: _Optional[int] = ..., start: _Optional[bytes] = ..., cancel: _Optional[_Union[_session_pb2.SessionCancel, _Mapping]] = ..., traceparent: _Optional[str] = ..., on_behalf_of: _Optional[_Union[_session_pb2.Caller, _Mapping]] = ...) -> None: ...
 
 class RelaySessionResponse(_message.Message):
-    __slots__ = ("ready", "frames", "load", "go_away")
+    __slots__ = ("ready", "frames", "load", "go_away", "sequence", "ack", "resumed")
     READY_FIELD_NUMBER: _ClassVar[int]
     FRAMES_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     GO_AWAY_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    ACK_FIELD_NUMBER: _ClassVar[int]
+    RESUMED_FIELD_NUMBER: _ClassVar[int]
     ready: _session_pb2.SessionReady
     frames: _containers.RepeatedCompositeFieldContainer[RelaySessionResponseFrame]
     load: _session_pb2.LoadReport
     go_away: _session_pb2.GoAway
-    def __init__(self, ready: _Optional[_Union[_session_pb2.SessionReady, _Mapping]] = ..., frames: _Optional[_Iterable[_Union[RelaySessionResponseFrame, _Mapping]]] = ..., load: _Optional[_Union[_session_pb2.LoadReport, _Mapping]] = ..., go_away: _Optional[_Union[_session_pb2.GoAway, _Mapping]] = ...) -> None: ...
+    sequence: int
+    ack: int
+    resumed: _session_pb2.SessionResumed
+    def __init__(self, ready: _Optional[_Union[_session_pb2.SessionReady, _Mapping]] = ..., frames: _Optional[_Iterable[_Union[RelaySessionResponseFrame, _Mapping]]] = ..., load: _Optional[_Union[_session_pb2.LoadReport, _Mapping]] = ..., go_away: _Optional[_Union[_session_pb2.GoAway, _Mapping]] = ..., sequence: _Optional[int] = ..., ack: _Optional[int] = ..., resumed: _Optional[_Union[_session_pb2.SessionResumed, _Mapping]] = ...) -> None: ...
 
 class RelaySessionResponseFrame(_message.Message):
     __slots__ = ("stream", "chunk", "error", "last", "tokens")

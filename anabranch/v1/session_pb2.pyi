@@ -12,12 +12,36 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class SessionRequest(_message.Message):
-    __slots__ = ("frames", "authorization")
+    __slots__ = ("frames", "authorization", "open", "resume", "sequence", "ack", "close")
     FRAMES_FIELD_NUMBER: _ClassVar[int]
     AUTHORIZATION_FIELD_NUMBER: _ClassVar[int]
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    RESUME_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    ACK_FIELD_NUMBER: _ClassVar[int]
+    CLOSE_FIELD_NUMBER: _ClassVar[int]
     frames: _containers.RepeatedCompositeFieldContainer[SessionRequestFrame]
     authorization: str
-    def __init__(self, frames: _Optional[_Iterable[_Union[SessionRequestFrame, _Mapping]]] = ..., authorization: _Optional[str] = ...) -> None: ...
+    open: SessionOpen
+    resume: SessionResume
+    sequence: int
+    ack: int
+    close: bool
+    def __init__(self, frames: _Optional[_Iterable[_Union[SessionRequestFrame, _Mapping]]] = ..., authorization: _Optional[str] = ..., open: _Optional[_Union[SessionOpen, _Mapping]] = ..., resume: _Optional[_Union[SessionResume, _Mapping]] = ..., sequence: _Optional[int] = ..., ack: _Optional[int] = ..., close: _Optional[bool] = ...) -> None: ...
+
+class SessionOpen(_message.Message):
+    __slots__ = ("resumable",)
+    RESUMABLE_FIELD_NUMBER: _ClassVar[int]
+    resumable: bool
+    def __init__(self, resumable: _Optional[bool] = ...) -> None: ...
+
+class SessionResume(_message.Message):
+    __slots__ = ("session_id", "last_sequence")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    LAST_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    last_sequence: int
+    def __init__(self, session_id: _Optional[str] = ..., last_sequence: _Optional[int] = ...) -> None: ...
 
 class SessionRequestFrame(_message.Message):
     __slots__ = ("stream", "start", "cancel", "traceparent", "on_behalf_of")
@@ -46,16 +70,28 @@ class Caller(_message.Message):
     def __init__(self, tenant: _Optional[str] = ..., client_id: _Optional[str] = ...) -> None: ...
 
 class SessionResponse(_message.Message):
-    __slots__ = ("ready", "frames", "load", "go_away")
+    __slots__ = ("ready", "frames", "load", "go_away", "sequence", "ack", "resumed")
     READY_FIELD_NUMBER: _ClassVar[int]
     FRAMES_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     GO_AWAY_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    ACK_FIELD_NUMBER: _ClassVar[int]
+    RESUMED_FIELD_NUMBER: _ClassVar[int]
     ready: SessionReady
     frames: _containers.RepeatedCompositeFieldContainer[SessionResponseFrame]
     load: LoadReport
     go_away: GoAway
-    def __init__(self, ready: _Optional[_Union[SessionReady, _Mapping]] = ..., frames: _Optional[_Iterable[_Union[SessionResponseFrame, _Mapping]]] = ..., load: _Optional[_Union[LoadReport, _Mapping]] = ..., go_away: _Optional[_Union[GoAway, _Mapping]] = ...) -> None: ...
+    sequence: int
+    ack: int
+    resumed: SessionResumed
+    def __init__(self, ready: _Optional[_Union[SessionReady, _Mapping]] = ..., frames: _Optional[_Iterable[_Union[SessionResponseFrame, _Mapping]]] = ..., load: _Optional[_Union[LoadReport, _Mapping]] = ..., go_away: _Optional[_Union[GoAway, _Mapping]] = ..., sequence: _Optional[int] = ..., ack: _Optional[int] = ..., resumed: _Optional[_Union[SessionResumed, _Mapping]] = ...) -> None: ...
+
+class SessionResumed(_message.Message):
+    __slots__ = ("received",)
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    received: int
+    def __init__(self, received: _Optional[int] = ...) -> None: ...
 
 class SessionResponseFrame(_message.Message):
     __slots__ = ("stream", "chunk", "error", "last", "tokens")
@@ -72,18 +108,24 @@ class SessionResponseFrame(_message.Message):
     def __init__(self, stream: _Optional[int] = ..., chunk: _Optional[_Union[_generation_pb2.GenerateChunk, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., last: _Optional[bool] = ..., tokens: _Optional[int] = ...) -> None: ...
 
 class SessionReady(_message.Message):
-    __slots__ = ("backend_id", "tier", "models", "version", "zone")
+    __slots__ = ("backend_id", "tier", "models", "version", "zone", "session_id", "resume_window", "resume_buffer_bytes")
     BACKEND_ID_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ZONE_FIELD_NUMBER: _ClassVar[int]
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    RESUME_WINDOW_FIELD_NUMBER: _ClassVar[int]
+    RESUME_BUFFER_BYTES_FIELD_NUMBER: _ClassVar[int]
     backend_id: str
     tier: _generation_pb2.Tier
     models: _containers.RepeatedCompositeFieldContainer[_generation_pb2.ModelInfo]
     version: str
     zone: str
-    def __init__(self, backend_id: _Optional[str] = ..., tier: _Optional[_Union[_generation_pb2.Tier, str]] = ..., models: _Optional[_Iterable[_Union[_generation_pb2.ModelInfo, _Mapping]]] = ..., version: _Optional[str] = ..., zone: _Optional[str] = ...) -> None: ...
+    session_id: str
+    resume_window: _duration_pb2.Duration
+    resume_buffer_bytes: int
+    def __init__(self, backend_id: _Optional[str] = ..., tier: _Optional[_Union[_generation_pb2.Tier, str]] = ..., models: _Optional[_Iterable[_Union[_generation_pb2.ModelInfo, _Mapping]]] = ..., version: _Optional[str] = ..., zone: _Optional[str] = ..., session_id: _Optional[str] = ..., resume_window: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., resume_buffer_bytes: _Optional[int] = ...) -> None: ...
 
 class LoadReport(_message.Message):
     __slots__ = ("sequence", "running", "waiting", "queued_prefill_tokens", "context_tokens", "kv_used_tokens", "kv_total_tokens", "step_time_ratio", "prefill_tokens_per_step", "output_tokens_per_second", "draining", "max_running", "step_time", "prefill_budget", "starts_seen")

@@ -75,6 +75,7 @@ _CODES: Mapping[int, grpc.StatusCode] = {
     errors_pb2.ERROR_REASON_ALREADY_EXISTS: grpc.StatusCode.ALREADY_EXISTS,
     errors_pb2.ERROR_REASON_SLOW_READER: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+    errors_pb2.ERROR_REASON_SESSION_LOST: grpc.StatusCode.ABORTED,
 }
 
 # A peer that sends no ErrorInfo (a proxy in between, the gRPC runtime itself)
