@@ -1,9 +1,10 @@
-"""Writes one message to a caller, who may have stopped reading or be gone. Buffers nothing."""
+"""Writes messages to a caller, who may have stopped reading or be gone. Buffers nothing."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import grpc
 
@@ -16,18 +17,86 @@ def reads_too_slowly(message: str) -> Fault:
     return Fault(errors_pb2.ERROR_REASON_SLOW_READER, message, work=Work.OUTPUT_SEEN)
 
 
-async def write_to_caller(context: grpc.aio.ServicerContext, message: Any, *, stall: float) -> None:
-    """Returns once the transport has taken the message.
+class CallerWrites:
+    """The writes of one call, made by the task that entered it.
 
-    Raises Fault SLOW_READER when it takes none for `stall` seconds, and CANCELLED
-    when the caller is gone.
+    One timer watches all of them: a timeout of its own for each write would cost
+    more than a write that the transport takes at once.
     """
-    try:
-        async with asyncio.timeout(stall):
-            await context.write(message)
-    except TimeoutError as exc:
-        raise reads_too_slowly(f"nothing was read for {stall:g} s") from exc
-    except grpc.aio.InternalError as exc:
-        raise Fault(
-            errors_pb2.ERROR_REASON_CANCELLED, "the caller has left", work=Work.OUTPUT_SEEN
-        ) from exc
+
+    __slots__ = (
+        "_cancelling",
+        "_context",
+        "_loop",
+        "_since",
+        "_stall",
+        "_stalled",
+        "_task",
+        "_timer",
+    )
+
+    def __init__(self, context: grpc.aio.ServicerContext, *, stall: float) -> None:
+        self._context = context
+        self._stall = stall
+        self._loop = asyncio.get_running_loop()
+        self._task: asyncio.Task[Any] | None = None
+        self._cancelling = 0
+        self._since: float | None = None
+        self._stalled = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> Self:
+        self._task = asyncio.current_task()
+        assert self._task is not None
+        self._cancelling = self._task.cancelling()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    async def write(self, message: Any) -> None:
+        """Returns once the transport has taken the message.
+
+        Raises Fault SLOW_READER when it takes none for `stall` seconds, and CANCELLED
+        when the caller is gone.
+        """
+        self._since = self._loop.time()
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._since + self._stall, self._look)
+        try:
+            await self._context.write(message)
+        except asyncio.CancelledError as exc:
+            assert self._task is not None
+            # Whoever else wants this task to end goes first.
+            if not self._stalled or self._task.uncancel() > self._cancelling:
+                raise
+            raise reads_too_slowly(f"nothing was read for {self._stall:g} s") from exc
+        except grpc.aio.InternalError as exc:
+            raise Fault(
+                errors_pb2.ERROR_REASON_CANCELLED, "the caller has left", work=Work.OUTPUT_SEEN
+            ) from exc
+        finally:
+            self._since = None
+
+    def _look(self) -> None:
+        """Ends the write that goes on for too long; comes back when the present one would."""
+        self._timer = None
+        if self._since is None or self._task is None:
+            return
+        if self._loop.time() < self._since + self._stall:
+            self._timer = self._loop.call_at(self._since + self._stall, self._look)
+            return
+        self._stalled = True
+        self._task.cancel()
+
+
+async def write_to_caller(context: grpc.aio.ServicerContext, message: Any, *, stall: float) -> None:
+    """A single write. Raises as `CallerWrites.write`."""
+    with CallerWrites(context, stall=stall) as writes:
+        await writes.write(message)

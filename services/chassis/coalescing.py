@@ -51,24 +51,51 @@ def _of_one_answer(frames: Sequence[Frame]) -> list[Frame]:
         return [*chunks, *others]
     number = frames[0][0]
     try:
-        parsed = [pb.GenerateChunk.FromString(frame[1] or b"") for frame in chunks]
+        choices = _by_choice([frame[1] or b"" for frame in chunks])
     except DecodeError:
         return list(frames)  # the caller is to see for itself what it was sent
-    choices: dict[int, list[pb.GenerateChunk]] = {}
-    tokens: dict[int, int] = {}
-    for chunk, (_, _, _, _, count) in zip(parsed, chunks, strict=True):
-        # Put last the choice that spoke last: the end of the stream comes with it.
-        choices[chunk.index] = [*choices.pop(chunk.index, []), chunk]
-        tokens[chunk.index] = tokens.get(chunk.index, 0) + count
     ends = chunks[-1][3]
     final = next(reversed(choices))
     return [
         *(
-            (number, join(parts).SerializeToString(), None, ends and index == final, tokens[index])
+            (
+                number,
+                join(chunk for _, chunk in parts).SerializeToString(),
+                None,
+                ends and index == final,
+                sum(chunks[at][4] for at, _ in parts),
+            )
             for index, parts in choices.items()
         ),
         *others,
     ]
+
+
+def coalesce_chunks(chunks: Sequence[bytes]) -> list[bytes]:
+    """The serialised chunks of one answer as one a choice, the one that ends it at the end."""
+    try:
+        choices = _by_choice(chunks)
+    except DecodeError:
+        return list(chunks)
+    return [
+        join(chunk for _, chunk in parts).SerializeToString() if len(parts) > 1 else chunks[at]
+        for parts in choices.values()
+        for at, _ in parts[:1]
+    ]
+
+
+def _by_choice(chunks: Sequence[bytes]) -> dict[int, list[tuple[int, pb.GenerateChunk]]]:
+    """Each choice's chunks with their places. Raises DecodeError.
+
+    The choice that spoke last is the last one: the end of the answer comes with it.
+    """
+    choices: dict[int, list[tuple[int, pb.GenerateChunk]]] = {}
+    for at, raw in enumerate(chunks):
+        chunk = pb.GenerateChunk.FromString(raw)
+        parts = choices.pop(chunk.index, None) or []
+        parts.append((at, chunk))
+        choices[chunk.index] = parts
+    return choices
 
 
 def join(chunks: Iterable[pb.GenerateChunk]) -> pb.GenerateChunk:

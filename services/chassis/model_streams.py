@@ -23,12 +23,17 @@ from services.chassis.validation import validate_generate
 
 @dataclass(frozen=True, slots=True)
 class StreamLimits:
-    """Bounds of requests and sessions; seconds and bytes."""
+    """Bounds of requests and sessions; seconds and bytes.
+
+    `session_buffer_bytes` waits at most for the caller of a session, and
+    `stream_buffer_bytes` for that of a plain RPC, after joining; a chunk more ends either.
+    """
 
     default_timeout: float = 600.0
     max_timeout: float = 3600.0
     max_message_bytes: int = 4 * 1024 * 1024
     session_buffer_bytes: int = 16 * 1024 * 1024
+    stream_buffer_bytes: int = 256 * 1024
     write_stall: float = 10.0
     load_busy_interval: float = 0.05
     load_idle_interval: float = 1.0

@@ -1,52 +1,173 @@
 """Generate and StreamGenerate: one request an RPC, over the same core as sessions.
 
-Sessions are elsewhere; what to answer is the handler's business.
+What becomes ready while a write is under way leaves in one message, so a caller that falls
+behind costs its answer's length and no more writes than it reads. Sessions are elsewhere; what
+to answer is the handler's business.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from collections.abc import Callable
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from anabranch.v1 import generation_pb2
 from services.chassis.answers import AnswerBuilder
 from services.chassis.authn import current_principal
-from services.chassis.caller_writes import reads_too_slowly, write_to_caller
-from services.chassis.errors import Fault
-from services.chassis.model_streams import ActiveRequests
+from services.chassis.caller_writes import CallerWrites, reads_too_slowly
+from services.chassis.coalescing import coalesce_chunks
+from services.chassis.errors import Fault, fault_of
+from services.chassis.model_handler import Outlet
+from services.chassis.model_streams import ActiveRequest, ActiveRequests
+
+# A chunk of one token is some 30 bytes on the wire, and with its object several times that: this
+# many make some 16 KiB, and joining them is worth the decoding.
+_JOIN_AT_LEAST = 128
+# Chunks of an answer that nobody sees before its end are added up as they come, so that a long
+# answer's end holds up nobody else.
+_ADD_AT_ONCE = 128
+# Above this size joining saves nothing, and what is joined must fit a message.
+_JOIN_UP_TO = 1024 * 1024
 
 
-class _Queue:
-    """The outlet of a plain RPC: up to `limit` bytes wait here until its own task sends them."""
+class _Bell:
+    """Wakes the one task that waits, however often it is rung."""
 
-    def __init__(self, limit: int) -> None:
-        self._items: asyncio.Queue[tuple[bytes, bool] | Fault] = asyncio.Queue()
-        self._room = limit
+    __slots__ = ("_waiter",)
+
+    def __init__(self) -> None:
+        self._waiter: asyncio.Future[None] | None = None
+
+    def ring(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    async def wait(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        await self._waiter
+
+
+class _Stream:
+    """The outlet of StreamGenerate: what its caller has not taken yet.
+
+    At most `limit` bytes and one chunk are held, what is being written included;
+    then the caller hears SLOW_READER, and `overflowed` is called once.
+    """
+
+    __slots__ = (
+        "_bell",
+        "_fault",
+        "_held",
+        "_join_at",
+        "_limit",
+        "_over",
+        "_overflowed",
+        "_pending",
+        "_under_way",
+    )
+
+    def __init__(self, limit: int, overflowed: Callable[[], None]) -> None:
+        self._limit = limit
+        self._overflowed = overflowed
+        self._bell = _Bell()
+        self._pending: list[bytes] = []
+        self._held = 0
+        self._under_way = 0
+        self._join_at = _JOIN_AT_LEAST
+        self._over = False
+        self._fault: Fault | None = None
 
     def chunk(self, raw: bytes, *, last: bool, tokens: int) -> None:
-        self._room -= len(raw)
-        if self._room >= 0:
-            self._items.put_nowait((raw, last))
+        if self._held + self._under_way > self._limit and not last:
+            self._overflow()
             return
-        while not self._items.empty():
-            self._items.get_nowait()
-        self._items.put_nowait(reads_too_slowly("the answer came faster than it was read"))
+        self._pending.append(raw)
+        self._held += len(raw)
+        self._over = last
+        if len(self._pending) >= self._join_at:
+            self._join()
+        self._bell.ring()
 
     def fail(self, fault: Fault) -> None:
-        self._items.put_nowait(fault)
+        self._fault = self._fault or fault
+        self._bell.ring()
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        while True:
-            item = await self._items.get()
-            if isinstance(item, Fault):
-                raise item
-            self._room += len(item[0])
-            yield item[0]
-            if item[1]:
-                return
+    async def next(self) -> list[bytes]:
+        """What came since; nothing once the answer is complete. Raises Fault when it failed."""
+        self._under_way = 0
+        if not self._pending:
+            if self._over:
+                return []
+            if self._fault is None:
+                await self._bell.wait()
+        if not self._pending and self._fault is not None:
+            raise self._fault
+        if len(self._pending) > 1:
+            self._join()
+        ready, self._pending = self._pending, []
+        self._under_way, self._held = self._held, 0
+        self._join_at = _JOIN_AT_LEAST
+        return ready
+
+    def _join(self) -> None:
+        if self._held <= _JOIN_UP_TO:
+            self._pending = coalesce_chunks(self._pending)
+            self._held = sum(map(len, self._pending))
+        # Joining again pays only once as much has gathered as is there now.
+        self._join_at = max(_JOIN_AT_LEAST, 2 * len(self._pending))
+
+    def _overflow(self) -> None:
+        if self._fault is None:
+            self._pending, self._held = [], 0
+            self._over = False
+            self.fail(reads_too_slowly("the answer came faster than it was read"))
+            self._overflowed()
+
+
+class _Whole:
+    """The outlet of Generate: adds the answer up, and wakes its caller's task once."""
+
+    __slots__ = ("_answer", "_bell", "_fault", "_over", "_pending")
+
+    def __init__(self) -> None:
+        self._answer = AnswerBuilder()
+        self._bell = _Bell()
+        self._pending: list[bytes] = []
+        self._over = False
+        self._fault: Fault | None = None
+
+    def chunk(self, raw: bytes, *, last: bool, tokens: int) -> None:
+        self._pending.append(raw)
+        if last:
+            self._over = True
+            self._bell.ring()
+        elif len(self._pending) >= _ADD_AT_ONCE:
+            self._add()
+
+    def fail(self, fault: Fault) -> None:
+        self._fault = self._fault or fault
+        self._bell.ring()
+
+    async def response(self) -> generation_pb2.GenerateResponse:
+        """The answer once it is complete. Raises Fault when it failed."""
+        if not self._over and self._fault is None:
+            await self._bell.wait()
+        self._add()
+        if self._fault is not None:
+            raise self._fault
+        return self._answer.response()
+
+    def _add(self) -> None:
+        """Never raises: this is the backend's turn of the loop, and not only this answer's."""
+        try:
+            for raw in self._pending:
+                self._answer.add(generation_pb2.GenerateChunk.FromString(raw))
+        except DecodeError as exc:
+            self.fail(fault_of(exc))
+        self._pending.clear()
 
 
 class PlainCalls:
@@ -59,34 +180,40 @@ class PlainCalls:
         self, raw: bytes, context: grpc.aio.ServicerContext
     ) -> generation_pb2.GenerateResponse:
         """The whole answer. Raises Fault."""
-        answer = AnswerBuilder()
-        async with aclosing(self._run(raw, context)) as chunks:
-            async for chunk in chunks:
-                answer.add(generation_pb2.GenerateChunk.FromString(chunk))
-        return answer.response()
+        outlet = _Whole()
+        request = self._open(raw, context, outlet)
+        try:
+            return await outlet.response()
+        finally:
+            request.abandon()
 
     async def stream_generate(self, raw: bytes, context: grpc.aio.ServicerContext) -> None:
         """Writes the answer to the caller as it comes. Raises Fault."""
-        stall = self._requests.limits.write_stall
-        async with aclosing(self._run(raw, context)) as chunks:
-            async for chunk in chunks:
-                await write_to_caller(context, chunk, stall=stall)
+        limits = self._requests.limits
+        loop = asyncio.get_running_loop()
 
-    async def _run(self, raw: bytes, context: grpc.aio.ServicerContext) -> AsyncGenerator[bytes]:
-        queue = _Queue(self._requests.limits.session_buffer_bytes)
-        traceparent = metadata_value(context, "traceparent")
-        request = self._requests.open(
-            raw,
-            queue,
-            current_principal(),
-            traceparent=traceparent,
-            time_remaining=context.time_remaining(),
-        )
+        def stop() -> None:
+            # Not at once: the handler is in the midst of handing over this very answer.
+            loop.call_soon(lambda: request.abandon())
+
+        outlet = _Stream(limits.stream_buffer_bytes, stop)
+        request = self._open(raw, context, outlet)
         try:
-            async for chunk in queue:
-                yield chunk
+            with CallerWrites(context, stall=limits.write_stall) as writes:
+                while chunks := await outlet.next():
+                    for chunk in chunks:
+                        await writes.write(chunk)
         finally:
             request.abandon()
+
+    def _open(self, raw: bytes, context: grpc.aio.ServicerContext, outlet: Outlet) -> ActiveRequest:
+        return self._requests.open(
+            raw,
+            outlet,
+            current_principal(),
+            traceparent=metadata_value(context, "traceparent"),
+            time_remaining=context.time_remaining(),
+        )
 
 
 def metadata_value(context: grpc.aio.ServicerContext, name: str) -> str:

@@ -49,6 +49,7 @@ class Scene:
     def __init__(self, handler, host, channel, auth) -> None:
         self.handler = handler
         self.host = host
+        self.channel = channel
         self.stub = model_stub(channel)
         self.auth = auth
 
@@ -97,7 +98,7 @@ async def test_a_plain_stream_that_nobody_reads_is_cut_and_its_work_stopped():
 
 
 async def test_what_waits_for_a_slow_reader_of_a_plain_stream_is_bounded():
-    async with scene(session_buffer_bytes=1_000_000) as s:
+    async with scene(stream_buffer_bytes=1_000_000) as s:
         call = s.stub.StreamGenerate(ask(), metadata=s.auth)
         outlet = await s.handler.next()
         for _ in range(40):
@@ -114,7 +115,7 @@ async def test_what_waits_for_a_slow_reader_of_a_plain_stream_is_bounded():
 
 
 async def test_a_caller_that_leaves_while_its_chunk_is_written_frees_the_request_at_once(caplog):
-    async with scene() as s:
+    async with scene(stream_buffer_bytes=100_000_000) as s:
         call = s.stub.StreamGenerate(ask(), metadata=s.auth)
         outlet = await s.handler.next()
         for _ in range(200):
