@@ -7,16 +7,15 @@ providers. What is measured is decided where it happens; logs are in logs.py.
 from __future__ import annotations
 
 import asyncio
+import random
+import re
 import threading
 
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.exporter.prometheus import PrometheusMetricReader
-from opentelemetry.metrics import Meter
-from opentelemetry.sdk.metrics import Histogram, MeterProvider
-from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
-from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, View
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import MetricReader, MetricsData
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -28,17 +27,15 @@ from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
+from services.chassis.histograms import CountingMeter, PushedReader, ScrapedReader
 from services.chassis.version import VERSION
 
 _PROPAGATOR = TraceContextTextMapPropagator()
 _EXPORT_TIMEOUT = 5.0  # s
 _EXPORT_EVERY = 15.0  # s
-# From a cached health answer to the longest generation; 2 s is where an alert looks.
-_SECONDS = (
-    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0),
-    *(60.0, 120.0, 300.0, 600.0),
+_TRACEPARENT = re.compile(
+    r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}\Z"
 )
-_TOKENS = tuple(float(4**n) for n in range(11))  # 1 to a million
 
 
 class Telemetry:
@@ -52,20 +49,22 @@ class Telemetry:
         GCCollector(registry=self.registry)
         self._rendering = threading.Lock()
         self._closed = False
-        self._prometheus = PrometheusMetricReader(registry=self.registry, scope_info_enabled=False)
+        # The readers are made before the meter whose histograms they add.
+        self._prometheus = ScrapedReader(self._with_histograms, self.registry)
         self._pushed: MetricReader | None = None
         if otlp_endpoint:
-            self._pushed = PeriodicExportingMetricReader(
+            self._pushed = PushedReader(
+                self._with_histograms,
                 OTLPMetricExporter(f"{otlp_endpoint}/v1/metrics", timeout=_EXPORT_TIMEOUT),
-                export_interval_millis=_EXPORT_EVERY * 1000,
-                export_timeout_millis=_EXPORT_TIMEOUT * 1000,
+                every=_EXPORT_EVERY,
+                timeout=_EXPORT_TIMEOUT,
             )
         self._metrics = MeterProvider(
             [self._prometheus, *([self._pushed] if self._pushed else [])],
             resource=resource,
             shutdown_on_exit=False,
-            views=[_buckets("s", _SECONDS), _buckets("{token}", _TOKENS)],
         )
+        self.meter = CountingMeter(self._metrics.get_meter(service, version), service, version)
         # Without a collector nothing of ours is worth recording, but a caller's decision to
         # sample still travels on to services that have one.
         self._traces = TracerProvider(
@@ -78,8 +77,10 @@ class Telemetry:
             self._traces.add_span_processor(
                 BatchSpanProcessor(exporter, export_timeout_millis=_EXPORT_TIMEOUT * 1000)
             )
-        self.meter: Meter = self._metrics.get_meter(service, version)
         self.tracer: Tracer = self._traces.get_tracer(service, version)
+
+    def _with_histograms(self, data: MetricsData) -> MetricsData:
+        return self.meter.added_to(data)
 
     def prometheus_text(self) -> str:
         """Every metric in Prometheus' text format 0.0.4. Thread-safe; takes milliseconds.
@@ -118,8 +119,7 @@ def open(service: str, instance: str, otlp_endpoint: str = "") -> Telemetry:
     """The telemetry of one service instance; spans and metrics also go to the OTLP/HTTP collector
     at the base URL `otlp_endpoint` if there is one.
 
-    Histograms of unit `s` and `{token}` get boundaries that fit requests to models; those of
-    other units keep the boundaries that their instrument advises.
+    Histograms count in place (histograms.py).
     """
     resource = Resource(
         {
@@ -143,9 +143,14 @@ def inject(context: Context | None = None) -> str:
     return carrier.get("traceparent", "")
 
 
-def _buckets(unit: str, boundaries: tuple[float, ...]) -> View:
-    return View(
-        instrument_type=Histogram,
-        instrument_unit=unit,
-        aggregation=ExplicitBucketHistogramAggregation(boundaries),
-    )
+def passed_on(traceparent: str) -> str:
+    """The traceparent for the next hop of a service that records no spans itself.
+
+    The caller's own, unchanged, so that the next recorded span hangs on the last one recorded;
+    a new one, not to be sampled, where the caller sent none that is valid.
+    """
+    if traceparent and _TRACEPARENT.match(traceparent):
+        return traceparent
+    number = random.getrandbits(192)
+    ids = f"{number:048x}"
+    return f"00-{ids[:32]}-{ids[32:]}-00"

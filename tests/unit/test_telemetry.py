@@ -98,6 +98,27 @@ async def test_a_traceparent_that_is_none_begins_a_new_trace(nonsense: str):
     assert not span.get_span_context().is_valid
 
 
+def test_who_records_no_spans_passes_the_caller_s_trace_on_as_it_is():
+    assert telemetry.passed_on(TRACEPARENT) == TRACEPARENT
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        *("", "x", TRACEPARENT[:-3], "ff" + TRACEPARENT[2:], TRACEPARENT + "-x"),
+        TRACEPARENT.upper().replace("-01", "-0Z"),
+        "00-" + "0" * 32 + "-b7ad6b7169203331-01",
+        TRACEPARENT[:36] + "0" * 16 + "-01",
+    ],
+)
+def test_without_a_trace_of_the_caller_s_a_new_one_goes_on(nonsense: str):
+    onward = telemetry.passed_on(nonsense)
+    span = trace.get_current_span(telemetry.extract(onward)).get_span_context()
+    assert span.is_valid
+    assert not span.trace_flags.sampled
+    assert telemetry.passed_on(nonsense) != onward
+
+
 @pytest.fixture
 async def collector() -> AsyncIterator[tuple[str, list[ExportTraceServiceRequest], list[str]]]:
     spans: list[ExportTraceServiceRequest] = []
@@ -128,6 +149,7 @@ async def test_a_collector_receives_spans_and_metrics_before_the_process_ends(co
     url, spans, metrics = collector
     one = telemetry.open("anabranch-test", "i-1", url)
     one.meter.create_counter("c").add(1)
+    one.meter.create_histogram("h").record(1)
     with one.tracer.start_as_current_span("work"):
         pass
     await one.close()
@@ -139,7 +161,7 @@ async def test_a_collector_receives_spans_and_metrics_before_the_process_ends(co
         for span in scope.spans
     ]
     assert names == ["work"]
-    assert "c" in metrics
+    assert {"c", "h"} <= set(metrics)
 
 
 async def test_a_collector_that_is_down_neither_raises_nor_holds_up_the_end(monkeypatch):
