@@ -8,7 +8,6 @@ to answer is the handler's business.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -54,7 +53,7 @@ class _Stream:
     """The outlet of StreamGenerate: what its caller has not taken yet.
 
     At most `limit` bytes and one chunk are held, what is being written included;
-    then the caller hears SLOW_READER, and `overflowed` is called once.
+    then the request is abandoned at once, and the caller hears SLOW_READER.
     """
 
     __slots__ = (
@@ -64,14 +63,14 @@ class _Stream:
         "_join_at",
         "_limit",
         "_over",
-        "_overflowed",
         "_pending",
         "_under_way",
+        "request",
     )
 
-    def __init__(self, limit: int, overflowed: Callable[[], None]) -> None:
+    def __init__(self, limit: int) -> None:
+        self.request: ActiveRequest | None = None
         self._limit = limit
-        self._overflowed = overflowed
         self._bell = _Bell()
         self._pending: list[bytes] = []
         self._held = 0
@@ -81,9 +80,13 @@ class _Stream:
         self._fault: Fault | None = None
 
     def chunk(self, raw: bytes, *, last: bool, tokens: int) -> None:
-        if self._held + self._under_way > self._limit and not last:
-            self._overflow()
+        if self._fault is not None:
             return
+        if self._held + self._under_way > self._limit and not last:
+            self._join()
+            if self._held + self._under_way > self._limit:
+                self._overflow()
+                return
         self._pending.append(raw)
         self._held += len(raw)
         self._over = last
@@ -105,26 +108,28 @@ class _Stream:
                 await self._bell.wait()
         if not self._pending and self._fault is not None:
             raise self._fault
-        if len(self._pending) > 1:
-            self._join()
+        self._join()
         ready, self._pending = self._pending, []
         self._under_way, self._held = self._held, 0
         self._join_at = _JOIN_AT_LEAST
         return ready
 
     def _join(self) -> None:
-        if self._held <= _JOIN_UP_TO:
+        if len(self._pending) > 1 and self._held <= _JOIN_UP_TO:
             self._pending = coalesce_chunks(self._pending)
             self._held = sum(map(len, self._pending))
         # Joining again pays only once as much has gathered as is there now.
         self._join_at = max(_JOIN_AT_LEAST, 2 * len(self._pending))
 
     def _overflow(self) -> None:
-        if self._fault is None:
-            self._pending, self._held = [], 0
-            self._over = False
-            self.fail(reads_too_slowly("the answer came faster than it was read"))
-            self._overflowed()
+        self._pending, self._held = [], 0
+        self.fail(reads_too_slowly("the answer came faster than it was read"))
+        # Not within this call: the handler is in the midst of handing over this very answer.
+        asyncio.get_running_loop().call_soon(self._abandon)
+
+    def _abandon(self) -> None:
+        if self.request is not None:
+            self.request.abandon()
 
 
 class _Whole:
@@ -190,14 +195,8 @@ class PlainCalls:
     async def stream_generate(self, raw: bytes, context: grpc.aio.ServicerContext) -> None:
         """Writes the answer to the caller as it comes. Raises Fault."""
         limits = self._requests.limits
-        loop = asyncio.get_running_loop()
-
-        def stop() -> None:
-            # Not at once: the handler is in the midst of handing over this very answer.
-            loop.call_soon(lambda: request.abandon())
-
-        outlet = _Stream(limits.stream_buffer_bytes, stop)
-        request = self._open(raw, context, outlet)
+        outlet = _Stream(limits.stream_buffer_bytes)
+        request = outlet.request = self._open(raw, context, outlet)
         try:
             with CallerWrites(context, stall=limits.write_stall) as writes:
                 while chunks := await outlet.next():
@@ -205,6 +204,7 @@ class PlainCalls:
                         await writes.write(chunk)
         finally:
             request.abandon()
+            outlet.request = None  # no cycle for the collector to find
 
     def _open(self, raw: bytes, context: grpc.aio.ServicerContext, outlet: Outlet) -> ActiveRequest:
         return self._requests.open(

@@ -102,6 +102,20 @@ async def test_more_than_the_bound_stops_the_work_though_the_caller_never_reads(
         assert fault.reason == errors_pb2.ERROR_REASON_SLOW_READER
 
 
+async def test_nothing_follows_what_was_lost_when_the_bound_was_passed():
+    async with scene(stream_buffer_bytes=1_000) as s:
+        call = s.stub.StreamGenerate(ask(), metadata=s.auth)
+        outlet = await s.handler.next()
+        for position in range(3):
+            outlet.chunk(step(position, text="x" * 900), last=False, tokens=1)
+        outlet.chunk(end(3), last=True, tokens=0)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            while (chunk := await call.read()) is not grpc.aio.EOF:
+                assert not chunk.finish_reason
+        fault = fault_from_rpc_error(caught.value)
+        assert fault.reason == errors_pb2.ERROR_REASON_SLOW_READER
+
+
 async def test_one_chunk_may_be_larger_than_the_bound():
     async with scene(stream_buffer_bytes=1_000) as s:
         call = s.stub.StreamGenerate(ask(), metadata=s.auth)
