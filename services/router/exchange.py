@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from google.protobuf.message import DecodeError
@@ -23,7 +23,7 @@ from services.router.core import values
 from services.router.core.decide import wait_limit
 from services.router.observation import Observation
 from services.router.pool import Pool
-from services.router.receipt import ReceiptBuilder
+from services.router.receipt import ReceiptBuilder, write_seconds
 from services.router.resume import Delivered, can_resume, continued
 from services.router.route_requests import estimated_prompt_tokens, route_request
 from services.router.uplink import MAX_START_BYTES, Uplink
@@ -35,6 +35,9 @@ MAX_ATTEMPTS = 4
 DEADLINE_MARGIN_S = 0.05
 
 
+_NOBODY: frozenset[str] = frozenset()
+
+
 class _Phase(Enum):
     WAITING = auto()
     RUNNING = auto()
@@ -43,14 +46,25 @@ class _Phase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class RoutingLimits:
-    """Seconds that a request waits at most, and the clock that measures them."""
+    """Seconds that a request waits at most, and the clocks: deadlines are on that of the loop."""
 
     max_queue_time: float
     clock: Callable[[], float]
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
 
 class Exchange:
-    """One request between its caller's outlet and the backends that work on it."""
+    """One request between its caller's outlet and the backends that work on it.
+
+    `running` holds it from `begin` to its end.
+    """
+
+    __slots__ = (
+        *("_cancelled", "_check_position", "_context", "_delivered", "_kept", "_limits"),
+        *("_next_request", "_number", "_observation", "_outlet", "_phase", "_pool", "_receipt"),
+        *("_relaying", "_request", "_resumable", "_resume", "_running", "_seen_output"),
+        *("_timer", "_tried", "_uplink", "_work"),
+    )
 
     def __init__(
         self,
@@ -60,6 +74,7 @@ class Exchange:
         context: CallContext,
         outlet: Outlet,
         observation: Observation,
+        running: set[Exchange],
     ) -> None:
         self._pool = pool
         self._limits = limits
@@ -67,11 +82,12 @@ class Exchange:
         self._context = context
         self._outlet = outlet
         self._observation = observation
+        self._running = running
         self._receipt = ReceiptBuilder(limits.clock)
         self._phase = _Phase.WAITING
         self._resume = values.Resume.FRESH
         self._next_request = request
-        self._tried: set[str] = set()
+        self._tried = _NOBODY
         self._work = Work.NOT_DISPATCHED
         self._uplink: Uplink | None = None
         self._number = 0
@@ -82,6 +98,8 @@ class Exchange:
         self._delivered = 0
         self._seen_output = False
         self._check_position = False
+        # Whether the next chunk is one like any other: seen output, right position, not over.
+        self._relaying = False
 
     @property
     def request_id(self) -> str:
@@ -90,7 +108,13 @@ class Exchange:
 
     def begin(self) -> None:
         """Decides and starts, or queues. Raises Fault when it is refused at once."""
-        self._act(self._decide())
+        self._running.add(self)
+        try:
+            self._act(self._choose())
+        except Fault as fault:
+            self._over()
+            self._observation.failed(fault)
+            raise
 
     def cancel(self) -> None:
         """The caller wants no more."""
@@ -115,35 +139,34 @@ class Exchange:
             routing.residency,
             routing.backend_id,
             self._resume,
-            frozenset(self._tried),
+            self._tried,
             # A limit of its own makes a request pickier than its neighbours.
             self if limited else None,
         )
 
     def retry_now(self) -> bool:
         """The pool changed while this request waited."""
-        decision = self._decide()
-        if isinstance(decision.verdict, values.Wait):
+        verdict = self._choose()
+        if isinstance(verdict, values.Wait):
             return False
         self._leave_line()
         try:
-            self._act(decision)
+            self._act(verdict)
         except Fault as fault:
             self._fail(fault)
         return True
 
-    def _decide(self) -> values.Decision:
-        return self._pool.decide(
+    def _choose(self) -> values.Verdict:
+        return self._pool.choose(
             route_request(
                 self._next_request,
                 elapsed=self._receipt.elapsed(),
                 resume=self._resume,
-                tried=frozenset(self._tried),
+                tried=self._tried,
             )
         )
 
-    def _act(self, decision: values.Decision) -> None:
-        verdict = decision.verdict
+    def _act(self, verdict: values.Verdict) -> None:
         if isinstance(verdict, values.Dispatch):
             self._dispatch(verdict)
         elif isinstance(verdict, values.Wait):
@@ -160,7 +183,7 @@ class Exchange:
             self._next_request, elapsed=self._receipt.elapsed(), resume=self._resume
         )
         limit = wait_limit(request, self._limits.max_queue_time)
-        loop = asyncio.get_running_loop()
+        loop = self._limits.loop
         left = self._context.deadline - loop.time() - DEADLINE_MARGIN_S
         if left < limit:
             self._timer = loop.call_later(left, self._out_of_time)
@@ -192,26 +215,35 @@ class Exchange:
     def _dispatch(self, verdict: values.Dispatch) -> None:
         uplink = self._pool.uplink(verdict.backend_id)
         assert uplink is not None, "decided on the pool as it is now"
-        outgoing = pb.GenerateRequest()
-        outgoing.CopyFrom(self._next_request)
-        left = self._context.deadline - asyncio.get_running_loop().time()
-        outgoing.timeout.FromMilliseconds(max(int((left - DEADLINE_MARGIN_S) * 1000), 1))
-        raw = outgoing.SerializeToString()
+        request = self._next_request
+        left = self._context.deadline - self._limits.loop.time() - DEADLINE_MARGIN_S
+        write_seconds(request.timeout, max(left, 0.001))
+        raw = request.SerializeToString()
         if len(raw) > MAX_START_BYTES:
             raise refusals.too_large_to_forward(len(raw), MAX_START_BYTES)
-        self._receipt.dispatched(verdict, uplink.backend.id)
+        self._receipt.dispatched(verdict)
         self._uplink = uplink
         self._phase = _Phase.RUNNING
         self._number = uplink.start(
             raw,
-            estimated_prompt_tokens(outgoing),
+            estimated_prompt_tokens(request),
             self._context.caller,
             self._observation.traceparent,
             self,
         )
 
-    def on_chunk(self, raw: bytes, *, last: bool, tokens: int) -> None:
+    def on_chunk(self, raw: bytes, last: bool, tokens: int) -> None:
         """A chunk of the answer: passed on as it is, but for the last."""
+        if last or not self._relaying:
+            self._on_rare_chunk(raw, last, tokens)
+            return
+        self._delivered += tokens
+        if self._resumable:
+            self._kept.append(raw)
+        self._outlet.chunk(raw, last=False, tokens=tokens)
+
+    def _on_rare_chunk(self, raw: bytes, last: bool, tokens: int) -> None:
+        """The first chunk of a backend, the last one, or one that comes too late."""
         if self._phase is _Phase.OVER:
             return
         if not self._seen_output:
@@ -224,10 +256,8 @@ class Exchange:
         if last:
             self._finish(raw, tokens)
             return
-        self._delivered += tokens
-        if self._resumable:
-            self._kept.append(raw)
-        self._outlet.chunk(raw, last=False, tokens=tokens)
+        self._relaying = True
+        self.on_chunk(raw, False, tokens)
 
     def _goes_on(self, raw: bytes) -> bool:
         """Whether a resumed answer starts where the delivered one ends."""
@@ -265,12 +295,17 @@ class Exchange:
 
     def _end_with(self, chunk: pb.GenerateChunk, tokens: int = 0) -> None:
         """The last chunk, however it came about, with its receipt."""
-        self._phase = _Phase.OVER
+        self._over()
         served = self._uplink.backend.models.get(self._request.model) if self._uplink else None
         self._receipt.complete(chunk, served.served_model if served else "")
-        self._observation.finished(chunk)
-        self._kept.clear()
+        self._observation.finished(chunk, self._receipt)
         self._outlet.chunk(chunk.SerializeToString(), last=True, tokens=tokens)
+
+    def _over(self) -> None:
+        self._phase = _Phase.OVER
+        self._relaying = False
+        self._kept.clear()
+        self._running.discard(self)
 
     # Failing, and going on elsewhere
 
@@ -281,7 +316,7 @@ class Exchange:
         self._receipt.attempt_failed(reason_name(fault.reason))
         self._work = fault.after(self._work).work
         if self._uplink is not None:
-            self._tried.add(self._uplink.backend.id)
+            self._tried |= {self._uplink.backend.id}
         if self._cancelled:
             self._end_early(pb.FINISH_REASON_CANCELLED)
             return
@@ -295,19 +330,20 @@ class Exchange:
         if self._seen_output and not self._prepare_resume():
             return
         self._phase = _Phase.WAITING
+        self._relaying = False
         self._uplink = None
-        decision = self._decide()
+        verdict = self._choose()
         _log.info(
             "going on elsewhere",
             extra={
                 "request_id": self.request_id,
                 "cause": fault.message,
                 "delivered": self._delivered,
-                "verdict": type(decision.verdict).__name__,
+                "verdict": type(verdict).__name__,
             },
         )
         try:
-            self._act(decision)
+            self._act(verdict)
         except Fault as refusal:
             self._fail_for(fault, refusal)
 
@@ -346,7 +382,6 @@ class Exchange:
 
     def _fail(self, fault: Fault) -> None:
         fault = fault.after(self._work)
-        self._phase = _Phase.OVER
-        self._kept.clear()
+        self._over()
         self._observation.failed(fault)
         self._outlet.fail(fault)

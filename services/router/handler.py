@@ -54,14 +54,10 @@ class RouterHandler:
     ) -> Cancel:
         """Starts a request; see ModelHandler."""
         observation = self._observer.begin(request, context)
-        exchange = Exchange(self._pool, self._limits, request, context, outlet, observation)
-        self._exchanges.add(exchange)
-        observation.on_end(lambda: self._exchanges.discard(exchange))
-        try:
-            exchange.begin()
-        except Fault as fault:
-            observation.failed(fault)
-            raise
+        exchange = Exchange(
+            self._pool, self._limits, request, context, outlet, observation, self._exchanges
+        )
+        exchange.begin()
         return exchange.cancel
 
     def cancel_request(self, request_id: str) -> bool:
@@ -127,7 +123,7 @@ class RouterHandler:
                     raise failure from error
         if failure is not None:
             raise failure
-        verdict = self._pool.decide(asked).verdict
+        verdict = self._pool.choose(asked)
         if isinstance(verdict, values.Refuse):
             raise refused(verdict, about.model)
         raise refused(

@@ -5,6 +5,7 @@ Bookkeeping only: the session that feeds it is in uplink.py.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 
 from anabranch.v1 import errors_pb2, generation_pb2, session_pb2
@@ -52,7 +53,8 @@ class KnownBackend:
         self._listed_models = frozenset(filter(None, instance.meta.get("models", "").split(",")))
         self._on_change = on_change
         self._clock = clock
-        self._unreported: list[tuple[int, int]] = []
+        self._unreported: deque[tuple[int, int]] = deque()
+        self._unreported_tokens = 0
         self._ended_since = 0
         self._failures = 0
         self._cooling_until = float("-inf")
@@ -83,7 +85,7 @@ class KnownBackend:
                 load=self._load,
                 in_flight=self.in_flight,
                 sent_since=len(self._unreported),
-                sent_tokens_since=sum(tokens for _, tokens in self._unreported),
+                sent_tokens_since=self._unreported_tokens,
                 ended_since=self._ended_since,
                 cooling_until=self._cooling_until,
                 drained=self.drained,
@@ -110,7 +112,7 @@ class KnownBackend:
         self.report = None
         self._load = Load()
         self._ended_since = 0
-        self._unreported.clear()
+        self._forget_unreported()
         self.set_health(Health.READY, "")
 
     def set_health(self, health: Health, detail: str) -> None:
@@ -123,6 +125,7 @@ class KnownBackend:
         """A request was sent: the session's start number `start`."""
         self.in_flight += 1
         self._unreported.append((start, prompt_tokens))
+        self._unreported_tokens += prompt_tokens
         # The sender has just decided, and waiting requests gain nothing from a fuller backend.
         self._view = None
 
@@ -138,7 +141,9 @@ class KnownBackend:
         self._load = _load(report)
         self._ended_since = 0
         self.report_at = self._clock()
-        self._unreported = [entry for entry in self._unreported if entry[0] > report.starts_seen]
+        unreported, seen = self._unreported, report.starts_seen
+        while unreported and unreported[0][0] <= seen:
+            self._unreported_tokens -= unreported.popleft()[1]
         if report.draining and self.health is Health.READY:
             self.set_health(Health.DRAINING, "draining")
         else:
@@ -147,8 +152,12 @@ class KnownBackend:
     def disconnected(self, health: Health, detail: str) -> None:
         """The session is over, and every request on it."""
         self.in_flight = 0
-        self._unreported.clear()
+        self._forget_unreported()
         self.set_health(health, detail)
+
+    def _forget_unreported(self) -> None:
+        self._unreported.clear()
+        self._unreported_tokens = 0
 
     def answered(self) -> None:
         """A request went well: earlier failures no longer count."""

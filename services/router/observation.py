@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from opentelemetry.metrics import Meter
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
@@ -15,62 +16,71 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis import telemetry
 from services.chassis.errors import Fault, reason_name
+from services.chassis.histograms import recorder
 from services.chassis.model_handler import CallContext
+from services.router.core.values import Tier
+from services.router.receipt import ReceiptBuilder
 
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+Record = Callable[[float], None]
+
+
+class _Series(NamedTuple):
+    """Where the finished requests of one model and tier are counted."""
+
+    duration: Record
+    first_token: Record
+    per_token: Record
+    input_tokens: Record
+    output_tokens: Record
 
 
 class Observation:
-    """One request's span and measurements, ended exactly once."""
+    """One request's span and measurements, ended exactly once.
 
-    def __init__(self, observer: Observer, request: pb.GenerateRequest, span: Span) -> None:
+    `traceparent` is what the next hop is told.
+    """
+
+    __slots__ = ("_began", "_model", "_observer", "_over", "_span", "traceparent")
+
+    def __init__(self, observer: Observer, model: str, span: Span | None, traceparent: str) -> None:
         self._observer = observer
-        self._model = request.model
+        self._model = model
         self._span = span
         self._began = time.monotonic()
-        self._on_end: Callable[[], None] = lambda: None
         self._over = False
-        self.traceparent = telemetry.inject(set_span_in_context(span))
+        self.traceparent = traceparent
 
-    def on_end(self, then: Callable[[], None]) -> None:
-        """Calls `then` once the request is over."""
-        self._on_end = then
-
-    def finished(self, chunk: pb.GenerateChunk) -> None:
-        """The request ended with this last chunk, receipt and usage included."""
-        receipt = chunk.receipt
-        labels = {
-            "gen_ai.request.model": self._model,
-            "anabranch.tier": pb.Tier.Name(receipt.tier).removeprefix("TIER_").lower(),
-        }
+    def finished(self, chunk: pb.GenerateChunk, receipt: ReceiptBuilder) -> None:
+        """The request ended with this last chunk, usage included."""
         observer = self._observer
+        series = observer.series(self._model, receipt.tier)
         seconds = time.monotonic() - self._began
-        observer.duration.record(seconds, labels)
-        ttft = receipt.ttft.ToNanoseconds() / 1e9
-        if receipt.HasField("ttft"):
-            observer.first_token.record(ttft, labels)
-        output = chunk.usage.completion_tokens
-        if output > 1 and seconds > ttft:
-            observer.per_token.record((seconds - ttft) / (output - 1), labels)
-        observer.tokens.record(chunk.usage.prompt_tokens, {**labels, "gen_ai.token.type": "input"})
-        observer.tokens.record(output, {**labels, "gen_ai.token.type": "output"})
-        if receipt.overflow_reason:
-            name = pb.OverflowReason.Name(receipt.overflow_reason)
-            reason = name.removeprefix("OVERFLOW_REASON_").lower()
-            observer.overflows.add(1, {"gen_ai.request.model": self._model, "reason": reason})
-        if receipt.resumed_at_tokens:
-            observer.resumes.add(
-                len(receipt.resumed_at_tokens), {"gen_ai.request.model": self._model}
+        usage = chunk.usage
+        given, output = usage.prompt_tokens, usage.completion_tokens
+        ttft = receipt.ttft
+        series.duration(seconds)
+        if ttft is not None:
+            series.first_token(ttft)
+        decoding = seconds - (ttft or 0.0)
+        if output > 1 and decoding > 0:
+            series.per_token(decoding / (output - 1))
+        series.input_tokens(given)
+        series.output_tokens(output)
+        if receipt.overflow is not None:
+            labels = {"gen_ai.request.model": self._model, "reason": receipt.overflow.value}
+            observer.overflows.add(1, labels)
+        if receipt.resumes:
+            observer.resumes.add(receipt.resumes, {"gen_ai.request.model": self._model})
+        if self._span is not None:
+            self._span.set_attributes(
+                {
+                    "gen_ai.response.model": chunk.receipt.served_model,
+                    "gen_ai.usage.input_tokens": given,
+                    "gen_ai.usage.output_tokens": output,
+                    "anabranch.backend": receipt.backend_id,
+                    "anabranch.attempts": receipt.attempts,
+                }
             )
-        self._span.set_attributes(
-            {
-                "gen_ai.response.model": receipt.served_model,
-                "gen_ai.usage.input_tokens": chunk.usage.prompt_tokens,
-                "gen_ai.usage.output_tokens": output,
-                "anabranch.backend": receipt.backend_id,
-                "anabranch.attempts": len(receipt.attempts),
-            }
-        )
         self._end()
 
     def failed(self, fault: Fault) -> None:
@@ -80,42 +90,42 @@ class Observation:
         reason = reason_name(fault.reason)
         # A model nobody serves is the caller's text: as a label it would be unbounded.
         self._observer.failures.add(1, {"error.type": reason})
-        self._span.set_attribute("error.type", reason)
-        self._span.set_status(Status(StatusCode.ERROR, fault.message))
+        if self._span is not None:
+            self._span.set_attribute("error.type", reason)
+            self._span.set_status(Status(StatusCode.ERROR, fault.message))
         self._end()
 
     def _end(self) -> None:
         if self._over:
             return
         self._over = True
-        self._span.end()
-        self._on_end()
+        if self._span is not None:
+            self._span.end()
 
 
 class Observer:
-    """The instruments of one router process."""
+    """The instruments of one router process. Without `tracer` no spans are made, and callers'
+    traces are passed on."""
 
-    def __init__(self, meter: Meter, tracer: Tracer) -> None:
+    def __init__(self, meter: Meter, tracer: Tracer | None) -> None:
         self._tracer = tracer
-        self.duration = meter.create_histogram(
+        self._series: dict[tuple[str, Tier | None], _Series] = {}
+        self._duration = meter.create_histogram(
             "gen_ai.server.request.duration",
             unit="s",
             description="From arrival to the last chunk",
-            explicit_bucket_boundaries_advisory=_SECONDS,
         )
-        self.first_token = meter.create_histogram(
+        self._first_token = meter.create_histogram(
             "gen_ai.server.time_to_first_token",
             unit="s",
             description="From arrival to the first chunk",
-            explicit_bucket_boundaries_advisory=_SECONDS,
         )
-        self.per_token = meter.create_histogram(
+        self._per_token = meter.create_histogram(
             "gen_ai.server.time_per_output_token",
             unit="s",
             description="Mean time between output tokens after the first",
-            explicit_bucket_boundaries_advisory=tuple(s / 10 for s in _SECONDS),
         )
-        self.tokens = meter.create_histogram(
+        self._tokens = meter.create_histogram(
             "gen_ai.client.token.usage", unit="{token}", description="Tokens of finished requests"
         )
         self.overflows = meter.create_counter(
@@ -128,8 +138,28 @@ class Observer:
             "anabranch.router.failures", description="Requests that ended with an error"
         )
 
+    def series(self, model: str, tier: Tier | None) -> _Series:
+        """Where a finished request is counted; of a model that answered, so there are few."""
+        found = self._series.get((model, tier))
+        if found is None:
+            labels = {
+                "gen_ai.request.model": model,
+                "anabranch.tier": tier.value if tier else "unspecified",
+            }
+            found = self._series[model, tier] = _Series(
+                recorder(self._duration, labels),
+                recorder(self._first_token, labels),
+                recorder(self._per_token, labels),
+                recorder(self._tokens, labels | {"gen_ai.token.type": "input"}),
+                recorder(self._tokens, labels | {"gen_ai.token.type": "output"}),
+            )
+        return found
+
     def begin(self, request: pb.GenerateRequest, context: CallContext) -> Observation:
         """Starts observing a request that has just arrived."""
+        if self._tracer is None:
+            onward = telemetry.passed_on(context.traceparent)
+            return Observation(self, request.model, None, onward)
         span = self._tracer.start_span(
             f"chat {request.model}",
             context=telemetry.extract(context.traceparent),
@@ -141,4 +171,5 @@ class Observer:
                 "anabranch.tenant": context.caller.tenant,
             },
         )
-        return Observation(self, request, span)
+        onward = telemetry.inject(set_span_in_context(span))
+        return Observation(self, request.model, span, onward)

@@ -14,7 +14,7 @@ from services.chassis.auth_client import TokenSource
 from services.chassis.host import Tasks
 from services.chassis.registry import Instance, Registry
 from services.router.core import values
-from services.router.core.decide import decide, open_backends
+from services.router.core.decide import choose, decide, open_backends
 from services.router.uplink import Uplink
 
 BACKEND_SERVICES = ("anabranch-engine", "anabranch-cloud")
@@ -89,8 +89,18 @@ class Pool:
             uplink.backend.health in without for uplink in self._uplinks.values()
         )
 
-    def decide(self, request: values.Request) -> values.Decision:
+    def choose(self, request: values.Request) -> values.Verdict:
         """Decides a request against the backends as they are now."""
+        return choose(
+            request,
+            self._snapshot(),
+            self._clock(),
+            self._random,
+            default_ttft_slo=self._default_ttft_slo,
+        )
+
+    def decide(self, request: values.Request) -> values.Decision:
+        """The same, with all that was weighed."""
         return decide(
             request,
             self._snapshot(),
@@ -105,7 +115,7 @@ class Pool:
         return [self._uplinks[backend.id] for backend in found]
 
     def _snapshot(self) -> values.Pool:
-        return values.Pool(tuple(uplink.backend.view() for uplink in self._uplinks.values()))
+        return values.Pool(tuple([uplink.backend.view() for uplink in self._uplinks.values()]))
 
     def wait(self, waiter: Waiter) -> bool:
         """Puts a request at the end of the line; false when the line is full."""
@@ -120,7 +130,7 @@ class Pool:
 
     def changed(self) -> None:
         """A backend changed: whoever waits decides again, in order of arrival."""
-        if self._serving_line:
+        if self._serving_line or not self._waiting:
             return
         self._serving_line = True
         try:

@@ -1,14 +1,19 @@
 """Builds the RouteReceipt of one request: where it ran, how often, how long.
 
-Times are taken from one clock, in seconds, from the request's arrival.
+Times are taken from one clock, in seconds, from the request's arrival. They are plain
+numbers while the request runs; the message is written once, at its end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from anabranch.v1 import generation_pb2 as pb
 from services.router.core.values import Dispatch, Overflow, Tier
+
+if TYPE_CHECKING:
+    from google.protobuf.duration_pb2 import Duration
 
 TIERS = {Tier.LOCAL: pb.TIER_LOCAL, Tier.CLOUD: pb.TIER_CLOUD}
 OVERFLOWS = {
@@ -19,66 +24,123 @@ OVERFLOWS = {
 }
 
 
+class _Attempt:
+    """One dispatch; `ended` is None while it runs."""
+
+    __slots__ = ("backend_id", "began", "ended", "error", "tier")
+
+    def __init__(self, backend_id: str, tier: Tier, began: float) -> None:
+        self.backend_id = backend_id
+        self.tier = tier
+        self.began = began
+        self.ended: float | None = None
+        self.error = ""
+
+
 class ReceiptBuilder:
-    """Collects what happened to a request, and puts it on the last chunk."""
+    """Collects what happened to a request, and puts it on the last chunk.
+
+    `tier` and `backend_id` are those of the last attempt, and so is `overflow`: a
+    later attempt may be back in the preferred tier. `ttft` is None before the first chunk.
+    """
+
+    __slots__ = (
+        *("_arrived", "_attempts", "_clock", "_predicted_ttft", "_resumed_at"),
+        *("overflow", "ttft"),
+    )
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._arrived = clock()
-        self._attempt_began = self._arrived
-        self._receipt = pb.RouteReceipt()
-        self._first_chunk_at: float | None = None
+        self._attempts: list[_Attempt] = []
+        self._predicted_ttft = 0.0
+        self._resumed_at: list[int] = []
+        self.ttft: float | None = None
+        self.overflow: Overflow | None = None
 
     @property
     def attempts(self) -> int:
         """Dispatches so far."""
-        return len(self._receipt.attempts)
+        return len(self._attempts)
+
+    @property
+    def resumes(self) -> int:
+        """How often the answer was gone on with elsewhere."""
+        return len(self._resumed_at)
+
+    @property
+    def tier(self) -> Tier | None:
+        """Where it ran last; None when it was never sent."""
+        return self._attempts[-1].tier if self._attempts else None
+
+    @property
+    def backend_id(self) -> str:
+        """Who had it last; empty when it was never sent."""
+        return self._attempts[-1].backend_id if self._attempts else ""
 
     def elapsed(self) -> float:
         """Seconds since arrival."""
         return self._clock() - self._arrived
 
-    def dispatched(self, verdict: Dispatch, backend_id: str) -> None:
+    def dispatched(self, verdict: Dispatch) -> None:
         """The request was sent to a backend."""
-        now = self._clock()
-        if not self._receipt.attempts:
-            _seconds(self._receipt.queue_time, now - self._arrived)
-        self._attempt_began = now
-        self._receipt.attempts.add(backend_id=backend_id, tier=TIERS[verdict.tier])
-        self._receipt.tier = TIERS[verdict.tier]
-        self._receipt.backend_id = backend_id
-        if self._first_chunk_at is None:
-            _seconds(self._receipt.predicted_ttft, verdict.predicted_ttft)
-        # Of the last attempt, as the tier is: a later one may be back in the preferred tier.
-        self._receipt.ClearField("overflow_reason")
-        if verdict.overflow is not None:
-            self._receipt.overflow_reason = OVERFLOWS[verdict.overflow]
+        self._attempts.append(_Attempt(verdict.backend_id, verdict.tier, self._clock()))
+        if self.ttft is None:
+            self._predicted_ttft = verdict.predicted_ttft
+        self.overflow = verdict.overflow
 
     def first_chunk(self) -> None:
         """The first chunk of the whole request arrived."""
-        if self._first_chunk_at is None:
-            self._first_chunk_at = self._clock()
-            _seconds(self._receipt.ttft, self._first_chunk_at - self._arrived)
+        if self.ttft is None:
+            self.ttft = self._clock() - self._arrived
 
     def attempt_failed(self, reason: str) -> None:
         """The running attempt ended with this ErrorReason."""
-        if self._receipt.attempts:
-            attempt = self._receipt.attempts[-1]
-            attempt.error_reason = reason
-            _seconds(attempt.duration, self._clock() - self._attempt_began)
+        if self._attempts:
+            attempt = self._attempts[-1]
+            attempt.error = reason
+            attempt.ended = self._clock()
 
     def resuming_at(self, tokens: int) -> None:
         """The answer goes on elsewhere after so many delivered tokens."""
-        self._receipt.resumed_at_tokens.append(tokens)
+        self._resumed_at.append(tokens)
 
     def complete(self, chunk: pb.GenerateChunk, served_model: str) -> None:
         """Puts the receipt on the last chunk. A backend's own receipt gives cost and model."""
-        if self._receipt.attempts and not self._receipt.attempts[-1].error_reason:
-            _seconds(self._receipt.attempts[-1].duration, self._clock() - self._attempt_began)
-        self._receipt.cost_microusd = chunk.receipt.cost_microusd
-        self._receipt.served_model = chunk.receipt.served_model or served_model
-        chunk.receipt.CopyFrom(self._receipt)
+        cost = 0
+        if chunk.HasField("receipt"):
+            cost = chunk.receipt.cost_microusd
+            served_model = chunk.receipt.served_model or served_model
+            chunk.ClearField("receipt")
+        receipt = chunk.receipt
+        receipt.SetInParent()
+        receipt.served_model = served_model
+        receipt.cost_microusd = cost
+        if self.ttft is not None:
+            write_seconds(receipt.ttft, self.ttft)
+        if self._resumed_at:
+            receipt.resumed_at_tokens.extend(self._resumed_at)
+        if self.overflow is not None:
+            receipt.overflow_reason = OVERFLOWS[self.overflow]
+        attempts = self._attempts
+        if not attempts:
+            return
+        receipt.tier = TIERS[attempts[-1].tier]
+        receipt.backend_id = attempts[-1].backend_id
+        write_seconds(receipt.queue_time, attempts[0].began - self._arrived)
+        write_seconds(receipt.predicted_ttft, self._predicted_ttft)
+        now = self._clock()
+        for attempt in attempts:
+            written = receipt.attempts.add()
+            written.backend_id = attempt.backend_id
+            written.tier = TIERS[attempt.tier]
+            if attempt.error:
+                written.error_reason = attempt.error
+            ended = now if attempt.ended is None else attempt.ended
+            write_seconds(written.duration, ended - attempt.began)
 
 
-def _seconds(target: object, seconds: float) -> None:
-    target.FromNanoseconds(int(max(seconds, 0.0) * 1e9))  # type: ignore[attr-defined]
+def write_seconds(target: Duration, seconds: float) -> None:
+    """Sets a duration; what is negative counts as none."""
+    # Both, zeros too: the target may hold an earlier value, and zero is one.
+    target.seconds, target.nanos = divmod(max(int(seconds * 1e9), 0), 1_000_000_000)

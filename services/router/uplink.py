@@ -47,7 +47,7 @@ _CLOSE_GRACE_S = 10.0
 class Receiver(Protocol):
     """What a request hears from the backend it is on."""
 
-    def on_chunk(self, raw: bytes, *, last: bool, tokens: int) -> None:
+    def on_chunk(self, raw: bytes, last: bool, tokens: int) -> None:
         """A serialised GenerateChunk."""
 
     def on_failure(self, fault: Fault) -> None:
@@ -202,24 +202,21 @@ class Uplink:
 
     def _take(self, message: relay_pb2.RelaySessionResponse) -> None:
         """One message of the backend: usually one step, with a frame for each request."""
-        receivers = self._receivers
+        receiver_of = self._receivers.get
         ended = 0
         for frame in message.frames:
             number = frame.stream
-            receiver = receivers.get(number)
+            receiver = receiver_of(number)
             if receiver is None:
                 continue
+            raw = frame.chunk
             if frame.last:
-                del receivers[number]
+                del self._receivers[number]
                 ended += 1
-            if frame.error:
-                fault = _read_error(frame.error)
-                self.backend.failed(fault)
-                receiver.on_failure(fault)
-            else:
-                receiver.on_chunk(frame.chunk, last=frame.last, tokens=frame.tokens)
-                if frame.last:
-                    self.backend.answered()
+            elif raw:
+                receiver.on_chunk(raw, False, frame.tokens)
+                continue
+            self._take_rare(frame, raw, receiver)
         if message.HasField("go_away"):
             self.backend.set_health(Health.DRAINING, message.go_away.reason)
         if ended:
@@ -229,6 +226,19 @@ class Uplink:
             self.backend.reported(message.load)
         if ended:
             self._leave_if_idle()
+
+    def _take_rare(
+        self, frame: relay_pb2.RelaySessionResponseFrame, raw: bytes, receiver: Receiver
+    ) -> None:
+        """A last chunk, an error, or a chunk that says nothing."""
+        if not raw and frame.error:
+            fault = _read_error(frame.error)
+            self.backend.failed(fault)
+            receiver.on_failure(fault)
+            return
+        receiver.on_chunk(raw, frame.last, frame.tokens)
+        if frame.last:
+            self.backend.answered()
 
     def _session_over(self, fault: Fault) -> None:
         receivers, self._receivers = self._receivers, {}

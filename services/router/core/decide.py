@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from random import Random
 
-from services.router.core import prediction
+from services.router.core.prediction import outlook, score, time_to_first_token
 from services.router.core.values import (
     Backend,
     Candidate,
@@ -21,11 +21,43 @@ from services.router.core.values import (
     Refuse,
     Request,
     Resume,
+    Tier,
+    Verdict,
     Wait,
 )
 
 # Predictions err; a backend must be better than the limit by this factor.
 TTFT_MARGIN = 1.3
+
+
+def choose(
+    request: Request,
+    pool: Pool,
+    now: float,
+    random: Random,
+    *,
+    default_ttft_slo: float = 10.0,
+) -> Verdict:
+    """Decides one request against one snapshot.
+
+    `now` is on the clock of the snapshot's `cooling_until`, in seconds. Equal
+    scores are broken by `random`. `default_ttft_slo` steers requests without a
+    limit of their own towards another tier, but never refuses them.
+    """
+    model = request.model
+    serving = [backend for backend in pool.backends if model in backend.models]
+    slo = default_ttft_slo if request.ttft_slo is None else request.ttft_slo
+    tiers = request.residency.tiers
+    for tier in tiers:
+        found = _best(request, serving, tier, now, random, slo)
+        if found is not None:
+            overflow = None
+            if tier is not tiers[0]:
+                overflow = _overflow(request, [b for b in serving if b.tier is tiers[0]], now)
+            return Dispatch(found[0].id, tier, found[1], overflow)
+    if not serving:
+        return Refuse(Refusal.MODEL_UNKNOWN, f"no backend serves {model!r}")
+    return _without_feasible(request, serving, now, random)
 
 
 def decide(
@@ -36,40 +68,56 @@ def decide(
     *,
     default_ttft_slo: float = 10.0,
 ) -> Decision:
-    """Decides one request against one snapshot.
+    """What `choose` says, and all that it weighed: for people who ask why."""
+    verdict = choose(request, pool, now, random, default_ttft_slo=default_ttft_slo)
+    chosen = verdict.backend_id if isinstance(verdict, Dispatch) else ""
+    candidates = [
+        _weigh(request, backend, now, default_ttft_slo)
+        for backend in pool.backends
+        if request.model in backend.models
+    ]
+    candidates.sort(key=lambda c: (c.objection != "", c.score, c.backend_id != chosen))
+    return Decision(verdict, tuple(candidates))
 
-    `now` is on the clock of the snapshot's `cooling_until`, in seconds. Equal
-    scores are broken by `random`. `default_ttft_slo` steers requests without a
-    limit of their own towards another tier, but never refuses them.
-    """
-    serving = [backend for backend in pool.backends if request.model in backend.models]
-    weighed = sorted(
-        ((_weigh(request, b, now, default_ttft_slo), random.random(), b) for b in serving),
-        key=lambda entry: (entry[0].objection != "", entry[0].score, entry[1]),
-    )
-    candidates = tuple(entry[0] for entry in weighed)
-    if not serving:
-        why = f"no backend serves {request.model!r}"
-        return Decision(Refuse(Refusal.MODEL_UNKNOWN, why), ())
-    preferred = request.residency.value[0]
-    for tier in request.residency.value:
-        best = next((c for c in candidates if c.tier is tier and c.feasible), None)
-        if best is not None:
-            overflow = None
-            if tier is not preferred:
-                overflow = _overflow(request, [b for b in serving if b.tier is preferred], now)
-            return Decision(
-                Dispatch(best.backend_id, tier, best.predicted_ttft, overflow), candidates
-            )
-    return Decision(_without_feasible(request, candidates, serving, now), candidates)
+
+def _best(
+    request: Request,
+    serving: list[Backend],
+    tier: Tier,
+    now: float,
+    random: Random,
+    slo: float,
+) -> tuple[Backend, float] | None:
+    """The backend of the tier with the lowest score that meets the limit, and its expected time."""
+    tokens = request.prompt_tokens
+    best, best_score, best_time, equals = None, 0.0, 0.0, 1
+    for backend in serving:
+        if backend.tier is not tier:
+            continue
+        ahead = outlook(backend)
+        mine = score(ahead, tokens)
+        if not ahead.free_slot or (best is not None and mine > best_score):
+            continue
+        time = time_to_first_token(ahead, tokens)
+        if TTFT_MARGIN * time > slo or _standing_objection(request, backend, now):
+            continue
+        if best is not None and mine == best_score:
+            # Each of the equals is kept with the same probability.
+            equals += 1
+            if random.random() * equals >= 1.0:
+                continue
+        else:
+            equals = 1
+        best, best_score, best_time = backend, mine, time
+    return None if best is None else (best, best_time)
 
 
 def _weigh(request: Request, backend: Backend, now: float, default_ttft_slo: float) -> Candidate:
-    ttft = prediction.time_to_first_token(backend, request.prompt_tokens)
-    free = prediction.has_free_slot(backend)
+    ahead = outlook(backend)
+    ttft = time_to_first_token(ahead, request.prompt_tokens)
     objection = _standing_objection(request, backend, now)
     slo = request.ttft_slo if request.ttft_slo is not None else default_ttft_slo
-    if not objection and not free:
+    if not objection and not ahead.free_slot:
         objection = "busy: every slot is taken"
     elif not objection and TTFT_MARGIN * ttft > slo:
         objection = f"too slow: {ttft:.3f} s expected to the first token"
@@ -77,16 +125,16 @@ def _weigh(request: Request, backend: Backend, now: float, default_ttft_slo: flo
         backend_id=backend.id,
         tier=backend.tier,
         objection=objection,
-        score=prediction.score(backend, request.prompt_tokens),
+        score=score(ahead, request.prompt_tokens),
         predicted_ttft=ttft,
-        predicted_tpot=prediction.time_per_output_token(backend),
-        free_slot=free,
+        predicted_tpot=ahead.step,
+        free_slot=ahead.free_slot,
     )
 
 
 def _standing_objection(request: Request, backend: Backend, now: float) -> str:
     """Why waiting for a free slot there would not help, or nothing."""
-    if backend.tier not in request.residency.value:
+    if backend.tier not in request.residency.tiers:
         return f"not allowed: the request's residency excludes {backend.tier.value}"
     if request.backend_id and backend.id != request.backend_id:
         return "not asked for: the request names another backend"
@@ -98,9 +146,10 @@ def _standing_objection(request: Request, backend: Backend, now: float) -> str:
         return "failed this request before"
     if backend.cooling_until > now:
         return "resting after failures"
-    able = backend.resumes.get(request.model, frozenset())
-    if request.resume is not Resume.FRESH and request.resume not in able:
-        return f"cannot go on after given {request.resume.value}"
+    if request.resume is not Resume.FRESH:
+        able = backend.resumes.get(request.model, frozenset())
+        if request.resume not in able:
+            return f"cannot go on after given {request.resume.value}"
     return ""
 
 
@@ -116,28 +165,25 @@ def _overflow(request: Request, preferred: list[Backend], now: float) -> Overflo
 
 
 def _without_feasible(
-    request: Request, candidates: tuple[Candidate, ...], serving: list[Backend], now: float
-) -> Dispatch | Wait | Refuse:
+    request: Request, serving: list[Backend], now: float, random: Random
+) -> Verdict:
     """Nothing meets the objective: a late start where nobody asked for an early one, or wait."""
-    open_to_it = {b.id: b for b in serving if not _standing_objection(request, b, now)}
-    for tier in request.residency.value:
-        for candidate in candidates:
-            backend = open_to_it.get(candidate.backend_id)
-            if backend is None or candidate.tier is not tier or not candidate.free_slot:
-                continue
-            if request.ttft_slo is None:
-                overflow = None
-                if tier is not request.residency.value[0]:
-                    overflow = Overflow.SATURATED
-                return Dispatch(backend.id, tier, candidate.predicted_ttft, overflow)
+    open_to_it = [b for b in serving if not _standing_objection(request, b, now)]
+    tiers = request.residency.tiers
+    if request.ttft_slo is None:
+        for tier in tiers:
+            late = _best(request, open_to_it, tier, now, random, float("inf"))
+            if late is not None:
+                overflow = None if tier is tiers[0] else Overflow.SATURATED
+                return Dispatch(late[0].id, tier, late[1], overflow)
     if open_to_it:
         return Wait(f"{len(open_to_it)} backends serve it, all of them busy")
     if request.resume is not Resume.FRESH:
         return Refuse(Refusal.CANNOT_RESUME, "no other backend can go on with this answer")
-    allowed = [t.value for t in request.residency.value]
-    known = [b for b in serving if b.tier.value in allowed]
+    known = [b for b in serving if b.tier in tiers]
     if not known:
-        why = f"{request.model!r} is not served in the allowed tier ({', '.join(allowed)})"
+        allowed = ", ".join(tier.value for tier in tiers)
+        why = f"{request.model!r} is not served in the allowed tier ({allowed})"
     else:
         why = f"none of the {len(known)} backends of {request.model!r} can take it now"
     return Refuse(Refusal.NO_BACKEND, why)
@@ -153,10 +199,10 @@ def open_backends(request: Request, pool: Pool, now: float) -> list[Backend]:
 
     Ordered by the request's preference of tiers, then by load.
     """
-    order = request.residency.value
+    order = request.residency.tiers
     serving = [
         backend
         for backend in pool.backends
         if request.model in backend.models and not _standing_objection(request, backend, now)
     ]
-    return sorted(serving, key=lambda b: (order.index(b.tier), prediction.present(b), b.id))
+    return sorted(serving, key=lambda b: (order.index(b.tier), outlook(b).present, b.id))

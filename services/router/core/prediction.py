@@ -8,7 +8,8 @@ where the backend reports no step time of its own.
 
 from __future__ import annotations
 
-import math
+from math import ceil
+from typing import NamedTuple
 
 from services.router.core.values import Backend
 
@@ -19,40 +20,67 @@ DEFAULT_PREFILL_BUDGET = 2048
 TYPICAL_OUTPUT_TOKENS = 200
 
 
-def present(backend: Backend) -> int:
+class Outlook(NamedTuple):
+    """What one state of a backend promises to any request: all but the request's own tokens.
+
+    Of a request of `p` tokens the score is `score + score_per_token · p`, the expected seconds to
+    the first token `rest + step · ⌈(queued + p) / budget⌉`, and those of each further one `step`.
+    """
+
+    present: int
+    free_slot: bool
+    score: float
+    score_per_token: float
+    rest: float
+    step: float
+    queued: int
+    budget: int
+
+
+def outlook(backend: Backend) -> Outlook:
+    """The outlook of a backend; computed once for each of its states."""
+    known = backend.outlook
+    if known is None:
+        known = _outlook(backend)
+        object.__setattr__(backend, "outlook", known)
+    return known
+
+
+def _outlook(backend: Backend) -> Outlook:
+    load = backend.load
+    present = _present(backend)
+    slow = load.step_time_ratio
+    step = load.step_time or DEFAULT_STEP_S
+    queued = load.queued_prefill_tokens + backend.sent_tokens_since
+    limit = load.max_running
+    excess = present + 1 - limit if 0 < limit <= present else 0
+    waiting = excess * TYPICAL_OUTPUT_TOKENS * step / max(load.running, 1)
+    roomy = not load.kv_total_tokens or load.kv_used_tokens < load.kv_total_tokens
+    return Outlook(
+        present,
+        roomy and not excess,
+        slow * (PREFILL_S_PER_TOKEN * queued + QUEUE_S_PER_REQUEST * (present + 1)),
+        slow * PREFILL_S_PER_TOKEN,
+        backend.round_trip + slow * 0.5 * step + waiting,
+        slow * step,
+        queued,
+        max((load.prefill_budget or DEFAULT_PREFILL_BUDGET) - load.running, 1),
+    )
+
+
+def _present(backend: Backend) -> int:
     """Requests that the backend has: as it reported, corrected by what it cannot know of yet."""
     load = backend.load
     reported = load.running + load.waiting + backend.sent_since - backend.ended_since
     return max(reported, backend.in_flight)
 
 
-def score(backend: Backend, prompt_tokens: int) -> float:
+def score(outlook: Outlook, prompt_tokens: int) -> float:
     """Relative cost of adding a request, in seconds; lower is better."""
-    queued = backend.load.queued_prefill_tokens + backend.sent_tokens_since
-    work = PREFILL_S_PER_TOKEN * (queued + prompt_tokens)
-    return backend.load.step_time_ratio * (work + QUEUE_S_PER_REQUEST * (present(backend) + 1))
+    return outlook.score + outlook.score_per_token * prompt_tokens
 
 
-def time_to_first_token(backend: Backend, prompt_tokens: int) -> float:
+def time_to_first_token(outlook: Outlook, prompt_tokens: int) -> float:
     """Expected seconds from dispatch to the first token."""
-    load = backend.load
-    step = load.step_time or DEFAULT_STEP_S
-    queued = load.queued_prefill_tokens + backend.sent_tokens_since + prompt_tokens
-    budget = max((load.prefill_budget or DEFAULT_PREFILL_BUDGET) - load.running, 1)
-    prefill = math.ceil(queued / budget) * step
-    excess = max(present(backend) + 1 - load.max_running, 0) if load.max_running else 0
-    waiting = excess * TYPICAL_OUTPUT_TOKENS * step / max(load.running, 1)
-    return backend.round_trip + load.step_time_ratio * (prefill + 0.5 * step) + waiting
-
-
-def time_per_output_token(backend: Backend) -> float:
-    """Expected seconds between tokens, once decoding."""
-    return backend.load.step_time_ratio * (backend.load.step_time or DEFAULT_STEP_S)
-
-
-def has_free_slot(backend: Backend) -> bool:
-    """Whether a request would start at once, by count and by cache space."""
-    load = backend.load
-    if load.max_running and present(backend) >= load.max_running:
-        return False
-    return not load.kv_total_tokens or load.kv_used_tokens < load.kv_total_tokens
+    steps = ceil((outlook.queued + prompt_tokens) / outlook.budget)
+    return outlook.rest + outlook.step * steps

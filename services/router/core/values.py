@@ -1,6 +1,7 @@
 """What a routing decision is made from, and what it is. Values only.
 
-Times are in seconds, sizes in tokens.
+Times are in seconds, sizes in tokens. What is made anew for each request is a named
+tuple: those cost a third of a frozen dataclass.
 """
 
 from __future__ import annotations
@@ -8,6 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from services.router.core.prediction import Outlook
 
 
 class Tier(Enum):
@@ -18,7 +23,10 @@ class Tier(Enum):
 
 
 class Residency(Enum):
-    """The tiers that a request may use, in order of preference."""
+    """The tiers that a request may use, `tiers`, in order of preference."""
+
+    def __init__(self, *tiers: Tier) -> None:
+        self.tiers = tiers
 
     LOCAL_FIRST = (Tier.LOCAL, Tier.CLOUD)
     LOCAL_ONLY = (Tier.LOCAL,)
@@ -66,8 +74,8 @@ class Backend:
 
     `sent_since` and `sent_tokens_since` are this router's dispatches that the
     report in `load` does not know of yet, `ended_since` its requests that ended
-    after it; `cooling_until` is a time on the
-    snapshot's clock before which it is not tried.
+    after it; `cooling_until` is a time on the snapshot's clock before which it is
+    not tried. `outlook` is derived from the others once, see prediction.
     """
 
     id: str
@@ -83,17 +91,16 @@ class Backend:
     cooling_until: float = float("-inf")
     drained: bool = False
     resumes: Mapping[str, frozenset[Resume]] = field(default_factory=dict)
+    outlook: Outlook | None = field(default=None, init=False, compare=False, repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Pool:
+class Pool(NamedTuple):
     """Every known backend at one moment."""
 
     backends: tuple[Backend, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """What the decision needs of a request.
 
     `ttft_slo` is what is left of the caller's own limit, None when it set none.
@@ -126,8 +133,7 @@ class Refusal(Enum):
     CANNOT_RESUME = "cannot_resume"
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A backend weighed for one request. `objection` is empty when it is feasible."""
 
     backend_id: str
@@ -144,8 +150,7 @@ class Candidate:
         return not self.objection
 
 
-@dataclass(frozen=True, slots=True)
-class Dispatch:
+class Dispatch(NamedTuple):
     """Send it there."""
 
     backend_id: str
@@ -154,24 +159,24 @@ class Dispatch:
     overflow: Overflow | None
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(NamedTuple):
     """Capacity exists; wait for it."""
 
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Refuse:
+class Refuse(NamedTuple):
     """It cannot be served."""
 
     refusal: Refusal
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+Verdict = Dispatch | Wait | Refuse
+
+
+class Decision(NamedTuple):
     """The verdict, and every backend that was weighed, best first."""
 
-    verdict: Dispatch | Wait | Refuse
+    verdict: Verdict
     candidates: tuple[Candidate, ...]
