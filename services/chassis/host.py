@@ -25,6 +25,7 @@ from services.chassis.access import Access
 from services.chassis.auth_client import AuthClient, TokenSource
 from services.chassis.authn import KeySource, Principal, Verifier, authenticate
 from services.chassis.channels import server_options
+from services.chassis.detached_sessions import ResumeLimits
 from services.chassis.guard import Guard
 from services.chassis.http_endpoint import HttpEndpoint
 from services.chassis.model_handler import ModelHandler
@@ -202,11 +203,19 @@ class Host:
         *,
         limits: StreamLimits | None = None,
         remember_ids: int = 0,
+        resume: ResumeLimits | None = None,
     ) -> ModelService:
         """Serves ModelService with this handler. Before `start`."""
         self.model_service = ModelService(
-            handler, self.verifier, limits=limits, remember_ids=remember_ids
+            handler,
+            self.verifier,
+            limits=limits,
+            remember_ids=remember_ids,
+            resume=resume,
+            worker=self.worker,
         )
+        if self._private is not None:
+            self._private.add_generic_rpc_handlers((self.model_service.sibling_handler(),))
         self._server.add_generic_rpc_handlers((self.model_service.generic_handler(),))
         self._services.append(SERVICE_NAME)
         return self.model_service

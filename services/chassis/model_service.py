@@ -13,14 +13,18 @@ from typing import Any
 
 import grpc
 
-from anabranch.v1 import errors_pb2, generation_pb2, model_pb2, relay_pb2
+from anabranch.v1 import errors_pb2, generation_pb2, model_pb2
 from services.chassis.authn import Verifier, current_principal
+from services.chassis.detached_sessions import ResumableSessions, ResumeLimits, session_lost
 from services.chassis.errors import Fault, Violation, invalid
 from services.chassis.model_handler import CallContext, ModelHandler
-from services.chassis.model_session import Session
+from services.chassis.model_session import HandOver, Session
 from services.chassis.model_streams import ActiveRequests, StreamLimits
 from services.chassis.plain_calls import PlainCalls, metadata_value
+from services.chassis.session_handover import hand_over
+from services.chassis.session_wire import GrpcWire
 from services.chassis.validation import generate_violations
+from services.chassis.workers import Worker
 
 SERVICE_NAME = "anabranch.v1.ModelService"
 _DEFAULT_PAGE = 100
@@ -38,9 +42,14 @@ class ModelService:
         *,
         limits: StreamLimits | None = None,
         remember_ids: int = 0,
+        resume: ResumeLimits | None = None,
+        worker: Worker | None = None,
     ) -> None:
         self._handler = handler
         self._verifier = verifier
+        self._worker = worker
+        place = None if worker is None else (worker.index, worker.number)
+        self.resumable = ResumableSessions(resume or ResumeLimits(), place)
         self.requests = ActiveRequests(handler, limits or StreamLimits(), remember_ids=remember_ids)
         self._plain = PlainCalls(self.requests)
         self._sessions: set[Session] = set()
@@ -57,10 +66,7 @@ class ModelService:
                     response_serializer=generation_pb2.GenerateResponse.SerializeToString,
                 ),
                 "StreamGenerate": grpc.unary_stream_rpc_method_handler(self._plain.stream_generate),
-                "Session": grpc.stream_stream_rpc_method_handler(
-                    self._session,
-                    response_serializer=relay_pb2.RelaySessionResponse.SerializeToString,
-                ),
+                "Session": grpc.stream_stream_rpc_method_handler(self._session),
                 "Embed": grpc.unary_unary_rpc_method_handler(
                     self._embed,
                     model_pb2.EmbedRequest.FromString,
@@ -79,6 +85,16 @@ class ModelService:
             },
         )
 
+    def sibling_handler(self) -> grpc.GenericRpcHandler:
+        """The one RPC for siblings: they bring the callers of sessions that are held here."""
+        method = grpc.stream_stream_rpc_method_handler(self._session_from_sibling)
+        return grpc.method_handlers_generic_handler(SERVICE_NAME, {"Session": method})
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs, and nothing is held for a caller who may come back for it."""
+        return not len(self.requests) and not self.resumable.hold_answers
+
     def open_for_work(self) -> None:
         """The model is loaded: requests are taken from now on."""
         self.requests.loading = False
@@ -86,19 +102,44 @@ class ModelService:
     def retire(self, time_left: float, reason: str) -> None:
         """Tells every session, present or to come, to leave; plain RPCs are still taken."""
         self._retiring = (time_left, reason)
-        for session in self._sessions:
+        for session in (*self._sessions, *self.resumable):
             session.go_away(time_left, reason)
 
     def go_away(self, time_left: float, reason: str) -> None:
-        """Takes nothing new and tells every session; running requests go on."""
+        """Takes nothing new and tells every session; running requests go on.
+
+        A session without a connection ends: its caller can reach this process no more.
+        """
         self.requests.draining = True
+        self.resumable.shut()
         for session in self._sessions:
             session.go_away(time_left, reason)
 
     async def _session(self, _: Any, context: grpc.aio.ServicerContext) -> None:
+        with GrpcWire(context, self.requests.limits.write_stall) as wire:
+            try:
+                await self._serve_session(wire)
+            except HandOver as held:
+                assert self._worker is not None, "there are no siblings"
+                authorization = metadata_value(context, "authorization")
+                await hand_over(self._worker.siblings, held, wire, authorization)
+
+    async def _session_from_sibling(self, _: Any, context: grpc.aio.ServicerContext) -> None:
+        with GrpcWire(context, self.requests.limits.write_stall) as wire:
+            try:
+                await self._serve_session(wire)
+            except HandOver as held:
+                raise session_lost() from held  # no caller goes round
+
+    async def _serve_session(self, wire: GrpcWire) -> None:
         self.requests.check_open()
         session = Session(
-            self._handler, self.requests, current_principal(), self._verifier, context
+            self._handler,
+            self.requests,
+            current_principal(),
+            self._verifier,
+            wire,
+            self.resumable,
         )
         self._sessions.add(session)
         if self._retiring is not None:

@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from opentelemetry.metrics import Observation
 
 from anabranch.v1 import admin_pb2_grpc, session_pb2
+from services.chassis.detached_sessions import ResumeLimits
 from services.chassis.host import Host
 from services.chassis.model_streams import StreamLimits
 from services.chassis.registry import Registry
@@ -22,6 +23,7 @@ from services.router.exchange import RoutingLimits
 from services.router.handler import RouterHandler
 from services.router.observation import Observer
 from services.router.pool import BACKEND_SERVICES, Pool
+from services.router.session_metrics import observe_sessions
 from services.router.settings import PREFIX, SERVICE, Settings
 
 _REMEMBERED_REQUEST_IDS = 10_000
@@ -64,13 +66,17 @@ async def running(
                 zone=settings.zone,
             ),
         )
-        host.add_model_service(
+        model_service = host.add_model_service(
             handler,
             limits=StreamLimits(
                 default_timeout=settings.default_timeout,
                 session_buffer_bytes=settings.session_buffer_bytes,
             ),
             remember_ids=_REMEMBERED_REQUEST_IDS,
+            resume=ResumeLimits(
+                window=settings.session_resume_window,
+                most_detached=settings.max_detached_sessions,
+            ),
         )
         admin = RouterAdmin(pool, handler)
         add_admin = admin_pb2_grpc.add_RouterAdminServiceServicer_to_server
@@ -84,6 +90,7 @@ async def running(
             callbacks=[lambda _: [Observation(pool.waiting)]],
             description="Requests that wait for a free slot",
         )
+        observe_sessions(host.meter, model_service.resumable)
         await host.start()
         if of_all is not None:
             of_all.follow_shared()

@@ -41,3 +41,13 @@ class Settings(WorkerSettings):
         minimum=64 * 1024,
         help="Output held for one session whose caller reads slowly; beyond it the session ends.",
     )
+    session_resume_window: float = setting(
+        30.0,
+        minimum=0,
+        help="How long a session whose connection was lost can be resumed; 0 ends it at once.",
+    )
+    max_detached_sessions: int = setting(
+        1000,
+        minimum=1,
+        help="Sessions that wait for their callers to reconnect; beyond it the oldest ones end.",
+    )

@@ -44,7 +44,7 @@ async def retire(
     began = clock()
     aged = connection_age(drain_timeout) * _JITTER + _SLACK_S
     while worker.retiring and clock() - began < drain_timeout:  # no event tells of connections
-        idle = model_service is None or not len(model_service.requests)
+        idle = model_service is None or model_service.idle
         if idle and (clock() - began > aged or not connections(port)):
             return
         await asyncio.sleep(_LOOK_EVERY_S)

@@ -1,0 +1,256 @@
+"""What a session is apart from the connection that carries it: its requests and its output.
+
+Takes the caller's frames and builds the messages to it. Where the session is resumable this
+outlives a connection. Reading, writing and the credential's check are model_session.py's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from anabranch.v1 import errors_pb2, relay_pb2, session_pb2
+from services.chassis.authn import Principal, Verifier, denied
+from services.chassis.errors import Fault, Violation, invalid, to_status
+from services.chassis.model_handler import ModelHandler
+from services.chassis.model_streams import ActiveRequest, ActiveRequests
+from services.chassis.session_output import SessionOutput
+
+
+def protocol_fault(message: str) -> Fault:
+    """FAILED_PRECONDITION for messages that no caller should send; it ends the session."""
+    return Fault(errors_pb2.ERROR_REASON_SESSION_PROTOCOL, message)
+
+
+class Carrier(Protocol):
+    """The connection that carries a session."""
+
+    def displace(self) -> None:
+        """Another connection carries it from now on; this one touches it no more."""
+
+
+class _Stream:
+    """The outlet of one request of a session."""
+
+    __slots__ = ("_number", "_output")
+
+    def __init__(self, output: SessionOutput, number: int) -> None:
+        self._output = output
+        self._number = number
+
+    def chunk(self, raw: bytes, *, last: bool, tokens: int) -> None:
+        self._output.add((self._number, raw, None, last, tokens), len(raw))
+
+    def fail(self, fault: Fault) -> None:
+        raw = to_status(fault).SerializeToString()
+        self._output.add((self._number, None, raw, True, 0), len(raw))
+
+
+class SessionState:
+    """One session of one caller. `principal` is renewed by whoever verified a newer credential."""
+
+    def __init__(
+        self,
+        handler: ModelHandler,
+        requests: ActiveRequests,
+        principal: Principal,
+        verifier: Verifier,
+        wake: asyncio.Event,
+    ) -> None:
+        self._handler = handler
+        self._requests = requests
+        self._verifier = verifier
+        self.principal = principal
+        self.output = SessionOutput(
+            requests.limits.session_buffer_bytes, wake, self.running, self._on_last
+        )
+        self.carrier: Carrier | None = None
+        self._streams: dict[int, ActiveRequest] = {}
+        self._highest = 0
+        self._starts = 0
+        self._received = 0
+        self._received_told = 0
+        self._go_away: session_pb2.GoAway | None = None
+        self.leaving = False
+        self.closed = False
+        self.load_due = True
+        self.spoke = False
+
+    @property
+    def resumable(self) -> bool:
+        """Whether it outlives its connection."""
+        return self.output.numbered
+
+    @property
+    def idle(self) -> bool:
+        """Whether every request has ended and every frame has been sent."""
+        return not self._streams and not self.output.waits and self._go_away is None
+
+    @property
+    def received(self) -> int:
+        """The number of the caller's last message with frames."""
+        return self._received
+
+    def running(self) -> int:
+        """How many requests run."""
+        return len(self._streams)
+
+    def carried_by(self, carrier: Carrier, wake: asyncio.Event) -> None:
+        """A connection carries it from now on, and any other no more."""
+        before, self.carrier = self.carrier, carrier
+        self.output.wake = wake
+        if before is not None:
+            before.displace()
+
+    def go_away(self, time_left: float, reason: str) -> None:
+        """Tells the caller to leave; running streams go on."""
+        if self.leaving:
+            return
+        notice = session_pb2.GoAway(reason=reason)
+        notice.time_left.FromMilliseconds(int(time_left * 1000))
+        self._go_away = notice
+        self.leaving = True
+        self.output.wake.set()
+
+    def close(self) -> None:
+        """Ends it: what runs is cancelled and what waits forgotten. Idempotent."""
+        self.closed = True
+        for request in tuple(self._streams.values()):
+            request.abandon()
+        self._streams.clear()
+        self.output.clear()
+        self.output.wake.set()
+
+    # From the caller
+
+    def take(self, message: relay_pb2.RelaySessionRequest) -> None:
+        """Does what the message says. Raises Fault SESSION_PROTOCOL."""
+        if self.resumable:
+            if message.ack:
+                self._confirmed(message.ack)
+            if message.close:
+                self.close()
+            if self.closed or not self._is_new(message):
+                return
+        for frame in message.frames:
+            self._take(frame)
+
+    def resume_after(self, sequence: int) -> None:
+        """The caller goes on after this message. Raises Fault SESSION_PROTOCOL."""
+        self._check_sent(sequence)
+        self.output.rewind(sequence)
+        self._received_told = self._received
+
+    def _confirmed(self, sequence: int) -> None:
+        self._check_sent(sequence)
+        self.output.confirm(sequence)
+        if self.leaving:
+            self.output.wake.set()
+
+    def _check_sent(self, sequence: int) -> None:
+        if sequence > self.output.sequence:
+            raise protocol_fault(
+                f"message {sequence} is acknowledged, but only {self.output.sequence} were sent"
+            )
+
+    def _is_new(self, message: relay_pb2.RelaySessionRequest) -> bool:
+        """Whether its frames have not been taken yet."""
+        if not message.frames or 0 < message.sequence <= self._received:
+            return False
+        if message.sequence != self._received + 1:
+            raise protocol_fault(
+                f"message {message.sequence} came after {self._received}: in a resumable session "
+                "every message with frames has the next number"
+            )
+        self._received = message.sequence
+        return True
+
+    def _take(self, frame: relay_pb2.RelaySessionRequestFrame) -> None:
+        number = frame.stream
+        action = frame.WhichOneof("action")
+        if number == 0 or action is None:
+            raise protocol_fault("every frame names a stream, from 1 up, and an action")
+        if action == "cancel":
+            running = self._streams.get(number)
+            if running is not None:
+                running.cancel()
+            elif number > self._highest:
+                raise protocol_fault(f"stream {number} is cancelled but was never started")
+            return
+        if number in self._streams:
+            raise protocol_fault(f"stream {number} is started but still running")
+        self._highest = max(self._highest, number)
+        self._starts += 1
+        self._start(number, frame)
+
+    def _start(self, number: int, frame: relay_pb2.RelaySessionRequestFrame) -> None:
+        stream = _Stream(self.output, number)
+        try:
+            self._verifier.check_live(self.principal)
+            caller = self._caller(frame)
+        except Fault as fault:
+            stream.fail(fault)
+            return
+        if self.leaving:
+            stream.fail(
+                Fault(
+                    errors_pb2.ERROR_REASON_DRAINING,
+                    "this session is closing; open another",
+                    retry_after=0.0,
+                )
+            )
+            return
+        request = self._requests.open(frame.start, stream, caller, traceparent=frame.traceparent)
+        if not request.ended:
+            self._streams[number] = request
+
+    def _caller(self, frame: relay_pb2.RelaySessionRequestFrame) -> Principal:
+        """The identity that the request is accounted to."""
+        principal = self.principal
+        if frame.HasField("on_behalf_of"):
+            if not principal.has("relay"):
+                raise denied(frozenset({"relay"}))
+            if not frame.on_behalf_of.tenant or not frame.on_behalf_of.client_id:
+                raise invalid([Violation("on_behalf_of", "must name a tenant and a client")])
+            return Principal(
+                client_id=frame.on_behalf_of.client_id,
+                tenant=frame.on_behalf_of.tenant,
+                scopes=principal.scopes,
+                expires_at=principal.expires_at,
+                token_id=principal.token_id,
+            )
+        if not principal.has("generate"):
+            raise denied(frozenset({"generate"}))
+        return principal
+
+    # To the caller
+
+    def next_message(self) -> bytes | None:
+        """The next message to send, if there is any."""
+        output = self.output
+        repeated = output.again()
+        if repeated is not None:
+            output.wake.set()
+            return repeated
+        load = self._handler.load() if self.load_due else None
+        self.load_due = False
+        if not output.waits and load is None and self._go_away is None:
+            return None
+        self.spoke = True
+        message = relay_pb2.RelaySessionResponse()
+        output.fill(message)
+        if load is not None:
+            load.starts_seen = self._starts
+            message.load.CopyFrom(load)
+        if self._go_away is not None:
+            message.go_away.CopyFrom(self._go_away)
+            self._go_away = None
+            output.wake.set()
+        if self._received != self._received_told:
+            self._received_told = message.ack = self._received
+        return output.seal(message)
+
+    def _on_last(self, number: int) -> None:
+        self._streams.pop(number, None)
+        # A slot came free: whoever waits for one hears of it with the very same message.
+        self.load_due = True
