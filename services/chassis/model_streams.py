@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import uuid
+import os
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -178,9 +178,9 @@ class ActiveRequests:
             request = generation_pb2.GenerateRequest.FromString(raw)
         except DecodeError as exc:
             raise invalid([Violation("", "is not a GenerateRequest message")]) from exc
-        validate_generate(request)
+        validate_generate(request, size=len(raw))
         if not request.request_id:
-            request.request_id = uuid.uuid4().hex
+            request.request_id = os.urandom(16).hex()
         elif self._bodies is not None:
             self._bodies.check(caller, request)
         return request
