@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -221,6 +222,7 @@ async def _live(
     try:
         async with life:
             stop.started = True
+            _keep_what_is_here()
             await stop.wished.wait()
     except asyncio.CancelledError:
         if not stop.wished.is_set():
@@ -231,6 +233,15 @@ async def _live(
         failed(_public(cause))
         return _failed(service, cause)
     return ExitCode.OK
+
+
+def _keep_what_is_here() -> None:
+    """Modules and what the service was built of stay: the collector need not look at them again.
+
+    A full collection stops every stream of the process for as long as it looks.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def _sole_cause(error: Exception) -> Exception:
