@@ -55,7 +55,8 @@ class AsyncClient:
     grpc.ssl_channel_credentials; None is plaintext. channel_options replace the defaults of
     dial.py. timeout: seconds that a request may take unless it says otherwise.
     max_buffered_bytes: how much of one answer may wait to be read. traceparent: gives the W3C
-    trace context of the moment.
+    trace context of the moment. resume: answers pause while the connection is lost, and go on
+    once it is back, where the service offers that; without it they fail at once.
 
     Opens nothing before the first call. Use it in one event loop, and close it, best with
     `async with`. Every method raises AnabranchError.
@@ -75,6 +76,7 @@ class AsyncClient:
         connect_timeout: float = 5.0,
         max_buffered_bytes: int = 4 * 1024 * 1024,
         traceparent: Callable[[], str] | None = None,
+        resume: bool = True,
     ) -> None:
         self._target = target
         self._dial = dialler(target, credentials, channel_options)
@@ -91,7 +93,9 @@ class AsyncClient:
         self._timeout = timeout
         self._max_buffered = max_buffered_bytes
         self._traceparent = traceparent or str
-        self._link = Link(SessionSettings(target, self._dial, self._tokens, connect_timeout))
+        self._link = Link(
+            SessionSettings(target, self._dial, self._tokens, connect_timeout, resume)
+        )
         self._channel: grpc.aio.Channel | None = None
 
     @classmethod

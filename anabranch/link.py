@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import grpc
 
+from anabranch.backoff import reconnect_delay
 from anabranch.errors import AnabranchError, Work, error_for
 from anabranch.inflight import Inflight
 from anabranch.session import Session, SessionSettings
@@ -21,10 +22,10 @@ logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 6
 """Sessions that a request without output is given to before it fails."""
-FIRST_DELAY = 0.1
-LONGEST_DELAY = 2.0
 PATIENCE = 5.0
 """Seconds after it first lost its session in which a request is given to another."""
+FAREWELL = 1.0
+"""Seconds that a service which would keep a session has to hear that it is over."""
 
 # Ends of a session that another session may not meet.
 _PASSING = frozenset(
@@ -39,17 +40,8 @@ _PASSING = frozenset(
     }
 )
 
-
-def reconnect_delay(failures: int, rng: Callable[[], float]) -> float:
-    """Seconds before the next session after `failures` in a row that never became ready.
-
-    Exponential from 0.1 s to 2 s with half of it random; a session that had been ready is
-    replaced within 50 ms, spread so that the callers of one lost process do not arrive at once.
-    """
-    if failures == 0:
-        return rng() * FIRST_DELAY / 2
-    longest: float = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** (failures - 1))
-    return longest * (0.5 + rng() / 2)
+# Why an answer broke off, where that is more than that its service was lost.
+_OWN_REASONS = ("SLOW_READER", "CANCELLED", "SESSION_LOST")
 
 
 class Link:
@@ -76,11 +68,16 @@ class Link:
     async def close(self) -> None:
         """Ends every session at once, which cancels what still runs on them."""
         self._closed = True
-        tasks = list(self._running.values())
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        told = [task for session, task in list(self._running.items()) if session.close()]
+        try:
+            if told:
+                await asyncio.wait(told, timeout=FAREWELL)
+        finally:
+            tasks = list(self._running.values())
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                await asyncio.wait(tasks)
 
     def on_ready(self, session: Session) -> None:
         """Forgets earlier failures."""
@@ -147,7 +144,7 @@ class Link:
             delay = reconnect_delay(self._failures, self._rng) if self._opened else 0.0
             delay, self._hold = max(delay, self._hold), 0.0
             self._opened = True
-            self._current = session = Session(self._settings, self, delay=delay)
+            self._current = session = Session(self._settings, self, delay=delay, rng=self._rng)
             self._running[session] = asyncio.create_task(session.run(), name="anabranch-session")
         return self._current
 
@@ -163,7 +160,7 @@ def _closed() -> AnabranchError:
 
 def _broken_off(inflight: Inflight, error: AnabranchError) -> AnabranchError:
     """The error of a request whose answer had begun."""
-    reason = error.reason if error.reason in ("SLOW_READER", "CANCELLED") else "BACKEND_LOST"
+    reason = error.reason if error.reason in _OWN_REASONS else "BACKEND_LOST"
     return error_for(
         reason,
         f"the answer broke off after {inflight.tokens} tokens: {error.message}",

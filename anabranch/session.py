@@ -1,8 +1,8 @@
-"""One Session RPC: many requests multiplexed over one stream.
+"""One session: many requests multiplexed over one stream, and over the next one after a loss.
 
 Sends starts and cancels in as few messages as possible, hands arriving frames to their
-requests and renews the credential in band. Does not reconnect: link.py decides what becomes
-of the requests of a session that ended.
+requests and renews the credential in band. A session that the service keeps is resumed when its
+connection is lost; link.py decides what becomes of the requests of one that ended.
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 
+from anabranch.connection import Connection
 from anabranch.dial import Dial
-from anabranch.errors import AnabranchError, Work, error_for, error_from_rpc, error_from_status
+from anabranch.errors import AnabranchError, Work, error_for, error_from_status
 from anabranch.inflight import Inflight
+from anabranch.outbox import Outbox
+from anabranch.resumption import Resumption
 from anabranch.tokens import TokenSource
 from anabranch.v1 import relay_pb2, session_pb2
 
-METHOD = "/anabranch.v1.ModelService/Session"
-
-# Most bytes of frames put into one message, below the 4 MiB that services accept.
-BATCH_BYTES = 1 << 20
-# How long a session without requests waits for the service to end it, before it hangs up.
-GOODBYE = 5.0
+# Seconds after which what came is acknowledged, however little it was.
+ACK_AFTER = 1.0
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class SessionSettings:
     dial: Dial
     tokens: TokenSource
     connect_timeout: float
+    resume: bool = True
 
 
 class SessionOwner(Protocol):
@@ -59,21 +60,36 @@ class SessionOwner(Protocol):
 class Session:
     """A session from its first request to its end; `run` drives it."""
 
-    def __init__(self, settings: SessionSettings, owner: SessionOwner, *, delay: float) -> None:
+    def __init__(
+        self,
+        settings: SessionSettings,
+        owner: SessionOwner,
+        *,
+        delay: float,
+        rng: Callable[[], float],
+    ) -> None:
         self._settings = settings
         self._owner = owner
         self._delay = delay
+        self._resumption = Resumption(rng)
         self._streams: dict[int, Inflight] = {}
-        self._starts: list[int] = []
-        self._cancels: list[int] = []
+        self._outbox = Outbox(self._streams)
         self._last_stream = 0
-        self._wake = asyncio.Event()
-        self._renewed = ""
+        self._connected = False
+        self._hung_up = False
+        self._said_all = False
+        self._ack_timer: asyncio.TimerHandle | None = None
+        self.wake = asyncio.Event()
         self.authorization = ""
         self.ready: session_pb2.SessionReady | None = None
         self.retired = False
         self.login_failed = False
         """Whether it ended because no credential could be had."""
+
+    @property
+    def resumable(self) -> bool:
+        """Whether it can survive the loss of its connection."""
+        return self._settings.resume and self.ready is not None and bool(self.ready.session_id)
 
     def add(self, inflight: Inflight) -> None:
         """Takes a request; it is sent once the session is ready."""
@@ -81,99 +97,125 @@ class Session:
         number = self._last_stream
         inflight.attempts += 1
         inflight.sent = False
-        inflight.on_abandon = _Abandon(self._cancel, number)
+        inflight.on_abandon = partial(self._cancel, number)
         self._streams[number] = inflight
-        self._starts.append(number)
-        self._wake.set()
+        self._outbox.start(number)
+        self.wake.set()
 
     def retire(self) -> None:
         """Takes no new requests; running ones finish, then it ends."""
         if not self.retired:
             self.retired = True
-            self._wake.set()
+            self.wake.set()
             self._owner.on_retire(self)
 
+    def close(self) -> bool:
+        """Tells a service that would keep the session that it is over.
+
+        False when it cannot be told, or needs not be: hang up instead.
+        """
+        if not (self._connected and self.resumable):
+            return False
+        self._hung_up = True
+        self.retire()
+        self.wake.set()
+        return True
+
     async def run(self) -> None:
-        """Opens the stream and serves it until it ends."""
+        """Opens the stream and serves it until it ends, over as many connections as it takes."""
         error = error_for("INTERNAL", "the client failed, see its log", grpc.StatusCode.INTERNAL)
         try:
             await asyncio.sleep(self._delay)
-            try:
-                self.authorization = await self._settings.tokens.authorization()
-            except AnabranchError:
-                self.login_failed = True
-                raise
-            channel = self._settings.dial()
-            try:
-                await self._converse(channel)
-                error = self._lost("the service ended the session")
-            finally:
-                await channel.close()
+            await self._connections()
+            error = self._lost("the service ended the session")
         except AnabranchError as failure:
             error = failure
         except asyncio.CancelledError:
-            error = error_for("CANCELLED", "the client was closed", grpc.StatusCode.CANCELLED)
+            self._hung_up = True
             raise
         finally:
             self.retired = True
-            orphans = list(self._streams.values())
-            self._streams.clear()
-            for orphan in orphans:
-                orphan.on_abandon = None
-            self._owner.on_end(self, orphans, error)
+            self._connected = False
+            if self._ack_timer is not None:
+                self._ack_timer.cancel()
+            if self._hung_up:
+                error = error_for("CANCELLED", "the client was closed", grpc.StatusCode.CANCELLED)
+            self._owner.on_end(self, self._orphans(), error)
 
-    async def _converse(self, channel: grpc.aio.Channel) -> None:
-        call = channel.stream_stream(
-            METHOD,
-            request_serializer=relay_pb2.RelaySessionRequest.SerializeToString,
-            response_deserializer=relay_pb2.RelaySessionResponse.FromString,
-        )(metadata=(("authorization", self.authorization),) if self.authorization else ())
-        tasks: list[asyncio.Task[None]] = []
+    async def _connections(self) -> None:
+        """Returns when it ended in order. Raises the AnabranchError that it ended with."""
+        while True:
+            try:
+                await self._connect()
+                return
+            except AnabranchError as failure:
+                began, self._connected = self._connected, False
+                if not self._may_go_on(failure, began=began):
+                    raise
+                delay = self._next_attempt(failure, began=began)
+            # Another connection may reach another instance: new requests need not wait for this.
+            self.retire()
+            await asyncio.sleep(delay)
+
+    async def _connect(self) -> None:
+        settings = self._settings
         try:
-            async with asyncio.timeout(self._settings.connect_timeout):
-                first = await call.read()
-            self._greet(first)
-            tasks = [
-                asyncio.create_task(self._write(call), name="anabranch-write"),
-                asyncio.create_task(self._renew(), name="anabranch-renew"),
-            ]
-            while (message := await call.read()) is not grpc.aio.EOF:
-                self._hear(message)
-        except grpc.aio.AioRpcError as error:
-            raise error_from_rpc(error, self._settings.target) from None
-        except TimeoutError:
-            patience = self._settings.connect_timeout
-            raise error_for(
-                "DEPENDENCY_UNAVAILABLE",
-                f"cannot reach {self._settings.target}: no session within {patience:g} s",
-                grpc.StatusCode.UNAVAILABLE,
-            ) from None
-        except asyncio.CancelledError:
-            # A local hang-up surfaces here too; only a cancelled task is a cancellation.
-            if (task := asyncio.current_task()) is not None and task.cancelling():
-                raise
-        finally:
-            for task in tasks:
-                task.cancel()
-            call.cancel()
-            if tasks:
-                await asyncio.wait(tasks)
+            self.authorization = await settings.tokens.authorization()
+        except AnabranchError:
+            self.login_failed = self.ready is None
+            raise
+        connection = Connection(settings.target, settings.dial, settings.connect_timeout, self)
+        await connection.run(self.authorization)
 
-    def _greet(self, first: relay_pb2.RelaySessionResponse) -> None:
-        if first is grpc.aio.EOF:
-            raise self._lost("the service ended the session at once")
-        if not first.HasField("ready"):
-            raise error_for(
-                "SESSION_PROTOCOL",
-                f"{self._settings.target} did not begin the session with `ready`",
-                grpc.StatusCode.FAILED_PRECONDITION,
-                work=Work.NOT_DISPATCHED,
-            )
-        self.ready = first.ready
-        self._owner.on_ready(self)
-        self._hear(first)
+    def _may_go_on(self, failure: AnabranchError, *, began: bool) -> bool:
+        """Whether there is a session to be resumed, and anything left to do in it."""
+        if self._hung_up or not self.resumable or not self._outbox.opened:
+            return False
+        if failure.reason == "CREDENTIAL_REJECTED" and (
+            began or not self._settings.tokens.reject(self.authorization)
+        ):
+            return False
+        return bool(self._streams or self._outbox.pending)
 
-    def _hear(self, message: relay_pb2.RelaySessionResponse) -> None:
+    def _next_attempt(self, failure: AnabranchError, *, began: bool) -> float:
+        assert self.ready is not None, "only then it is resumable"
+        window = self.ready.resume_window.ToNanoseconds() / 1e9
+        now = asyncio.get_running_loop().time()
+        try:
+            return self._resumption.after(failure, began=began, window=window, now=now)
+        except AnabranchError:
+            for inflight in self._streams.values():
+                inflight.lost_at = inflight.lost_at or self._resumption.lost_at
+            raise
+
+    # What the connection tells and asks
+
+    def greet(self, ready: session_pb2.SessionReady) -> relay_pb2.RelaySessionRequest | None:
+        """The service is there: a new session, or one to be resumed."""
+        if self.ready is None:
+            self.ready = ready
+            self._connected = True
+            if self.resumable:
+                self._outbox.open_resumable(ready.resume_buffer_bytes)
+            self._owner.on_ready(self)
+            return None
+        message = relay_pb2.RelaySessionRequest()
+        message.resume.session_id = self.ready.session_id
+        message.resume.last_sequence = self._outbox.heard
+        return message
+
+    def resumed(self, answer: session_pb2.SessionResumed) -> None:
+        """The service goes on with the session; what never arrived is sent again."""
+        self._connected = True
+        self._outbox.rewind(answer.received)
+        self.wake.set()
+
+    def hear(self, message: relay_pb2.RelaySessionResponse, size: int) -> None:
+        """Hands the frames to their requests."""
+        if message.sequence and not self._is_next(message.sequence, size):
+            return
+        if message.ack:
+            self._outbox.confirmed(message.ack)
         streams = self._streams
         for frame in message.frames:
             inflight = streams.get(frame.stream)
@@ -191,7 +233,47 @@ class Session:
         if message.HasField("go_away"):
             self.retire()
         if self.retired and not streams:
-            self._wake.set()
+            self.wake.set()
+
+    def next_message(self) -> relay_pb2.RelaySessionRequest | None:
+        """What the outbox has; the last word of a session that is over."""
+        if self.has_finished() and not self._said_all and self.resumable:
+            self._said_all = self._outbox.closing = True
+        return self._outbox.next()
+
+    def has_finished(self) -> bool:
+        """Whether it takes no more requests and has none left."""
+        return self._hung_up or (self.retired and not self._streams)
+
+    async def renew(self) -> None:
+        """Sends each new credential before the last one expires."""
+        while True:
+            self.authorization = await self._settings.tokens.after(self.authorization)
+            self._outbox.renewed = self.authorization
+            self.wake.set()
+
+    def _is_next(self, sequence: int, size: int) -> bool:
+        """Whether the message is new. Raises AnabranchError when one before it is missing."""
+        if sequence != self._outbox.heard + 1:
+            if sequence <= self._outbox.heard:
+                return False
+            raise error_for(
+                "SESSION_PROTOCOL",
+                f"{self._settings.target} sent message {sequence} after {self._outbox.heard}",
+                grpc.StatusCode.FAILED_PRECONDITION,
+            )
+        if self._outbox.got(sequence, size) and self._ack_timer is None:
+            loop = asyncio.get_running_loop()
+            self._ack_timer = loop.call_later(ACK_AFTER, self._ack)
+        if self._outbox.ack_due:
+            self.wake.set()
+        return True
+
+    def _ack(self) -> None:
+        self._ack_timer = None
+        if self._outbox.owes_ack:
+            self._outbox.ack_due = True
+            self.wake.set()
 
     def _refuse(self, inflight: Inflight, raw: bytes) -> None:
         try:
@@ -207,71 +289,17 @@ class Session:
     def _cancel(self, number: int) -> None:
         inflight = self._streams.pop(number, None)
         if inflight is not None and inflight.sent:
-            self._cancels.append(number)
-        self._wake.set()
+            self._outbox.cancel(number)
+        self.wake.set()
 
-    async def _write(self, call: grpc.aio.StreamStreamCall) -> None:
-        try:
-            while True:
-                while (message := self._next_message()) is not None:
-                    await call.write(message)
-                if self.retired and not self._streams:
-                    break
-                self._wake.clear()
-                await self._wake.wait()
-            await call.done_writing()
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            return  # the call is over; the reader learns why
-        await asyncio.sleep(GOODBYE)
-        call.cancel()
-
-    def _next_message(self) -> relay_pb2.RelaySessionRequest | None:
-        """Whatever waits to be sent, up to BATCH_BYTES and at least one frame."""
-        if not (self._starts or self._cancels or self._renewed):
-            return None
-        message = relay_pb2.RelaySessionRequest(authorization=self._renewed)
-        self._renewed = ""
-        for number in self._cancels:
-            message.frames.add(stream=number, cancel=session_pb2.SessionCancel())
-        self._cancels.clear()
-        size = taken = 0
-        for number in self._starts:
-            if size >= BATCH_BYTES:
-                break
-            taken += 1
-            inflight = self._streams.get(number)
-            if inflight is None:
-                continue  # given up before it was sent
-            start = inflight.payload()
-            if size and size + len(start) > BATCH_BYTES:
-                taken -= 1
-                break
-            size += len(start)
-            message.frames.add(stream=number, start=start, traceparent=inflight.traceparent)
-            inflight.sent = inflight.dispatched = True
-        del self._starts[:taken]
-        return message if message.frames or message.authorization else None
-
-    async def _renew(self) -> None:
-        while True:
-            self.authorization = await self._settings.tokens.after(self.authorization)
-            self._renewed = self.authorization
-            self._wake.set()
+    def _orphans(self) -> list[Inflight]:
+        orphans = list(self._streams.values())
+        self._streams.clear()
+        for orphan in orphans:
+            orphan.on_abandon = None
+        return orphans
 
     def _lost(self, why: str) -> AnabranchError:
         return error_for(
             "BACKEND_LOST", f"{why} ({self._settings.target})", grpc.StatusCode.UNAVAILABLE
         )
-
-
-class _Abandon:
-    """Cancels one stream of a session, called without arguments."""
-
-    __slots__ = ("_cancel", "_number")
-
-    def __init__(self, cancel: Callable[[int], None], number: int) -> None:
-        self._cancel = cancel
-        self._number = number
-
-    def __call__(self) -> None:
-        self._cancel(self._number)

@@ -8,8 +8,8 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
 
 from anabranch import errors
+from anabranch.backoff import reconnect_delay
 from anabranch.errors import Work, error_for, error_from_status
-from anabranch.link import reconnect_delay
 from anabranch.transcript import Transcript
 from anabranch.types import as_dict
 from anabranch.v1 import errors_pb2
