@@ -68,27 +68,28 @@ class ActiveRequest:
 
     def cancel(self) -> None:
         """The caller wants no more: the handler stops, and says so through the outlet."""
-        if not self.ended and self._cancel is not None:
+        if self._cancel is not None:
             self._cancel()
 
     def abandon(self) -> None:
         """The caller is gone: the handler stops, and nobody hears of it."""
         if self.ended:
             return
+        cancel = self._cancel
         self._end()
-        if self._cancel is not None:
-            self._cancel()
+        if cancel is not None:
+            cancel()
 
-    def begin(self, cancel: Cancel, deadline: float) -> None:
+    def begin(self, cancel: Cancel, deadline: float, loop: asyncio.AbstractEventLoop) -> None:
         """Called once the handler has taken the request."""
-        self._cancel = cancel
         if not self.ended:
-            loop = asyncio.get_running_loop()
+            self._cancel = cancel
             self._timer = loop.call_at(deadline, self._expire)
 
     def _expire(self) -> None:
         if self.ended:
             return
+        cancel = self._cancel
         self.fail(
             Fault(
                 errors_pb2.ERROR_REASON_DEADLINE_EXCEEDED,
@@ -96,13 +97,17 @@ class ActiveRequest:
                 work=Work.MAYBE_BILLED,
             )
         )
-        if self._cancel is not None:
-            self._cancel()
+        if cancel is not None:
+            cancel()
 
     def _end(self) -> None:
         self.ended = True
+        # What is over points at its handler no more, which points here: so both are freed
+        # at once, and none is left to the garbage collector.
+        self._cancel = None
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
         self._owner.remove(self)
 
 
@@ -118,6 +123,7 @@ class ActiveRequests:
         self._idle = asyncio.Event()
         self._idle.set()
         self._bodies = _RequestIds(remember_ids) if remember_ids else None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.loading = True
         self.draining = False
 
@@ -166,9 +172,12 @@ class ActiveRequests:
         self._idle.clear()
         try:
             self.check_open()
+            # Kept, since asking for it costs a system call.
+            loop = self._loop = self._loop or asyncio.get_running_loop()
             request = self._read(raw, caller)
-            context = self._context(request, caller, traceparent, time_remaining)
-            active.begin(self._handler.open(request, context, active), context.deadline)
+            allowed = self._allowed(request, time_remaining)
+            context = CallContext(caller, request.request_id, loop.time() + allowed, traceparent)
+            active.begin(self._handler.open(request, context, active), context.deadline, loop)
         except Exception as exc:  # noqa: BLE001 - the edge: whatever a handler raises becomes a status
             active.fail(fault_of(exc))
         return active
@@ -185,24 +194,16 @@ class ActiveRequests:
             self._bodies.check(caller, request)
         return request
 
-    def _context(
-        self,
-        request: generation_pb2.GenerateRequest,
-        caller: Principal,
-        traceparent: str,
-        time_remaining: float | None,
-    ) -> CallContext:
+    def _allowed(
+        self, request: generation_pb2.GenerateRequest, time_remaining: float | None
+    ) -> float:
+        """Seconds that the request may take."""
         allowed = self.limits.default_timeout
         if request.HasField("timeout"):
             allowed = min(request.timeout.ToNanoseconds() / 1e9, self.limits.max_timeout)
         if time_remaining is not None:
             allowed = min(allowed, time_remaining)
-        return CallContext(
-            caller=caller,
-            request_id=request.request_id,
-            deadline=asyncio.get_running_loop().time() + allowed,
-            traceparent=traceparent,
-        )
+        return allowed
 
 
 class _RequestIds:
@@ -213,10 +214,12 @@ class _RequestIds:
         self._seen: OrderedDict[tuple[str, str], bytes] = OrderedDict()
 
     def check(self, caller: Principal, request: generation_pb2.GenerateRequest) -> None:
-        asked = generation_pb2.GenerateRequest()
-        asked.CopyFrom(request)
-        # A repetition has less time left, which makes it no other request.
-        asked.ClearField("timeout")
+        asked = request
+        if request.HasField("timeout"):
+            # A repetition has less time left, which makes it no other request.
+            asked = generation_pb2.GenerateRequest()
+            asked.CopyFrom(request)
+            asked.ClearField("timeout")
         body = hashlib.sha256(asked.SerializeToString(deterministic=True)).digest()
         key = (caller.client_id, request.request_id)
         known = self._seen.setdefault(key, body)

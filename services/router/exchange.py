@@ -25,7 +25,7 @@ from services.router.observation import Observation
 from services.router.pool import Pool
 from services.router.receipt import ReceiptBuilder, write_seconds
 from services.router.resume import Delivered, can_resume, continued
-from services.router.route_requests import estimated_prompt_tokens, route_request
+from services.router.route_requests import route_request
 from services.router.uplink import MAX_START_BYTES, Uplink
 
 _log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class Exchange:
     """
 
     __slots__ = (
-        *("_cancelled", "_check_position", "_context", "_delivered", "_kept", "_limits"),
+        *("_asked", "_cancelled", "_check_position", "_context", "_delivered", "_kept", "_limits"),
         *("_next_request", "_number", "_observation", "_outlet", "_phase", "_pool", "_receipt"),
         *("_relaying", "_request", "_resumable", "_resume", "_running", "_seen_output"),
         *("_timer", "_tried", "_uplink", "_work"),
@@ -87,6 +87,7 @@ class Exchange:
         self._phase = _Phase.WAITING
         self._resume = values.Resume.FRESH
         self._next_request = request
+        self._asked: values.Request
         self._tried = _NOBODY
         self._work = Work.NOT_DISPATCHED
         self._uplink: Uplink | None = None
@@ -157,14 +158,13 @@ class Exchange:
         return True
 
     def _choose(self) -> values.Verdict:
-        return self._pool.choose(
-            route_request(
-                self._next_request,
-                elapsed=self._receipt.elapsed(),
-                resume=self._resume,
-                tried=self._tried,
-            )
+        self._asked = route_request(
+            self._next_request,
+            elapsed=self._receipt.elapsed(),
+            resume=self._resume,
+            tried=self._tried,
         )
+        return self._pool.choose(self._asked)
 
     def _act(self, verdict: values.Verdict) -> None:
         if isinstance(verdict, values.Dispatch):
@@ -179,10 +179,7 @@ class Exchange:
     def _queue(self, why: str) -> None:
         if not self._pool.wait(self):
             raise refusals.overloaded(f"the waiting line is full ({self._pool.max_waiting})")
-        request = route_request(
-            self._next_request, elapsed=self._receipt.elapsed(), resume=self._resume
-        )
-        limit = wait_limit(request, self._limits.max_queue_time)
+        limit = wait_limit(self._asked, self._limits.max_queue_time)
         loop = self._limits.loop
         left = self._context.deadline - loop.time() - DEADLINE_MARGIN_S
         if left < limit:
@@ -226,7 +223,7 @@ class Exchange:
         self._phase = _Phase.RUNNING
         self._number = uplink.start(
             raw,
-            estimated_prompt_tokens(request),
+            self._asked.prompt_tokens,
             self._context.caller,
             self._observation.traceparent,
             self,

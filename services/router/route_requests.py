@@ -13,6 +13,7 @@ _RESIDENCIES: dict[int, Residency] = {
     pb.RESIDENCY_CLOUD_FIRST: Residency.CLOUD_FIRST,
     pb.RESIDENCY_CLOUD_ONLY: Residency.CLOUD_ONLY,
 }
+_SHORT = 4096
 _NONE: frozenset[str] = frozenset()
 
 
@@ -39,13 +40,17 @@ def route_request(
 
 
 def estimated_prompt_tokens(request: pb.GenerateRequest) -> int:
-    """A guess at the prompt's length, for load prediction only: four bytes a token."""
+    """A guess at the prompt's length, for load prediction only: four bytes a token.
+
+    A short request counts as it is on the wire, without a walk through its messages.
+    """
     known = len(request.prompt_token_ids)
     if request.HasField("continuation"):
         known += len(request.continuation.token_ids)
-    size = len(request.prompt)
-    for message in request.messages:
-        size += 8
-        for part in message.content:
-            size += len(part.text)
+    size = request.ByteSize()
+    if size > _SHORT or known:
+        # Its bulk may be images, tools or token ids.
+        size = len(request.prompt)
+        for message in request.messages:
+            size += 8 + sum([len(part.text) for part in message.content])
     return known + size // 4 + 1
