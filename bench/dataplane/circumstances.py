@@ -13,16 +13,10 @@ from typing import Any
 
 import psutil
 
-from bench.dataplane import proxies
+from bench.dataplane import gateways, proxies
 from tools.cluster.recipes import ROOT
 
 _PACKAGES = ("grpcio", "protobuf", "uvloop", "anabranch")
-
-LEFT_OUT = {
-    "LiteLLM": "it speaks HTTP alone, and would need an engine and a caller of that kind",
-    "SMG": "its gRPC workers speak SGLang's contract and its HTTP workers OpenAI's",
-}
-"""Proxies that readers ask for, and why no row is measured for them here."""
 
 
 def record() -> dict[str, Any]:
@@ -42,22 +36,12 @@ def record() -> dict[str, Any]:
             **{name: importlib.metadata.version(name) for name in _PACKAGES},
             "envoy": proxies.version_of(envoy) if envoy else None,
             "nginx": proxies.version_of(nginx) if nginx else None,
+            "litellm": gateways.version(gateways.LITELLM, "litellm"),
+            "smg": gateways.version(gateways.SMG, "smg"),
         },
         "commit": _git("rev-parse", "HEAD"),
         "changed_files": len(_git("status", "--porcelain", "--untracked-files=no").splitlines()),
-        "left_out": {
-            name: f"not installed; {why}" if name in _absent() else why
-            for name, why in LEFT_OUT.items()
-        },
     }
-
-
-def _absent() -> list[str]:
-    installed = {
-        "LiteLLM": shutil.which("litellm"),
-        "SMG": shutil.which("smg") or shutil.which("sglang-router"),
-    }
-    return [name for name, where in installed.items() if where is None]
 
 
 def _cpu_name() -> str:

@@ -7,7 +7,8 @@ in one step each running answer gets one token. Its models differ in the time of
 `step-20` takes 20 ms, `step-0` none.
 
 Plain RPCs are served by a bare grpc.aio handler, and at a second door by bare HTTP/2
-(lean_server.py). Both favour the proxies that relay them.
+(lean_server.py). Both favour the proxies that relay them. A third door speaks OpenAI's HTTP API
+(openai_server.py), for gateways that speak nothing else.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ import grpc
 
 from anabranch.v1 import errors_pb2, model_pb2, session_pb2
 from anabranch.v1 import generation_pb2 as pb
-from bench.dataplane import lean_server
-from bench.dataplane.steps import CHUNKS, LONGEST, Answer, Steps, first_chunk, last_chunk
+from bench.dataplane import lean_server, openai_server
+from bench.dataplane.chunks import CHUNKS, Answer, first_chunk, last_chunk
+from bench.dataplane.steps import LONGEST, Steps
 from services.chassis import process
 from services.chassis.errors import Fault
 from services.chassis.host import Host
@@ -44,6 +46,7 @@ class Settings(CommonSettings):
 
     paces: tuple[str, ...] = setting(("0", "20"), help="Times of a step in ms, one model each.")
     lean_listen: str = setting("", help="host:port of the lean door. Empty: none.")
+    openai_listen: str = setting("", help="host:port of the door for HTTP. Empty: none.")
 
     def __post_init__(self) -> None:
         if not all(pace.isdigit() for pace in self.paces):
@@ -180,6 +183,11 @@ async def running(settings: Settings) -> AsyncIterator[Host]:
             if settings.lean_listen:
                 door = lean_server.serving(settings.lean_listen, engine.run)
                 await doors.enter_async_context(door)
+            if settings.openai_listen:
+                by_pace = dict(zip(map(int, settings.paces), engine.steps.values(), strict=True))
+                await doors.enter_async_context(
+                    openai_server.serving(settings.openai_listen, by_pace)
+                )
             await host.serve()
             yield host
 

@@ -19,6 +19,7 @@ from bench.dataplane import cpu
 from bench.dataplane.lean_load import LeanLoad
 from bench.dataplane.loads import PlainLoad, SessionLoad
 from bench.dataplane.meter import WATCHED, Meter
+from bench.dataplane.openai_load import OpenAILoad
 from bench.dataplane.plan import Form
 from services.chassis.channels import open_channel
 
@@ -39,6 +40,8 @@ class Order:
     proxy: tuple[int, ...]
     """The processes of the proxy under test; none on a direct path."""
     engine: tuple[int, ...]
+    pace_ms: int = 0
+    """Of the model's steps."""
 
     def to_line(self) -> bytes:
         """As a line for the generator."""
@@ -72,7 +75,7 @@ async def look(order: Order) -> dict[str, Any]:
     # A pool of its own gives each channel a connection of its own.
     channels = [
         open_channel(order.target, options=[("grpc.use_local_subchannel_pool", 1)])
-        for _ in range(order.connections)
+        for _ in range(order.connections if order.form in (Form.SESSION, Form.PLAIN) else 0)
     ]
     rss_before = cpu.resident(order.proxy)
     work = [asyncio.create_task(load.run()) for load in _loads(order, channels, metadata, meter)]
@@ -98,7 +101,19 @@ async def look(order: Order) -> dict[str, Any]:
 
 def _loads(
     order: Order, channels: list[Any], metadata: tuple[tuple[str, str], ...], meter: Meter
-) -> list[SessionLoad] | list[PlainLoad] | list[LeanLoad]:
+) -> list[SessionLoad] | list[PlainLoad] | list[LeanLoad] | list[OpenAILoad]:
+    if order.form == Form.HTTP:
+        return [
+            OpenAILoad(
+                order.target,
+                meter,
+                pace_ms=order.pace_ms,
+                tokens=order.tokens,
+                watched=number < WATCHED,
+                seed=number,
+            )
+            for number in range(order.streams)
+        ]
     if order.form == Form.LEAN:
         return [
             LeanLoad(

@@ -26,7 +26,10 @@ SATURATED = 0.9
 NOISY = 0.2
 """Cores that other programs took, from which a look is doubtful."""
 
-_SETTLE_S = 0.3
+BEHIND = 0.9
+"""Share of the paced engine's tokens below which something between engine and caller lags."""
+
+_SETTLE_S = 0.2
 
 Sample = dict[str, Any]
 Tell = Callable[[str], None]
@@ -88,20 +91,27 @@ async def look(
         window=window,
         authorization=await stack.authorization(),
         proxy=tuple(stack.proxy_pids(path)),
-        engine=tuple(stack.engine_pids()),
+        engine=tuple(stack.engine_pids(path)),
+        pace_ms=cell.pace_ms,
     )
     sample = await generator.look(order)
     # The proxies drop what the end of a look cut off, before the next one begins.
     await asyncio.sleep(_SETTLE_S)
-    return sample | {"cell": cell.name, "path": path.value} | _derived(sample, order)
+    return sample | {"cell": cell.name, "path": path.value} | derived(sample, order)
 
 
-def _derived(sample: Sample, order: Order) -> Sample:
+def derived(sample: Sample, order: Order) -> Sample:
+    """What follows from a look: costs, and marks of what makes it doubtful."""
     used, seconds = sample["cpu_seconds"], sample["seconds"]
     cores = {name: value / seconds for name, value in used.items()}
     marks = [f"{name} saturated" for name in ("generator", "engine") if cores[name] >= SATURATED]
     if cores["others"] >= NOISY:
         marks.append("machine busy")
+    if (
+        order.pace_ms
+        and sample["tokens_per_second"] < BEHIND * order.streams * 1000 / order.pace_ms
+    ):
+        marks.append("behind the pace")
     if not sample["tokens"]:
         marks.append("nothing arrived")
     if sample["errors"]:
@@ -127,10 +137,9 @@ async def matrix(
     samples = []
     for cell in plan.cells:
         for number in range(plan.rounds):
-            for path in plan.paths:
-                sample = await look(
-                    stack, generator, cell, path, warm=plan.warm, window=plan.window
-                )
+            for path in plan.takes(cell):
+                warm = plan.warm_of(cell, path)
+                sample = await look(stack, generator, cell, path, warm=warm, window=plan.window)
                 samples.append(sample | {"round": number})
                 progress.step(f"{cell.label} | {path.label}: {in_short(sample)}")
     return samples
@@ -162,8 +171,9 @@ class Progress:
         share = self._done / self._total
         # The plan's own estimate counts until there is something to go by.
         left = (1 - share) * ((1 - share) * self._expected + share * passed / share)
-        self._tell(f"[{self._done:3}/{self._total}, {_span(left)} left] {what}")
+        self._tell(f"[{self._done:3}/{self._total}, {span(left)} left] {what}")
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
+    """A time for people."""
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

@@ -5,6 +5,7 @@ Values only. Times are in seconds, paces in milliseconds.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
@@ -30,6 +31,8 @@ class Form(StrEnum):
     """StreamGenerate; caller and engine are grpc.aio."""
     LEAN = "lean"
     """StreamGenerate; caller and engine are bare HTTP/2, leaner than any proxy."""
+    HTTP = "http"
+    """OpenAI's API with server-sent events; caller and engine are bare HTTP/1.1."""
 
 
 class Path(StrEnum):
@@ -44,6 +47,10 @@ class Path(StrEnum):
     DIRECT_LEAN = "direct-lean"
     ENVOY_LEAN = "envoy-lean"
     NGINX_LEAN = "nginx-lean"
+    DIRECT_HTTP = "direct-http"
+    LITELLM = "litellm"
+    SMG = "smg"
+    SMG_GRPC = "smg-grpc"
 
     @property
     def form(self) -> Form:
@@ -76,11 +83,16 @@ _FACTS = {
     Path.DIRECT_LEAN: (Form.LEAN, "", "direct, StreamGenerate, lean ends"),
     Path.ENVOY_LEAN: (Form.LEAN, "envoy", "Envoy, StreamGenerate, lean ends"),
     Path.NGINX_LEAN: (Form.LEAN, "nginx", "nginx, StreamGenerate, lean ends"),
+    Path.DIRECT_HTTP: (Form.HTTP, "", "direct, HTTP"),
+    Path.LITELLM: (Form.HTTP, "litellm", "LiteLLM, HTTP"),
+    Path.SMG: (Form.HTTP, "smg", "SMG, HTTP workers"),
+    Path.SMG_GRPC: (Form.HTTP, "smg-grpc", "SMG, gRPC workers"),
 }
 _DIRECT = {
     Form.SESSION: Path.DIRECT_SESSION,
     Form.PLAIN: Path.DIRECT_PLAIN,
     Form.LEAN: Path.DIRECT_LEAN,
+    Form.HTTP: Path.DIRECT_HTTP,
 }
 
 
@@ -116,7 +128,53 @@ class Cell:
         """Sessions, or connections of plain RPCs."""
         if form is Form.SESSION:
             return self.sessions or -(-self.streams // STREAMS_PER_SESSION)
+        if form is Form.HTTP:
+            return self.streams
         return max(self.sessions, -(-self.streams // PLAIN_STREAMS_PER_CONNECTION))
+
+
+CONCURRENCIES = (1, 16, 64, 256, 1000)
+
+SHORT = Cell(256, 0, SHORT_TOKENS, sessions=1)
+"""Short requests, 256 in flight: requests per second."""
+
+ALONE = Cell(1, 0, SHORT_TOKENS)
+"""One caller, one short answer after the other: what a proxy adds to the first token."""
+
+SPREAD = Cell(64, 20, sessions=8)
+"""The same streams over eight callers: a message carries an eighth of the tokens."""
+
+
+def worth(cell: Cell, path: Path) -> bool:
+    """Whether a whole run takes this path under this load.
+
+    Left out is what would say nothing new for its time: lean ends where a step has one token, and
+    gateways beyond what they carry on one worker.
+    """
+    if cell == SPREAD:
+        return path.form in (Form.SESSION, Form.PLAIN) and path.proxy != "nginx"
+    if cell == ALONE:
+        return path.form is not Form.LEAN
+    if path is Path.NGINX_LEAN:
+        return 64 <= cell.streams <= 256
+    if path.form is Form.LEAN:
+        return cell.streams > 1
+    if path is Path.LITELLM:
+        return cell.streams <= 64
+    return path.form is not Form.HTTP or cell.streams <= 256
+
+
+MANY_STREAMS = 500
+"""Streams from which a load takes longer to be under way."""
+
+LONGER = 2.0
+"""How much longer."""
+
+SLOW_TO_START = {Path.LITELLM: 6.0}
+"""How much longer a proxy takes until all of a load's requests have got through to the engine."""
+
+BETWEEN_S = 0.35
+"""Seconds that a look takes besides: connecting, ending, and a pause for the proxies to tidy up."""
 
 
 @dataclass(frozen=True)
@@ -127,31 +185,44 @@ class Plan:
     paths: tuple[Path, ...]
     rounds: int
     warm: float
-    """Seconds of load before each look, not measured."""
+    """Seconds of load before each look, not measured; more where many streams are to start."""
     window: float
     """Seconds of each look."""
+    all_of_them: bool = False
+    """Every path under every load, also where it is not `worth` it: the reader has asked."""
+
+    def takes(self, cell: Cell) -> tuple[Path, ...]:
+        """The paths that are taken under a load."""
+        return tuple(path for path in self.paths if self.all_of_them or worth(cell, path))
+
+    def warm_of(self, cell: Cell, path: Path) -> float:
+        """Seconds of load before a look."""
+        longer = LONGER if cell.streams >= MANY_STREAMS else 1.0
+        return self.warm * (SLOW_TO_START.get(path, 1.0) * longer)
+
+    @property
+    def looks(self) -> int:
+        """How many there are."""
+        return self.rounds * sum(len(self.takes(cell)) for cell in self.cells)
 
     @property
     def seconds(self) -> float:
         """How long it takes, about."""
-        return len(self.cells) * len(self.paths) * self.rounds * (self.warm + self.window + 0.5)
+        return self.rounds * sum(
+            self.warm_of(cell, path) + self.window + BETWEEN_S
+            for cell in self.cells
+            for path in self.takes(cell)
+        )
 
-    def without(self, absent: set[Path]) -> Plan:
+    def without(self, absent: Iterable[Path]) -> Plan:
         """The plan without some paths."""
-        return replace(self, paths=tuple(p for p in self.paths if p not in absent))
+        gone = set(absent)
+        return replace(self, paths=tuple(path for path in self.paths if path not in gone))
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
         return asdict(self)
 
-
-CONCURRENCIES = (1, 16, 64, 256, 1000)
-
-SHORT = Cell(256, 0, SHORT_TOKENS, sessions=1)
-"""Short requests, 256 in flight: requests per second."""
-
-SPREAD = Cell(64, 20, sessions=8)
-"""The same streams over eight callers: a message carries an eighth of the tokens."""
 
 FULL = Plan(
     cells=(
@@ -159,19 +230,18 @@ FULL = Plan(
         SPREAD,
         *(Cell(streams, 0) for streams in CONCURRENCIES),
         SHORT,
+        ALONE,
     ),
     paths=tuple(Path),
     rounds=5,
-    warm=0.8,
-    window=2.0,
+    warm=0.4,
+    window=1.0,
 )
 
 QUICK = replace(
     FULL,
-    cells=(Cell(16, 20), Cell(64, 20), Cell(256, 20), Cell(64, 0), SHORT),
+    cells=(Cell(16, 20), Cell(64, 20), Cell(256, 20), Cell(64, 0), SHORT, ALONE),
     rounds=1,
-    warm=0.6,
-    window=1.2,
 )
 """Two minutes: shows the order of things, proves nothing."""
 

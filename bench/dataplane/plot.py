@@ -15,6 +15,9 @@ _STYLES = {
     Path.ENVOY: ("#7b2d8b", "^"),
     Path.ENVOY_LEAN: ("#cf9ad9", "^"),
     Path.NGINX: ("#c77d0a", "v"),
+    Path.SMG: ("#6aa0d8", "D"),
+    Path.SMG_GRPC: ("#1f5fa8", "D"),
+    Path.LITELLM: ("#b3261e", "X"),
 }
 
 
@@ -45,7 +48,7 @@ def draw(rows: Sequence[Mapping[str, Any]], file: FilePath) -> None:
         panel.set_title(f"engine paced, {pace} ms a token" if pace else "engine unpaced")
     panels[0][0].set_ylabel("proxy's CPU, µs a token")
     if panels[0][0].lines:
-        panels[0][0].legend(frameon=False, fontsize=9)
+        panels[0][0].legend(frameon=False, fontsize=7, ncols=2)
     picture.tight_layout()
     picture.savefig(file, metadata={"Date": None})
     pyplot.close(picture)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from bench.dataplane import targets
 from bench.dataplane.plan import Path
 
 Row = Mapping[str, Any]
@@ -28,10 +29,18 @@ contract do, tokens come one by one, and Envoy wakes up for each of a few. Betwe
 caller and an engine of bare HTTP/2 that write a whole step at once, Envoy shows the least that it
 can cost. Both are given; what is seen in production lies between them.
 
+**Gateways over HTTP.** LiteLLM and SMG speak OpenAI's API, so they have a caller and an engine of
+their own: bare HTTP/1.1 with ready-made events (`openai_load.py`, `openai_server.py`), held against
+a direct path of that kind. SMG's gRPC workers speak vLLM's contract as SMG has it, with token ids;
+SMG then tokenizes and detokenizes, which no other path here does, and its worker is grpc.aio.
+LiteLLM runs without keys, database and callbacks. `×` between them and the router's session relay
+is between different wires, on one machine, in one round.
+
 **What to doubt.** *generator saturated*, *engine saturated*: that process used more than 0.9 of a
 core, so tokens/s says more about it than about the proxy. *machine busy*: other programs took more
-than 0.2 of a core. Unpaced rows show throughput; what a token costs is better read from the paced
-ones, for bursts flatter everyone.
+than 0.2 of a core. *behind the pace*: fewer tokens arrived than a paced engine makes, so the proxy,
+or what is marked, does not keep up. Unpaced rows show throughput; what a token costs is better
+read from the paced ones, for bursts flatter everyone.
 """
 
 
@@ -52,12 +61,14 @@ def _lines(record: Mapping[str, Any], plot: str) -> Iterator[str]:
     yield (
         f"Python {versions['python']}, grpcio {versions['grpcio']}, protobuf "
         f"{versions['protobuf']}, uvloop {versions['uvloop']}; Envoy "
-        f"{versions['envoy'] or '–'}, nginx {versions['nginx'] or '–'}."
+        f"{versions['envoy'] or '–'}, nginx {versions['nginx'] or '–'}, LiteLLM "
+        f"{versions.get('litellm') or '–'}, SMG {versions.get('smg') or '–'}."
     )
     yield f"Engine: {_ENGINES[record['engine']]}\n"
     yield METHOD
     if record["rows"]:
-        yield from _headline(record["rows"])
+        yield from _headline(record)
+        yield from targets_table(record)
         if plot:
             yield f"![CPU a token over concurrent streams]({plot})\n"
         yield from _matrix(record["rows"])
@@ -65,9 +76,10 @@ def _lines(record: Mapping[str, Any], plot: str) -> Iterator[str]:
         yield from _cold(record["cold"])
     if record.get("many"):
         yield from _many(record["many"])
-    yield "## Not measured\n"
-    for name, why in record["circumstances"]["left_out"].items():
-        yield f"- {name}: {why}."
+    if record.get("left_out"):
+        yield "## Not measured\n"
+        for path, why in record["left_out"].items():
+            yield f"- {Path(path).label}: {why}."
 
 
 _ENGINES = {
@@ -83,16 +95,18 @@ def _dirty(record: Mapping[str, Any]) -> str:
     return f" and {changed} files changed since" if changed else ""
 
 
-def _headline(rows: Sequence[Row]) -> Iterator[str]:
+def _headline(record: Mapping[str, Any]) -> Iterator[str]:
     """CPU a token of the session relay over Envoy's: the claim."""
     found = [
         row
-        for row in rows
+        for row in record["rows"]
         if row["path"] == Path.ROUTER_SESSION and row.get("cpu_us_per_token_to_envoy")
     ]
     if not found:
         return
     yield "## The claim: the router's session relay over Envoy's relay of plain RPCs\n"
+    if sentence := targets.headline(record):
+        yield sentence + "\n"
     yield "| load | CPU a token | … lean ends | CPU a request | tokens/s | … lean ends |"
     yield "|---|---|---|---|---|---|"
     for row in found:
@@ -110,6 +124,29 @@ def _headline(rows: Sequence[Row]) -> Iterator[str]:
     yield ""
 
 
+def targets_table(record: Mapping[str, Any]) -> Iterator[str]:
+    """What was aimed at, and what came of it; only where something was measured."""
+    found = targets.verdicts(record)
+    if all(verdict.found["median"] is None for verdict in found):
+        return
+    yield "## Targets: the router's session relay\n"
+    yield "| what | load | found | target | met |"
+    yield "|---|---|---|---|---|"
+    for verdict in found:
+        digits = 0 if (verdict.found["median"] or 0) >= 100 else 3 if verdict.unit == "×" else 2
+        value = _figure(verdict.found, digits)
+        limit = "–"
+        if verdict.limit is not None:
+            sign = "≤" if verdict.at_most else "≥"
+            limit = f"{sign} {verdict.limit:,g} {verdict.unit}".strip()
+        met = {True: "yes", False: "**no**", None: "–" if verdict.limit is None else "not measured"}
+        yield (
+            f"| {verdict.what} | {verdict.where} | {value} {verdict.unit} | {limit} "
+            f"| {met[verdict.met]} |"
+        )
+    yield ""
+
+
 _COLUMNS: tuple[tuple[str, str, int], ...] = (
     ("tokens/s", "tokens_per_second", 0),
     ("requests/s", "requests_per_second", 0),
@@ -123,6 +160,8 @@ _COLUMNS: tuple[tuple[str, str, int], ...] = (
     ("added delay p99 ms", "added_gap_p99_ms", 2),
     ("tokens/message", "tokens_per_message", 1),
     ("peak RSS MiB", "rss_peak_mib", 0),
+    ("generator, cores", "cores_generator", 2),
+    ("engine, cores", "cores_engine", 2),
 )
 
 

@@ -18,7 +18,7 @@ from typing import Literal, Self
 import grpc
 
 from anabranch.v1 import auth_pb2, auth_pb2_grpc, model_pb2, model_pb2_grpc
-from bench.dataplane import cpu, proxies
+from bench.dataplane import cpu, gateways, openai_probe, proxies
 from bench.dataplane import plan as plans
 from bench.dataplane.fake_engine import PREFIX as FAKE_PREFIX
 from bench.dataplane.fake_engine import model_name
@@ -30,6 +30,13 @@ from tools.cluster.recipes import ROOT
 
 EngineKind = Literal["fake", "sim"]
 
+NEIGHBOUR = "neighbour"
+"""A caller of another tenant than the usual one, `demo`."""
+
+_CALLERS = (
+    *identities.IDENTITIES,
+    identities.Identity(NEIGHBOUR, NEIGHBOUR, ("generate",), "a caller of another tenant"),
+)
 _FRESH_FOR_S = 60.0
 """Age up to which an access token is used again; its life is five times that."""
 _MANY = "20000"
@@ -58,8 +65,9 @@ class Stack:
         self._stack = AsyncExitStack()
         self._doors: dict[str, list[proxies.Door]] = {}
         self._lean = ""
-        self._secret = ""
-        self._token = ("", float("-inf"))
+        self._http = ""
+        self._callers: dict[str, str] = {}
+        self._tokens: dict[str, tuple[str, float]] = {}
 
     async def __aenter__(self) -> Self:
         try:
@@ -85,7 +93,7 @@ class Stack:
             "BOOTSTRAP_SECRET_FILE": str(self._secrets / identities.ADMIN),
         }
         auth = await self._service("auth", "services.auth", "ANABRANCH_AUTH_", bootstrap)
-        self._secret = (await identities.create(auth, self._secrets))["demo"]
+        self._callers = await identities.create(auth, self._secrets, _CALLERS)
         reach = {"AUTH_TARGET": auth, "MAX_CONCURRENT_RPCS": _MANY}
         engine = await self._engine(reach)
         router = await self._service(
@@ -111,13 +119,36 @@ class Stack:
                     doors.append(proxies.Door("lean", _free(), self._lean))
                 await self._launch(recipe(binary, self._folder, doors))
                 self._doors[name] = doors
+        if self._http:
+            await self._gateways(wanted)
+
+    async def _gateways(self, wanted: set[str]) -> None:
+        """The installed ones of those wanted, each until it answers."""
+        folder = self._folder
+        if "litellm" in wanted and gateways.installed(gateways.LITELLM):
+            await self._gateway(gateways.litellm(folder, _free(), self._http))
+        if not gateways.installed(gateways.SMG):
+            return
+        if "smg" in wanted:
+            url = f"http://{self._http}"
+            await self._gateway(gateways.smg("smg", folder, _free(), url, _free()))
+        if "smg-grpc" in wanted:
+            worker = gateways.smg_worker(folder, _free())
+            await self._launch(worker)
+            url = f"grpc://{worker.address}"
+            await self._gateway(gateways.smg("smg-grpc", folder, _free(), url, _free()))
+
+    async def _gateway(self, spec: ProcessSpec) -> None:
+        await self._launch(spec)
+        await openai_probe.until_answering(self._running[spec.name], self._paces[0])
 
     async def _engine(self, reach: Mapping[str, str]) -> str:
         if self._kind == "fake":
-            self._lean = _free()
+            self._lean, self._http = _free(), _free()
             paces = {
                 "PACES": ",".join(str(pace) for pace in self._paces),
                 "LEAN_LISTEN": self._lean,
+                "OPENAI_LISTEN": self._http,
             }
             return await self._service(
                 "engine", "bench.dataplane.fake_engine", FAKE_PREFIX, {**reach, **paces}
@@ -178,13 +209,22 @@ class Stack:
         await health.until_serving(running)
 
     def absent(self) -> set[plans.Path]:
-        """Paths that cannot be taken: a proxy is not installed, or an engine has no lean door."""
-        return {
+        """Paths that cannot be taken.
+
+        A proxy is not installed, an engine has no lean and no HTTP door, or a direct path has no
+        gateway that it could be held against, though one was wanted.
+        """
+        gone = {
             path
             for path in plans.Path
             if (path.proxy and path.proxy not in self._running)
             or (path.form is plans.Form.LEAN and not self._lean)
+            or (path.form is plans.Form.HTTP and not self._http)
         }
+        behind = {path for path in self._paths if path.form is plans.Form.HTTP and path.proxy}
+        if behind and behind <= gone:
+            gone.add(plans.Path.DIRECT_HTTP)
+        return gone
 
     def target(self, path: plans.Path) -> str:
         """host:port that callers of this path call."""
@@ -192,28 +232,33 @@ class Stack:
             return self._doors[path.proxy][path.form is plans.Form.LEAN].address
         if path.form is plans.Form.LEAN:
             return self._lean
+        if path is plans.Path.DIRECT_HTTP:
+            return self._http
         return self._running[path.proxy or "engine"].spec.address
 
     def proxy_pids(self, path: plans.Path) -> list[int]:
         """The process tree between caller and engine; none on a direct path."""
         return cpu.tree(self._running[path.proxy].record.pid) if path.proxy else []
 
-    def engine_pids(self) -> list[int]:
-        """The engine's process tree."""
-        return cpu.tree(self._running["engine"].record.pid)
+    def engine_pids(self, path: plans.Path = plans.Path.ROUTER_SESSION) -> list[int]:
+        """The process tree of the engine at this path's end."""
+        engine = "smg-worker" if path is plans.Path.SMG_GRPC else "engine"
+        return cpu.tree(self._running[engine].record.pid)
 
-    async def authorization(self) -> str:
+    async def authorization(self, client_id: str = "demo") -> str:
         """A credential of a caller, with minutes of life left."""
-        token, since = self._token
+        token, since = self._tokens.get(client_id, ("", float("-inf")))
         if time.monotonic() - since < _FRESH_FOR_S:
             return token
         async with grpc.aio.insecure_channel(self._running["auth"].spec.address) as channel:
             answer = await auth_pb2_grpc.AuthServiceStub(channel).IssueToken(
-                auth_pb2.IssueTokenRequest(client_id="demo", client_secret=self._secret),
+                auth_pb2.IssueTokenRequest(
+                    client_id=client_id, client_secret=self._callers[client_id]
+                ),
                 timeout=10.0,
             )
         token = f"Bearer {answer.access_token}"
-        self._token = (token, time.monotonic())
+        self._tokens[client_id] = (token, time.monotonic())
         return token
 
 

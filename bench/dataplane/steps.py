@@ -1,57 +1,27 @@
-"""The fake engine's steps: in each, every running answer gets one ready-made token.
+"""The fake engine's steps: in each, every running answer gets one token.
 
-Knows nothing of requests and of the wire: tokens go to an `Outlet`, or to whoever awaits them.
+Knows nothing of requests, contracts and wires: an answer is stepped, or awaits its steps. It uses
+the standard library alone, so that a worker in another environment steps in the same way.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-
-from anabranch.v1 import generation_pb2 as pb
-from services.chassis.model_handler import Cancel, Outlet
+from collections.abc import AsyncGenerator, Callable
+from typing import Protocol
 
 LONGEST = 4096
 """Tokens of an answer at most."""
 
-CHUNKS = tuple(
-    pb.GenerateChunk(first_token=at, text=" river", token_ids=[1000 + at]).SerializeToString()
-    for at in range(LONGEST)
-)
 
+class Running(Protocol):
+    """An answer in progress."""
 
-def first_chunk(request_id: str) -> bytes:
-    """The first token, which carries the request's id."""
-    return pb.GenerateChunk(
-        text=" river", token_ids=[1000], request_id=request_id
-    ).SerializeToString()
+    def step(self) -> bool:
+        """Gives it one more token; whether that was its last."""
 
-
-def last_chunk(tokens: int, reason: pb.FinishReason) -> bytes:
-    """The last token, with the usage."""
-    return pb.GenerateChunk(
-        first_token=max(tokens - 1, 0),
-        text=" sea",
-        token_ids=[999],
-        finish_reason=reason,
-        usage=pb.Usage(prompt_tokens=16, completion_tokens=tokens, source=pb.Usage.SOURCE_PROVIDER),
-    ).SerializeToString()
-
-
-class Answer:
-    """One running answer of a session."""
-
-    __slots__ = ("at", "outlet", "request_id", "tokens")
-
-    def __init__(self, outlet: Outlet, request_id: str, tokens: int) -> None:
-        self.outlet = outlet
-        self.request_id = request_id
-        self.tokens = tokens
-        self.at = 0
-
-    def end(self, reason: pb.FinishReason) -> None:
-        """Puts the last chunk."""
-        self.outlet.chunk(last_chunk(self.at, reason), last=True, tokens=1)
+    def cut(self) -> None:
+        """Ends it before its last token."""
 
 
 class Steps:
@@ -59,7 +29,7 @@ class Steps:
 
     def __init__(self, pace_ms: int) -> None:
         self._seconds = pace_ms / 1000
-        self._answers: dict[Answer, None] = {}
+        self._answers: dict[Running, None] = {}
         self._rpcs = 0
         self._waiters: list[asyncio.Future[None]] = []
         self._work = asyncio.Event()
@@ -70,15 +40,15 @@ class Steps:
         """Answers in progress."""
         return len(self._answers) + self._rpcs
 
-    def add(self, answer: Answer) -> Cancel:
-        """Runs an answer from the next step on."""
+    def add(self, answer: Running) -> Callable[[], None]:
+        """Runs an answer from the next step on. What it returns cuts it off, once."""
         self._answers[answer] = None
         self._work.set()
 
         def cancel() -> None:
             if answer in self._answers:
                 del self._answers[answer]
-                answer.end(pb.FINISH_REASON_CANCELLED)
+                answer.cut()
 
         return cancel
 
@@ -126,16 +96,6 @@ class Steps:
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
-        ended = []
-        for answer in self._answers:
-            at = answer.at
-            answer.at = at + 1
-            if at + 1 >= answer.tokens:
-                ended.append(answer)
-            elif at:
-                answer.outlet.chunk(CHUNKS[at], last=False, tokens=1)
-            else:
-                answer.outlet.chunk(first_chunk(answer.request_id), last=False, tokens=1)
-        for answer in ended:
-            del self._answers[answer]
-            answer.end(pb.FINISH_REASON_LENGTH)
+        for answer in tuple(self._answers):
+            if answer.step():
+                self._answers.pop(answer, None)

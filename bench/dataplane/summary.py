@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bench.dataplane.plan import Cell, Form, Path
@@ -77,13 +77,13 @@ def _row(
     direct = _of(samples, cell, path.direct)
     if path is not path.direct and direct:
         for name in ADDED:
-            row[f"added_{name}"] = figure(a[name] - b[name] for a, b in _pairs(mine, direct))
+            row[f"added_{name}"] = figure(a[name] - b[name] for a, b in pairs(mine, direct))
     for yardstick, short in YARDSTICKS.items():
         envoy = _of(samples, cell, yardstick)
         if path is not path.direct and envoy:
             for name in RATIOS:
                 row[f"{name}_to_{short}"] = figure(
-                    a[name] / b[name] if b[name] else math.nan for a, b in _pairs(mine, envoy)
+                    a[name] / b[name] if b[name] else math.nan for a, b in pairs(mine, envoy)
                 )
     marks = {mark for sample in mine for mark in sample["marks"]}
     row["marks"] = sorted(
@@ -96,7 +96,10 @@ def _of(samples: Sequence[Sample], cell: Cell, path: Path) -> list[Sample]:
     return [s for s in samples if s["cell"] == cell.name and s["path"] == path.value]
 
 
-def _pairs(mine: Sequence[Sample], other: Sequence[Sample]) -> list[tuple[Sample, Sample]]:
+def pairs(
+    mine: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]
+) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """Looks of the same round, side by side."""
     by_round = {sample["round"]: sample for sample in other}
     return [(s, by_round[s["round"]]) for s in mine if s["round"] in by_round]
 

@@ -70,7 +70,7 @@ class ResumableSessions:
     """Holds every session that may be resumed. Belongs to one event loop.
 
     `place` is (index, number) of this process among its siblings, none for a single one.
-    Counts what became of them: `resumed`, and `lost` by reason.
+    Counts what became of them: `resumed`, `lost` by reason, and callers `handed_over` to siblings.
     """
 
     def __init__(self, limits: ResumeLimits, place: tuple[int, int] | None = None) -> None:
@@ -82,6 +82,7 @@ class ResumableSessions:
         self._bytes = 0
         self._shut = False
         self.resumed = 0
+        self.handed_over = 0
         self.lost: Counter[str] = Counter()
 
     @property
@@ -132,6 +133,7 @@ class ResumableSessions:
         """
         place = _place_of(session_id)
         if place is not None and place != self._place and self._place is not None:
+            self.handed_over += 1
             raise Elsewhere(*place)
         state = self._sessions.get(_key(session_id))
         if state is None or not _same_client(state.principal, principal):

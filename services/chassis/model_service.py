@@ -143,7 +143,7 @@ class ModelService:
         )
         self._sessions.add(session)
         if self._retiring is not None:
-            session.go_away(*self._retiring)
+            session.go_away_once_open(*self._retiring)
         try:
             await session.serve()
         finally:

@@ -62,6 +62,7 @@ class Session:
         self._state = SessionState(handler, requests, principal, verifier, self._wake)
         self._offered_id = ""
         self._answer: bytes | None = None
+        self._notice: tuple[float, str] | None = None
         self._input_over = False
         self._displaced = False
 
@@ -81,6 +82,13 @@ class Session:
     def go_away(self, time_left: float, reason: str) -> None:
         """Tells the caller to leave; running streams go on."""
         self._state.go_away(time_left, reason)
+
+    def go_away_once_open(self, time_left: float, reason: str) -> None:
+        """The same, but not before its first message: that may resume what is to be finished."""
+        if self._resumable.offered:
+            self._notice = (time_left, reason)
+        else:
+            self.go_away(time_left, reason)
 
     def displace(self) -> None:
         """Another connection carries the session from now on; this one ends."""
@@ -127,6 +135,8 @@ class Session:
             if not opened:
                 opened = True
                 self._open(parsed, message)
+                if self._notice is not None:
+                    self._state.go_away(*self._notice)
             if parsed.authorization:
                 await self._renew(parsed.authorization)
             if self._displaced:

@@ -59,12 +59,12 @@ class _Stream:
     __slots__ = (
         "_bell",
         "_fault",
-        "_held",
         "_join_at",
         "_limit",
         "_over",
         "_pending",
         "_under_way",
+        "_waiting",
         "request",
     )
 
@@ -73,22 +73,27 @@ class _Stream:
         self._limit = limit
         self._bell = _Bell()
         self._pending: list[bytes] = []
-        self._held = 0
+        self._waiting = 0
         self._under_way = 0
         self._join_at = _JOIN_AT_LEAST
         self._over = False
         self._fault: Fault | None = None
 
+    @property
+    def held(self) -> int:
+        """Bytes held for the caller."""
+        return self._waiting + self._under_way
+
     def chunk(self, raw: bytes, *, last: bool, tokens: int) -> None:
         if self._fault is not None:
             return
-        if self._held + self._under_way > self._limit and not last:
+        if self.held > self._limit and not last:
             self._join()
-            if self._held + self._under_way > self._limit:
+            if self.held > self._limit:
                 self._overflow()
                 return
         self._pending.append(raw)
-        self._held += len(raw)
+        self._waiting += len(raw)
         self._over = last
         if len(self._pending) >= self._join_at:
             self._join()
@@ -110,19 +115,19 @@ class _Stream:
             raise self._fault
         self._join()
         ready, self._pending = self._pending, []
-        self._under_way, self._held = self._held, 0
+        self._under_way, self._waiting = self._waiting, 0
         self._join_at = _JOIN_AT_LEAST
         return ready
 
     def _join(self) -> None:
-        if len(self._pending) > 1 and self._held <= _JOIN_UP_TO:
+        if len(self._pending) > 1 and self._waiting <= _JOIN_UP_TO:
             self._pending = coalesce_chunks(self._pending)
-            self._held = sum(map(len, self._pending))
+            self._waiting = sum(map(len, self._pending))
         # Joining again pays only once as much has gathered as is there now.
         self._join_at = max(_JOIN_AT_LEAST, 2 * len(self._pending))
 
     def _overflow(self) -> None:
-        self._pending, self._held = [], 0
+        self._pending, self._waiting = [], 0
         self.fail(reads_too_slowly("the answer came faster than it was read"))
         # Not within this call: the handler is in the midst of handing over this very answer.
         asyncio.get_running_loop().call_soon(self._abandon)

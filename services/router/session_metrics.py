@@ -32,6 +32,11 @@ def observe_sessions(meter: Meter, sessions: ResumableSessions) -> None:
         description="Sessions that went on over another connection",
     )
     meter.create_observable_counter(
+        "anabranch.router.sessions.handed_over",
+        callbacks=[lambda _: [Observation(sessions.handed_over)]],
+        description="Callers who came back to another worker than the one with their session",
+    )
+    meter.create_observable_counter(
         "anabranch.router.sessions.lost",
         callbacks=[lost],
         description="Sessions that ended without a connection, and attempts to resume unknown ones",

@@ -1,4 +1,7 @@
-"""The data plane's benchmark runs end to end with the router alone, and records it well-formed."""
+"""The data plane's benchmark runs end to end, and records it well-formed.
+
+With the router alone, and with those gateways that are installed.
+"""
 
 from __future__ import annotations
 
@@ -9,29 +12,38 @@ from pathlib import Path
 
 import pytest
 
+from bench.dataplane import gateways
+
 pytestmark = pytest.mark.cluster
 
 ROOT = Path(__file__).parents[2]
-PATHS = ("direct-session", "direct-plain", "router-session", "router-plain", "direct-lean")
+PATHS = (
+    *("direct-session", "direct-plain", "router-session", "router-plain"),
+    # These have no counterpart in the sim engine.
+    *("direct-lean", "direct-http"),
+)
+GATEWAYS = {"litellm": gateways.LITELLM, "smg": gateways.SMG, "smg-grpc": gateways.SMG}
+
+
+def run(out: Path, *arguments: str) -> Path:
+    command = (sys.executable, "-m", "bench.dataplane", "run", "--smoke", *arguments)
+    done = subprocess.run(
+        (*command, "--out", str(out)), cwd=ROOT, capture_output=True, text=True, timeout=110
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
 
 
 @pytest.fixture(scope="module", params=["fake", "sim"])
 def written(request, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("bench")
-    command = (
-        *(sys.executable, "-m", "bench.dataplane", "run", "--smoke", "--engine", request.param),
-        *("--paths", *PATHS, "--out", str(out)),
-    )
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return out
+    return run(out, "--engine", request.param, "--streams", "2", "--tokens", "8", "--paths", *PATHS)
 
 
 def test_each_path_is_measured_under_each_load_without_an_error(written):
     record = json.loads((written / "dataplane.json").read_text())
     looks = {(sample["cell"], sample["path"]) for sample in record["samples"]}
-    # The sim engine has no lean door.
-    paths = PATHS if record["engine"] == "fake" else PATHS[:-1]
+    paths = PATHS if record["engine"] == "fake" else PATHS[:-2]
     assert looks == {(cell, path) for cell in ("20ms-2x8", "unpaced-2x8") for path in paths}
     assert [sample["errors"] for sample in record["samples"]] == [{}] * len(looks)
     assert all(sample["tokens"] > 0 for sample in record["samples"])
@@ -54,3 +66,17 @@ def test_the_page_tells_machine_commit_and_every_path(written):
     assert commit[:12] in page
     for label in ("Anabranch router, Session", "direct, StreamGenerate"):
         assert label in page
+
+
+@pytest.mark.parametrize("gateway", sorted(GATEWAYS))
+def test_an_installed_gateway_has_a_row_beside_its_direct_path(gateway, tmp_path):
+    if not gateways.installed(GATEWAYS[gateway]):
+        pytest.skip(f"{gateways.INSTALL[gateway]} has not been run")
+    out = run(tmp_path, "--streams", "2", "--tokens", "8", "--paths", "direct-http", gateway)
+    record = json.loads((out / "dataplane.json").read_text())
+    assert [sample["errors"] for sample in record["samples"]] == [{}] * 4
+    rows = {row["path"]: row for row in record["rows"] if row["pace_ms"]}
+    assert rows[gateway]["cpu_us_per_token"]["median"] > 0
+    assert rows[gateway]["added_ttft_p50_ms"]["median"] is not None
+    assert rows["direct-http"]["cpu_us_per_token"]["median"] is None
+    assert record["circumstances"]["versions"][gateway.partition("-")[0]]

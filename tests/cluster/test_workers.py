@@ -112,7 +112,7 @@ async def test_a_killed_worker_costs_only_the_streams_that_it_had_begun(router):
         await until_workers(router, 2, gone=[victim])
     lost = [end for end in ended if isinstance(end, BaseException)]
     assert 0 < len(lost) == had < 24
-    assert all(isinstance(e, AnabranchError) and e.reason == "BACKEND_LOST" for e in lost)
+    assert all(isinstance(e, AnabranchError) and e.reason == "SESSION_LOST" for e in lost)
     answers = [end for end in ended if isinstance(end, Answer)]
     assert all(len(answer.choices[0].token_ids) == 600 for answer in answers)
     assert all(len(answer.choices[0].token_ids) == 5 for answer in again)

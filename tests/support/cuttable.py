@@ -34,6 +34,8 @@ class CuttableProxy:
         self.address = ""
         self.connections = 0
         self.refused = 0
+        self.swallowed = 0
+        """Reads of what came from callers while nothing passed."""
 
     def cut(self) -> int:
         """Ends every connection at once; returns how many. New ones are passed on."""
@@ -101,7 +103,9 @@ class CuttableProxy:
     ) -> None:
         try:
             while data := await reader.read(_READ):
-                await flowing.wait()
+                if not flowing.is_set():
+                    self.swallowed += not counted
+                    await flowing.wait()
                 if counted and self._bytes_left is not None:
                     self._bytes_left -= len(data)
                     if self._bytes_left <= 0:

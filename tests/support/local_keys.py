@@ -25,18 +25,20 @@ class LocalKeys:
         public = json.loads(jwt.algorithms.OKPAlgorithm.to_jwk(self._key.public_key()))
         return KeySet(json.dumps({"keys": [public | {"kid": "k", "use": "sig"}]}), max_age=300)
 
-    def token(self, *scopes: str) -> str:
-        """An access token that lives five minutes."""
+    def token(
+        self, *scopes: str, client_id: str = "tester", tenant: str = "shop", life: int = 300
+    ) -> str:
+        """An access token that lives five minutes, or as many seconds as said."""
         now = int(time.time())
         claims = {
             "iss": ISSUER,
             "aud": "anabranch",
             "sub": "tester",
-            "client_id": "tester",
-            "tenant": "shop",
+            "client_id": client_id,
+            "tenant": tenant,
             "scope": " ".join(scopes),
-            "iat": now,
-            "exp": now + 300,
+            "iat": now - 300 + life,
+            "exp": now + life,
             "jti": uuid.uuid4().hex,
         }
         headers = {"kid": "k", "typ": "at+jwt"}
