@@ -123,7 +123,7 @@ async def test_an_answer_goes_on_after_a_cut_as_if_there_had_been_none(tmp_path)
         assert s.sessions.resumed == 1
 
 
-async def test_answers_across_cuts_at_random_places_are_exact(tmp_path):
+async def test_answers_across_cuts_at_random_places_are_exact(tmp_path, caplog):
     async with scene(tmp_path, speed=15.0) as s:
         truths: dict[int, list[int]] = {
             tokens: await s.truth(f"question {tokens}", tokens) for tokens in (1, 40, 150)
@@ -166,6 +166,7 @@ async def test_answers_across_cuts_at_random_places_are_exact(tmp_path):
 
         assert s.sessions.resumed > 0
         assert not s.sessions.lost
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 async def test_a_connection_that_stalls_is_noticed_and_replaced(tmp_path):
