@@ -17,6 +17,7 @@ from anabranch.v1 import errors_pb2, generation_pb2, model_pb2
 from services.chassis.authn import Verifier, current_principal
 from services.chassis.detached_sessions import ResumableSessions, ResumeLimits, session_lost
 from services.chassis.errors import Fault, Violation, invalid
+from services.chassis.http2.server_call import ServerCall
 from services.chassis.model_handler import CallContext, ModelHandler
 from services.chassis.model_session import HandOver, Session
 from services.chassis.model_streams import ActiveRequests, StreamLimits
@@ -115,21 +116,20 @@ class ModelService:
         for session in self._sessions:
             session.go_away(time_left, reason)
 
-    async def _session(self, _: Any, context: grpc.aio.ServicerContext) -> None:
-        with GrpcWire(context, self.requests.limits.write_stall) as wire:
-            try:
-                await self._serve_session(wire)
-            except HandOver as held:
-                assert self._worker is not None, "there are no siblings"
-                authorization = metadata_value(context, "authorization")
-                await hand_over(self._worker.siblings, held, wire, authorization)
+    async def _session(self, _: Any, call: ServerCall) -> None:
+        wire = GrpcWire(call, self.requests.limits.write_stall)
+        try:
+            await self._serve_session(wire)
+        except HandOver as held:
+            assert self._worker is not None, "there are no siblings"
+            authorization = metadata_value(call, "authorization")
+            await hand_over(self._worker.siblings, held, wire, authorization)
 
-    async def _session_from_sibling(self, _: Any, context: grpc.aio.ServicerContext) -> None:
-        with GrpcWire(context, self.requests.limits.write_stall) as wire:
-            try:
-                await self._serve_session(wire)
-            except HandOver as held:
-                raise session_lost() from held  # no caller goes round
+    async def _session_from_sibling(self, _: Any, call: ServerCall) -> None:
+        try:
+            await self._serve_session(GrpcWire(call, self.requests.limits.write_stall))
+        except HandOver as held:
+            raise session_lost() from held  # no caller goes round
 
     async def _serve_session(self, wire: GrpcWire) -> None:
         self.requests.check_open()

@@ -34,6 +34,26 @@ class HandOver(Exception):
         self.opening = opening
 
 
+class _Soon:
+    """Calls once in the next turn of the loop, however often it was set in this one."""
+
+    __slots__ = ("_call", "_loop", "_set")
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call = call
+        self._loop = asyncio.get_running_loop()
+        self._set = False
+
+    def set(self) -> None:
+        if not self._set:
+            self._set = True
+            self._loop.call_soon(self._run)
+
+    def _run(self) -> None:
+        self._set = False
+        self._call()
+
+
 class Session:
     """Serves one Session RPC until either side ends it, or another connection takes over.
 
@@ -58,7 +78,10 @@ class Session:
         self._wire = wire
         self._resumable = resumable
         self._clock = clock
-        self._wake = asyncio.Event()
+        self._wake = _Soon(self._send)
+        self._attention = asyncio.Event()
+        self._failure: Fault | WireLost | None = None
+        self._blocked = False
         self._state = SessionState(handler, requests, principal, verifier, self._wake)
         self._offered_id = ""
         self._answer: bytes | None = None
@@ -93,17 +116,22 @@ class Session:
     def displace(self) -> None:
         """Another connection carries the session from now on; this one ends."""
         self._displaced = True
-        self._wake.set()
+        self._attention.set()
 
     async def _serve(self) -> None:
         greeting = relay_pb2.RelaySessionResponse(ready=self._handler.ready())
         self._offered_id = self._resumable.offer(greeting.ready, self._limits.session_buffer_bytes)
-        await self._wire.send(greeting.SerializeToString())
+        self._blocked = not self._wire.send(greeting.SerializeToString())
         try:
             async with asyncio.TaskGroup() as tasks:
                 reader = tasks.create_task(self._read_all())
                 ticker = tasks.create_task(self._tick())
-                await self._write_all()
+                self._wake.set()
+                while not self._is_over():
+                    if self._blocked:
+                        tasks.create_task(self._unblock())
+                    await self._attention.wait()
+                    self._attention.clear()
                 reader.cancel()
                 ticker.cancel()
         except BaseExceptionGroup as group:
@@ -176,30 +204,48 @@ class Session:
 
     # Writing
 
-    async def _write_all(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            if self._displaced:
-                raise Fault(
-                    errors_pb2.ERROR_REASON_CANCELLED,
-                    "another connection resumed this session",
-                    work=Work.OUTPUT_SEEN,
-                )
-            state = self._state
-            if state.output.overflowed:
+    def _send(self) -> None:
+        """Sends a message with all there is by now, in the loop's own turn: no task is woken."""
+        if self._displaced or self._failure is not None:
+            return
+        try:
+            if self._state.output.overflowed:
                 raise reads_too_slowly(
                     "the session's buffer is full: read and acknowledge faster, or use more "
                     "sessions"
                 )
-            message = self._answer or state.next_message()
+            if self._blocked:
+                return
+            message = self._answer or self._state.next_message()
             if self._answer is not None:
                 self._answer = None
                 self._wake.set()
-            if message is not None:
-                await self._wire.send(message)
-            if self._state.closed or self._all_is_answered():
-                return
+            if message is not None and not self._wire.send(message):
+                self._blocked = True
+                self._attention.set()
+        except (Fault, WireLost) as exc:
+            self._failure = exc
+            self._attention.set()
+            return
+        if self._state.closed or self._state.idle:
+            self._attention.set()
+
+    async def _unblock(self) -> None:
+        await self._wire.drained()
+        self._blocked = False
+        self._wake.set()
+
+    def _is_over(self) -> bool:
+        """Whether nothing is left to be said. Raises Fault and WireLost for a bad end."""
+        if self._displaced:
+            raise Fault(
+                errors_pb2.ERROR_REASON_CANCELLED,
+                "another connection resumed this session",
+                work=Work.OUTPUT_SEEN,
+            )
+        if self._failure is not None:
+            raise self._failure
+        return self._state.closed or self._all_is_answered()
 
     def _all_is_answered(self) -> bool:
         """Whether a caller that wants no more has got everything."""

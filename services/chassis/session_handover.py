@@ -48,7 +48,8 @@ async def _carry(call: grpc.aio.StreamStreamCall, opening: bytes, wire: SessionW
         async with asyncio.TaskGroup() as tasks:
             upward = tasks.create_task(_carry_up(call, wire))
             while (message := await call.read()) is not grpc.aio.EOF:
-                await wire.send(message)
+                if not wire.send(message):
+                    await wire.drained()
             upward.cancel()
     except BaseExceptionGroup as group:
         raise group.exceptions[0] from None

@@ -6,9 +6,9 @@ them to a new connection. Knows no connection and no request.
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
 from anabranch.v1 import relay_pb2
 from services.chassis.coalescing import Frame, coalesce
@@ -24,11 +24,18 @@ def _size(frame: Frame) -> int:
     return len(frame[1] or b"") + len(frame[2] or b"")
 
 
+class Wake(Protocol):
+    """Tells whoever carries the session that there is something to send."""
+
+    def set(self) -> None:
+        """Costs next to nothing when it was set already."""
+
+
 class SessionOutput:
     """At most `limit` bytes and what one more step brings; then `overflowed` is true.
 
-    `wake` is set when there is something to send; whoever carries the session replaces it by an
-    event of its own. `on_last` hears of each stream's last frame, `on_growth` of each frame.
+    `wake` is set when there is something to send; whoever carries the session replaces it by
+    one of its own. `on_last` hears of each stream's last frame, `on_growth` of each frame.
     """
 
     __slots__ = (
@@ -51,7 +58,7 @@ class SessionOutput:
     def __init__(
         self,
         limit: int,
-        wake: asyncio.Event,
+        wake: Wake,
         streams: Callable[[], int],
         on_last: Callable[[int], None],
     ) -> None:

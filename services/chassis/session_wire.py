@@ -5,13 +5,15 @@ The only place where a session meets its transport. What the messages mean is el
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Protocol, Self
+import asyncio
+from typing import Protocol
 
 import grpc
 
-from services.chassis.caller_writes import CallerWrites
-from services.chassis.errors import Fault
+from anabranch.v1 import errors_pb2
+from services.chassis.caller_writes import reads_too_slowly
+from services.chassis.errors import Fault, Work
+from services.chassis.http2.server_call import ServerCall
 
 
 class SessionWire(Protocol):
@@ -20,8 +22,11 @@ class SessionWire(Protocol):
     async def receive(self) -> bytes | None:
         """The caller's next message; None when it has half-closed."""
 
-    async def send(self, message: bytes) -> None:
-        """Returns once another may be sent. Raises WireLost."""
+    def send(self, message: bytes) -> bool:
+        """Sends a message; false when no other may be sent before `drained`. Raises WireLost."""
+
+    async def drained(self) -> None:
+        """Returns once another message may be sent. Raises WireLost."""
 
 
 class WireLost(Exception):
@@ -33,35 +38,35 @@ class WireLost(Exception):
 
 
 class GrpcWire:
-    """The call of a grpc.aio server, used within a `with` block of the task that serves it.
+    """The call of our own server (http2/server_call.py).
 
-    A write that is not taken for `stall` seconds is its end.
+    A caller that takes nothing for `stall` seconds is given up.
     """
 
-    def __init__(self, context: grpc.aio.ServicerContext, stall: float) -> None:
-        self._context = context
-        self._writes = CallerWrites(context, stall=stall)
-
-    def __enter__(self) -> Self:
-        self._writes.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._writes.__exit__(kind, error, traceback)
+    def __init__(self, call: ServerCall, stall: float) -> None:
+        self._call = call
+        self._stall = stall
 
     async def receive(self) -> bytes | None:
         """The caller's next message; None when it has half-closed."""
-        message = await self._context.read()
+        message = await self._call.read()
         return None if message is grpc.aio.EOF else message
 
-    async def send(self, message: bytes) -> None:
-        """Returns once the transport has taken the message. Raises WireLost."""
+    def send(self, message: bytes) -> bool:
+        """Sends a message; false when no other may be sent before `drained`. Raises WireLost."""
         try:
-            await self._writes.write(message)
-        except Fault as fault:
-            raise WireLost(fault) from fault
+            self._call.send(message)
+        except grpc.aio.InternalError as exc:
+            gone = Fault(
+                errors_pb2.ERROR_REASON_CANCELLED, "the caller has left", work=Work.OUTPUT_SEEN
+            )
+            raise WireLost(gone) from exc
+        return not self._call.pending
+
+    async def drained(self) -> None:
+        """Returns once the transport has taken every message. Raises WireLost."""
+        try:
+            async with asyncio.timeout(self._stall):
+                await self._call.drained()
+        except TimeoutError as exc:
+            raise WireLost(reads_too_slowly(f"nothing was read for {self._stall:g} s")) from exc
