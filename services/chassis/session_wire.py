@@ -10,7 +10,7 @@ from typing import Protocol, Self
 
 import grpc
 
-from services.chassis.caller_writes import CallerWrites
+from services.chassis.caller_writes import CallerWrites, caller_left
 from services.chassis.errors import Fault
 
 
@@ -18,7 +18,7 @@ class SessionWire(Protocol):
     """A connection. Its loss cancels the task that serves it, or is a WireLost."""
 
     async def receive(self) -> bytes | None:
-        """The caller's next message; None when it has half-closed."""
+        """The caller's next message; None when it has half-closed. Raises WireLost."""
 
     async def send(self, message: bytes) -> None:
         """Returns once another may be sent. Raises WireLost."""
@@ -55,8 +55,11 @@ class GrpcWire:
         self._writes.__exit__(kind, error, traceback)
 
     async def receive(self) -> bytes | None:
-        """The caller's next message; None when it has half-closed."""
-        message = await self._context.read()
+        """The caller's next message; None when it has half-closed. Raises WireLost."""
+        try:
+            message = await self._context.read()
+        except grpc.aio.InternalError as exc:
+            raise WireLost(caller_left()) from exc
         return None if message is grpc.aio.EOF else message
 
     async def send(self, message: bytes) -> None:
