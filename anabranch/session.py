@@ -199,6 +199,12 @@ class Session:
                 self._outbox.open_resumable(ready.resume_buffer_bytes)
             self._owner.on_ready(self)
             return None
+        if not ready.session_id:
+            raise error_for(
+                "SESSION_LOST",
+                f"what answers at {self._settings.target} now keeps no sessions",
+                grpc.StatusCode.ABORTED,
+            )
         message = relay_pb2.RelaySessionRequest()
         message.resume.session_id = self.ready.session_id
         message.resume.last_sequence = self._outbox.heard

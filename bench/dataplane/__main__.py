@@ -19,6 +19,7 @@ from typing import Any
 
 from bench.dataplane import (
     circumstances,
+    fairness,
     gateways,
     modes,
     plot,
@@ -43,6 +44,7 @@ What a token costs on its way from an engine to a caller.
   run       the table: every load through every path, the cold message, ten thousand streams
   cold      the CPU of one message that finds the proxy idle
   many      up to 10,000 streams over 100 sessions on one router worker
+  fairness  what one tenant's 1,000 streams do to the delays of another's 16
   profile   where the router's time goes under one load (py-spy)
   report    the page and the plot once more, from a run's JSON file
 
@@ -73,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         "command",
         nargs="?",
         default="run",
-        choices=("run", "cold", "many", "profile", "report"),
+        choices=("run", "cold", "many", "fairness", "profile", "report"),
         help="what to do (default: run)",
     )
     size = parser.add_mutually_exclusive_group()
@@ -230,6 +232,26 @@ async def _many(options: argparse.Namespace) -> dict[str, Any]:
         return {"many": await modes.many(stack, generator, effort, progress)}
 
 
+async def _fairness(options: argparse.Namespace) -> dict[str, Any]:
+    effort = _effort(options, 1.0, 6.0)
+    crowds: tuple[Cell, ...] = fairness.CROWDS
+    if options.streams:
+        crowds = tuple(
+            Cell(streams, fairness.PACE, sessions=options.sessions) for streams in options.streams
+        )
+    form = options.paths[0].form if options.paths else Form.SESSION
+    async with (
+        Generator.running() as few,
+        Generator.running() as crowd,
+        Stack(_folder(), "fake", (fairness.PACE,), (Path.ROUTER_SESSION,)) as stack,
+    ):
+        looks = effort.rounds * fairness.looks(crowds)
+        progress = Progress(looks, looks * (effort.warm + effort.window + 2.0), _tell)
+        tenants = fairness.Tenants(few, crowd)
+        found = await fairness.fairness(stack, tenants, effort, progress, form=form, crowds=crowds)
+        return {"fairness": found}
+
+
 async def _profile(options: argparse.Namespace) -> None:
     for pace in options.pace if options.pace is not None else (20, 0):
         for path in options.paths or (Path.ROUTER_SESSION,):
@@ -308,7 +330,7 @@ async def _main(options: argparse.Namespace) -> None:
     if options.command == "run":
         record = await _run(options)
     else:
-        part = {"cold": _cold, "many": _many}[options.command]
+        part = {"cold": _cold, "many": _many, "fairness": _fairness}[options.command]
         record = _record(options) | await part(options)
     out = _out(options, options.command)
     _write(record, out, "dataplane")

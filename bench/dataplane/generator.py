@@ -23,6 +23,9 @@ from bench.dataplane.openai_load import OpenAILoad
 from bench.dataplane.plan import Form
 from services.chassis.channels import open_channel
 
+_LATE_S = 6.0
+"""Seconds beyond its warm-up after which a look begins, whatever has begun."""
+
 
 @dataclass(frozen=True)
 class Order:
@@ -81,6 +84,7 @@ async def look(order: Order) -> dict[str, Any]:
     work = [asyncio.create_task(load.run()) for load in _loads(order, channels, metadata, meter)]
     try:
         await asyncio.sleep(order.warm)
+        await _under_way(meter, order.streams)
         cpu.reset_peak(order.proxy)
         meter.reset()
         before = _Books(order)
@@ -97,6 +101,13 @@ async def look(order: Order) -> dict[str, Any]:
         for channel in channels:
             await channel.close()
     return result
+
+
+async def _under_way(meter: Meter, streams: int) -> None:
+    """Waits until as many answers have begun as are to run, for a proxy may take its time."""
+    until = time.perf_counter() + _LATE_S
+    while len(meter.ttfts) < streams and time.perf_counter() < until:  # noqa: ASYNC110 - hot path
+        await asyncio.sleep(0.05)
 
 
 def _loads(

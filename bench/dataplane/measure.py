@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from bench.dataplane import cpu
 from bench.dataplane.fake_engine import model_name
 from bench.dataplane.generator import Order
 from bench.dataplane.plan import Cell, Path, Plan
@@ -30,6 +31,9 @@ BEHIND = 0.9
 """Share of the paced engine's tokens below which something between engine and caller lags."""
 
 _SETTLE_S = 0.2
+_SETTLE_AT_MOST_S = 4.0
+_IDLE = 0.1
+"""Cores of a proxy that has nothing more to do."""
 
 Sample = dict[str, Any]
 Tell = Callable[[str], None]
@@ -95,9 +99,18 @@ async def look(
         pace_ms=cell.pace_ms,
     )
     sample = await generator.look(order)
-    # The proxies drop what the end of a look cut off, before the next one begins.
-    await asyncio.sleep(_SETTLE_S)
+    await _settled(order)
     return sample | {"cell": cell.name, "path": path.value} | derived(sample, order)
+
+
+async def _settled(order: Order) -> None:
+    """Waits until the proxy has dropped what the end of a look cut off: the next one is not its."""
+    until = time.monotonic() + _SETTLE_AT_MOST_S
+    used = math.inf
+    while used > _IDLE * _SETTLE_S and time.monotonic() < until:
+        before = cpu.seconds(order.proxy)
+        await asyncio.sleep(_SETTLE_S)
+        used = cpu.seconds(order.proxy) - before
 
 
 def derived(sample: Sample, order: Order) -> Sample:
@@ -138,8 +151,8 @@ async def matrix(
     for cell in plan.cells:
         for number in range(plan.rounds):
             for path in plan.takes(cell):
-                warm = plan.warm_of(cell, path)
-                sample = await look(stack, generator, cell, path, warm=warm, window=plan.window)
+                warm, window = plan.warm_of(cell, path), plan.window_of(path)
+                sample = await look(stack, generator, cell, path, warm=warm, window=window)
                 samples.append(sample | {"round": number})
                 progress.step(f"{cell.label} | {path.label}: {in_short(sample)}")
     return samples

@@ -170,8 +170,9 @@ MANY_STREAMS = 500
 LONGER = 2.0
 """How much longer."""
 
-SLOW_TO_START = {Path.LITELLM: 6.0}
-"""How much longer a proxy takes until all of a load's requests have got through to the engine."""
+SLOW = {Path.LITELLM: 4.0}
+"""How much longer a proxy is looked at that takes seconds for an answer, so that starts and tokens
+are in the look as they are in the load."""
 
 BETWEEN_S = 0.35
 """Seconds that a look takes besides: connecting, ending, and a pause for the proxies to tidy up."""
@@ -185,9 +186,10 @@ class Plan:
     paths: tuple[Path, ...]
     rounds: int
     warm: float
-    """Seconds of load before each look, not measured; more where many streams are to start."""
+    """Seconds of load before each look, not measured; more where many streams are to start. A look
+    also waits until they have."""
     window: float
-    """Seconds of each look."""
+    """Seconds of each look; more where a proxy is slow."""
     all_of_them: bool = False
     """Every path under every load, also where it is not `worth` it: the reader has asked."""
 
@@ -198,7 +200,11 @@ class Plan:
     def warm_of(self, cell: Cell, path: Path) -> float:
         """Seconds of load before a look."""
         longer = LONGER if cell.streams >= MANY_STREAMS else 1.0
-        return self.warm * (SLOW_TO_START.get(path, 1.0) * longer)
+        return self.warm * SLOW.get(path, 1.0) * longer
+
+    def window_of(self, path: Path) -> float:
+        """Seconds of a look."""
+        return self.window * SLOW.get(path, 1.0)
 
     @property
     def looks(self) -> int:
@@ -209,7 +215,7 @@ class Plan:
     def seconds(self) -> float:
         """How long it takes, about."""
         return self.rounds * sum(
-            self.warm_of(cell, path) + self.window + BETWEEN_S
+            self.warm_of(cell, path) + self.window_of(path) + BETWEEN_S
             for cell in self.cells
             for path in self.takes(cell)
         )

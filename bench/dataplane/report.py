@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from bench.dataplane import targets
+from bench.dataplane import fairness, targets
 from bench.dataplane.plan import Path
 
 Row = Mapping[str, Any]
@@ -76,6 +76,8 @@ def _lines(record: Mapping[str, Any], plot: str) -> Iterator[str]:
         yield from _cold(record["cold"])
     if record.get("many"):
         yield from _many(record["many"])
+    if record.get("fairness"):
+        yield from fairness.section(record["fairness"])
     if record.get("left_out"):
         yield "## Not measured\n"
         for path, why in record["left_out"].items():

@@ -17,6 +17,11 @@ def reads_too_slowly(message: str) -> Fault:
     return Fault(errors_pb2.ERROR_REASON_SLOW_READER, message, work=Work.OUTPUT_SEEN)
 
 
+def caller_left() -> Fault:
+    """CANCELLED for a caller whose connection is gone, or who has hung up."""
+    return Fault(errors_pb2.ERROR_REASON_CANCELLED, "the caller has left", work=Work.OUTPUT_SEEN)
+
+
 class CallerWrites:
     """The writes of one call, made by the task that entered it.
 
@@ -78,9 +83,7 @@ class CallerWrites:
                 raise
             raise reads_too_slowly(f"nothing was read for {self._stall:g} s") from exc
         except grpc.aio.InternalError as exc:
-            raise Fault(
-                errors_pb2.ERROR_REASON_CANCELLED, "the caller has left", work=Work.OUTPUT_SEEN
-            ) from exc
+            raise caller_left() from exc
         finally:
             self._since = None
 

@@ -91,13 +91,15 @@ class Session:
 
     async def serve(self) -> None:
         """Runs the session. Returns when the caller has half-closed and all is answered."""
-        lost = True
+        lost = False
         try:
             await self._serve()
+            lost = True
         except WireLost as exc:
+            lost = True
             raise exc.fault from exc
-        except (Fault, HandOver):
-            lost = False
+        except asyncio.CancelledError:
+            lost = True
             raise
         finally:
             self._let_go(lost=lost)

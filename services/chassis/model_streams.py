@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
+import random
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Protocol
 
 from google.protobuf.message import DecodeError
 
 from anabranch.v1 import errors_pb2, generation_pb2
 from services.chassis.authn import Principal
+from services.chassis.deadlines import Deadlines, Due
 from services.chassis.errors import Fault, Violation, Work, fault_of, invalid
 from services.chassis.model_handler import CallContext, Cancel, ModelHandler, Outlet
 from services.chassis.validation import validate_generate
@@ -39,16 +41,22 @@ class StreamLimits:
     load_idle_interval: float = 1.0
 
 
+class Onward(Protocol):
+    """As Outlet.chunk."""
+
+    def __call__(self, raw: bytes, *, last: bool, tokens: int) -> None: ...
+
+
 class ActiveRequest:
     """One request between handler and wire: passes output on until it has ended once."""
 
-    __slots__ = ("_cancel", "_owner", "_target", "_timer", "chunks", "ended")
+    __slots__ = ("_cancel", "_due", "_owner", "_target", "chunks", "ended")
 
     def __init__(self, owner: ActiveRequests, target: Outlet) -> None:
         self._owner = owner
         self._target = target
         self._cancel: Cancel | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._due: Due | None = None
         self.ended = False
         self.chunks = 0
 
@@ -80,13 +88,20 @@ class ActiveRequest:
         if cancel is not None:
             cancel()
 
-    def begin(self, cancel: Cancel, deadline: float, loop: asyncio.AbstractEventLoop) -> None:
+    @property
+    def onward(self) -> Onward:
+        """The target's own `chunk`, for output that need not be watched here: after the first
+        chunk, before the last, and not once the request was cancelled."""
+        return self._target.chunk
+
+    def begin(self, cancel: Cancel, deadlines: Deadlines, deadline: float, now: float) -> None:
         """Called once the handler has taken the request."""
         if not self.ended:
             self._cancel = cancel
-            self._timer = loop.call_at(deadline, self._expire)
+            self._due = deadlines.add(self, deadline, now)
 
-    def _expire(self) -> None:
+    def expire(self) -> None:
+        """The request's time is over."""
         if self.ended:
             return
         cancel = self._cancel
@@ -105,9 +120,9 @@ class ActiveRequest:
         # What is over points at its handler no more, which points here: so both are freed
         # at once, and none is left to the garbage collector.
         self._cancel = None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self._due is not None:
+            self._due.discard(self)
+            self._due = None
         self._owner.remove(self)
 
 
@@ -123,7 +138,9 @@ class ActiveRequests:
         self._idle = asyncio.Event()
         self._idle.set()
         self._bodies = _RequestIds(remember_ids) if remember_ids else None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._deadlines: Deadlines | None = None
+        # For ids only; asking the system for each would cost a call of its own.
+        self._random = random.Random()  # noqa: S311
         self.loading = True
         self.draining = False
 
@@ -172,15 +189,20 @@ class ActiveRequests:
         self._idle.clear()
         try:
             self.check_open()
-            # Kept, since asking for it costs a system call.
-            loop = self._loop = self._loop or asyncio.get_running_loop()
+            # Kept, since asking for the loop costs a system call.
+            deadlines = self._deadlines or self._running()
             request = self._read(raw, caller)
-            allowed = self._allowed(request, time_remaining)
-            context = CallContext(caller, request.request_id, loop.time() + allowed, traceparent)
-            active.begin(self._handler.open(request, context, active), context.deadline, loop)
+            now = deadlines.now()
+            deadline = now + self._allowed(request, time_remaining)
+            context = CallContext(caller, request.request_id, deadline, traceparent)
+            active.begin(self._handler.open(request, context, active), deadlines, deadline, now)
         except Exception as exc:  # noqa: BLE001 - the edge: whatever a handler raises becomes a status
             active.fail(fault_of(exc))
         return active
+
+    def _running(self) -> Deadlines:
+        self._deadlines = Deadlines(asyncio.get_running_loop())
+        return self._deadlines
 
     def _read(self, raw: bytes, caller: Principal) -> generation_pb2.GenerateRequest:
         try:
@@ -189,7 +211,7 @@ class ActiveRequests:
             raise invalid([Violation("", "is not a GenerateRequest message")]) from exc
         validate_generate(request, size=len(raw))
         if not request.request_id:
-            request.request_id = os.urandom(16).hex()
+            request.request_id = f"{self._random.getrandbits(128):032x}"
         elif self._bodies is not None:
             self._bodies.check(caller, request)
         return request
@@ -204,6 +226,11 @@ class ActiveRequests:
         if time_remaining is not None:
             allowed = min(allowed, time_remaining)
         return allowed
+
+
+def onward(outlet: Outlet) -> Onward:
+    """The shortest way to a request's target, see ActiveRequest.onward."""
+    return outlet.onward if isinstance(outlet, ActiveRequest) else outlet.chunk
 
 
 class _RequestIds:

@@ -42,7 +42,9 @@ async def hand_over(
 
 
 async def _carry(call: grpc.aio.StreamStreamCall, opening: bytes, wire: SessionWire) -> None:
-    await call.read()  # the sibling's greeting: the caller has had one
+    # The sibling's greeting goes no further: the caller has had one.
+    if await call.read() is grpc.aio.EOF:
+        return
     await call.write(opening)
     try:
         async with asyncio.TaskGroup() as tasks:

@@ -10,9 +10,8 @@ from typing import Protocol
 
 import grpc
 
-from anabranch.v1 import errors_pb2
-from services.chassis.caller_writes import reads_too_slowly
-from services.chassis.errors import Fault, Work
+from services.chassis.caller_writes import caller_left, reads_too_slowly
+from services.chassis.errors import Fault
 from services.chassis.http2.server_call import ServerCall
 
 
@@ -20,7 +19,7 @@ class SessionWire(Protocol):
     """A connection. Its loss cancels the task that serves it, or is a WireLost."""
 
     async def receive(self) -> bytes | None:
-        """The caller's next message; None when it has half-closed."""
+        """The caller's next message; None when it has half-closed. Raises WireLost."""
 
     def send(self, message: bytes) -> bool:
         """Sends a message; false when no other may be sent before `drained`. Raises WireLost."""
@@ -48,8 +47,11 @@ class GrpcWire:
         self._stall = stall
 
     async def receive(self) -> bytes | None:
-        """The caller's next message; None when it has half-closed."""
-        message = await self._call.read()
+        """The caller's next message; None when it has half-closed. Raises WireLost."""
+        try:
+            message = await self._call.read()
+        except grpc.aio.InternalError as exc:
+            raise WireLost(caller_left()) from exc
         return None if message is grpc.aio.EOF else message
 
     def send(self, message: bytes) -> bool:
@@ -57,10 +59,7 @@ class GrpcWire:
         try:
             self._call.send(message)
         except grpc.aio.InternalError as exc:
-            gone = Fault(
-                errors_pb2.ERROR_REASON_CANCELLED, "the caller has left", work=Work.OUTPUT_SEEN
-            )
-            raise WireLost(gone) from exc
+            raise WireLost(caller_left()) from exc
         return not self._call.pending
 
     async def drained(self) -> None:

@@ -18,6 +18,7 @@ from anabranch.v1 import errors_pb2
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault, Work, reason_name
 from services.chassis.model_handler import CallContext, Outlet
+from services.chassis.model_streams import onward
 from services.router import refusals
 from services.router.core import values
 from services.router.core.decide import wait_limit
@@ -61,7 +62,16 @@ class Exchange:
 
     __slots__ = (
         *("_asked", "_cancelled", "_check_position", "_context", "_delivered", "_kept", "_limits"),
-        *("_next_request", "_number", "_observation", "_outlet", "_phase", "_pool", "_receipt"),
+        *(
+            "_next_request",
+            "_number",
+            "_observation",
+            "_onward",
+            "_outlet",
+            "_phase",
+            "_pool",
+            "_receipt",
+        ),
         *("_relaying", "_request", "_resumable", "_resume", "_running", "_seen_output"),
         *("_timer", "_tried", "_uplink", "_work"),
     )
@@ -81,6 +91,7 @@ class Exchange:
         self._request = request
         self._context = context
         self._outlet = outlet
+        self._onward = onward(outlet)
         self._observation = observation
         self._running = running
         self._receipt = ReceiptBuilder(limits.clock)
@@ -122,6 +133,7 @@ class Exchange:
         if self._phase is _Phase.OVER or self._cancelled:
             return
         self._cancelled = True
+        self._relaying = False
         if self._phase is _Phase.WAITING:
             self._leave_line()
             self._end_early(pb.FINISH_REASON_CANCELLED)
@@ -237,7 +249,7 @@ class Exchange:
         self._delivered += tokens
         if self._resumable:
             self._kept.append(raw)
-        self._outlet.chunk(raw, last=False, tokens=tokens)
+        self._onward(raw, last=False, tokens=tokens)
 
     def _on_rare_chunk(self, raw: bytes, last: bool, tokens: int) -> None:
         """The first chunk of a backend, the last one, or one that comes too late."""
@@ -253,8 +265,12 @@ class Exchange:
         if last:
             self._finish(raw, tokens)
             return
-        self._relaying = True
-        self.on_chunk(raw, False, tokens)
+        self._delivered += tokens
+        if self._resumable:
+            self._kept.append(raw)
+        self._outlet.chunk(raw, last=False, tokens=tokens)
+        # Once cancelled, every chunk passes the outlet: it knows whether its caller still listens.
+        self._relaying = not self._cancelled and self._phase is _Phase.RUNNING
 
     def _goes_on(self, raw: bytes) -> bool:
         """Whether a resumed answer starts where the delivered one ends."""

@@ -29,6 +29,7 @@ class CuttableProxy:
         self._pipes: set[_Pipe] = set()
         self._flowing = asyncio.Event()
         self._flowing.set()
+        self._stalled: list[asyncio.Event] = []
         self._accepting = True
         self._bytes_left: int | None = None
         self.address = ""
@@ -65,8 +66,15 @@ class CuttableProxy:
 
     def forget_stalled(self) -> None:
         """The present connections stay stalled for ever; new ones are passed on."""
+        self._stalled.append(self._flowing)
         self._flowing = asyncio.Event()
         self._flowing.set()
+
+    def end(self) -> None:
+        """Cuts whatever there is, stalled or not."""
+        for flowing in (*self._stalled, self._flowing):
+            flowing.set()
+        self.close()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection."""
@@ -141,10 +149,8 @@ async def cuttable(target: str) -> AsyncIterator[CuttableProxy]:
         yield proxy
     finally:
         server.close()
-        proxy.restore()
-        proxy.cut()
-        for task in tuple(tasks):
-            task.cancel()
+        proxy.end()
+        # Not cancelled: asyncio's server reports that as an error of the callback.
         if tasks:
             await asyncio.wait(tuple(tasks))
         await server.wait_closed()

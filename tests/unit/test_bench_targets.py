@@ -162,5 +162,11 @@ def test_a_plan_knows_how_long_it_takes():
     assert FULL.seconds < 30 * 60
 
 
+def test_a_proxy_that_takes_seconds_for_an_answer_is_looked_at_for_longer():
+    assert FULL.window_of(Path.LITELLM) > 2 * FULL.window_of(Path.ENVOY)
+    cell = Cell(64, 20)
+    assert FULL.warm_of(cell, Path.LITELLM) > FULL.warm_of(cell, Path.ENVOY)
+
+
 def test_http_has_a_connection_for_each_stream():
     assert Cell(64, 0).connections(Form.HTTP) == 64

@@ -3,8 +3,10 @@
 from random import Random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from services.router.core.decide import decide
+from services.router.core.decide import choose, decide
 from services.router.core.values import (
     Backend,
     Dispatch,
@@ -156,3 +158,61 @@ def test_equal_backends_share_the_work():
         for seed in range(50)
     }
     assert {c.backend_id for c in chosen} == {"a", "b"}
+
+
+loads = st.builds(
+    Load,
+    running=st.integers(0, 5),
+    waiting=st.integers(0, 2),
+    queued_prefill_tokens=st.sampled_from([0, 100, 100_000]),
+    step_time_ratio=st.sampled_from([1.0, 3.0]),
+    step_time=st.sampled_from([0.0, 0.01, 0.1]),
+    max_running=st.integers(0, 4),
+    prefill_budget=st.sampled_from([0, 512]),
+)
+pools = st.lists(
+    st.builds(
+        Backend,
+        id=st.sampled_from("abcdef"),
+        tier=st.sampled_from(Tier),
+        health=st.sampled_from([Health.READY, Health.READY, Health.LOST]),
+        models=st.sampled_from([frozenset({"m"}), frozenset({"m", "n"}), frozenset({"n"})]),
+        load=loads,
+        in_flight=st.integers(0, 4),
+        drained=st.booleans(),
+        cooling_until=st.sampled_from([float("-inf"), NOW + 1]),
+    ),
+    max_size=6,
+    unique_by=lambda b: b.id,
+)
+requests = st.builds(
+    Request,
+    model=st.just("m"),
+    prompt_tokens=st.integers(1, 5000),
+    residency=st.sampled_from(Residency),
+    ttft_slo=st.sampled_from([None, 0.01, 1.0]),
+    tried=st.sampled_from([frozenset(), frozenset({"a"})]),
+)
+
+
+@settings(max_examples=200)
+@given(requests, pools, st.integers(0, 9))
+def test_the_choice_is_the_best_of_what_is_explained(request, backends, seed):
+    pool = Pool(tuple(backends))
+    decision = decide(request, pool, NOW, Random(seed))
+    assert decision.verdict == choose(request, pool, NOW, Random(seed))
+    feasible = [c for c in decision.candidates if c.feasible]
+    for tier in request.residency.tiers:
+        there = [c for c in feasible if c.tier is tier]
+        if there:
+            assert isinstance(decision.verdict, Dispatch)
+            assert decision.verdict.backend_id == there[0].backend_id
+            assert there[0].score == min(c.score for c in there)
+            assert decision.verdict.predicted_ttft == there[0].predicted_ttft
+            return
+    if isinstance(decision.verdict, Dispatch):
+        # Late, but nobody asked for an early start.
+        assert request.ttft_slo is None
+        (late,) = [c for c in decision.candidates if c.backend_id == decision.verdict.backend_id]
+        assert late.free_slot
+        assert late.objection.startswith("too slow")

@@ -151,10 +151,12 @@ class ServerCall(Stream):
     # The handler's context
 
     async def read(self) -> Any:
-        """The next request, or grpc.aio.EOF."""
+        """The next request, or grpc.aio.EOF. Raises InternalError when the call is over."""
         while not self._arrived:
-            if self.input_over or self.over:
+            if self.input_over:
                 return grpc.aio.EOF
+            if self.over:
+                raise grpc.aio.InternalError("the call is over")
             self._reader = self.connection.loop.create_future()
             await self._reader
         raw = self._arrived.popleft()
