@@ -20,13 +20,14 @@ def can_resume(request: pb.GenerateRequest) -> bool:
     Several choices, tool calls, constrained formats and log-probabilities carry
     state that a continuation does not hold.
     """
-    sampling = request.sampling
-    return (
-        (not sampling.HasField("n") or sampling.n == 1)
-        and not sampling.HasField("logprobs")
-        and not request.tools
-        and request.response_format.WhichOneof("format") in (None, "text")
+    if request.HasField("sampling"):
+        sampling = request.sampling
+        if sampling.HasField("logprobs") or (sampling.HasField("n") and sampling.n != 1):
+            return False
+    constrained = request.HasField("response_format") and (
+        request.response_format.WhichOneof("format") not in (None, "text")
     )
+    return not constrained and not request.tools
 
 
 class Delivered:

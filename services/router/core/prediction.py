@@ -41,8 +41,7 @@ def outlook(backend: Backend) -> Outlook:
     """The outlook of a backend; computed once for each of its states."""
     known = backend.outlook
     if known is None:
-        known = _outlook(backend)
-        object.__setattr__(backend, "outlook", known)
+        known = backend.outlook = _outlook(backend)
     return known
 
 

@@ -68,9 +68,11 @@ class Load:
     prefill_budget: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Backend:
-    """A backend as the router knows it at one moment.
+    """A backend as the router knows it at one moment. Nobody changes it.
+
+    Not frozen, since that triples the cost of making one, and each dispatch makes one.
 
     `sent_since` and `sent_tokens_since` are this router's dispatches that the
     report in `load` does not know of yet, `ended_since` its requests that ended
