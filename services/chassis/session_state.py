@@ -6,7 +6,6 @@ outlives a connection. Reading, writing and the credential's check are model_ses
 
 from __future__ import annotations
 
-import asyncio
 from typing import Protocol
 
 from anabranch.v1 import errors_pb2, relay_pb2, session_pb2
@@ -14,7 +13,7 @@ from services.chassis.authn import Principal, Verifier, denied
 from services.chassis.errors import Fault, Violation, invalid, to_status
 from services.chassis.model_handler import ModelHandler
 from services.chassis.model_streams import ActiveRequest, ActiveRequests
-from services.chassis.session_output import SessionOutput
+from services.chassis.session_output import SessionOutput, Wake
 
 
 def protocol_fault(message: str) -> Fault:
@@ -55,7 +54,7 @@ class SessionState:
         requests: ActiveRequests,
         principal: Principal,
         verifier: Verifier,
-        wake: asyncio.Event,
+        wake: Wake,
     ) -> None:
         self._handler = handler
         self._requests = requests
@@ -95,7 +94,7 @@ class SessionState:
         """How many requests run."""
         return len(self._streams)
 
-    def carried_by(self, carrier: Carrier, wake: asyncio.Event) -> None:
+    def carried_by(self, carrier: Carrier, wake: Wake) -> None:
         """A connection carries it from now on, and any other no more."""
         before, self.carrier = self.carrier, carrier
         self.output.wake = wake
