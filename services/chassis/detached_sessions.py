@@ -11,7 +11,7 @@ import hashlib
 import logging
 import secrets
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from anabranch.v1 import errors_pb2, session_pb2
@@ -46,13 +46,26 @@ class Elsewhere(Exception):
         self.number = number
 
 
-@dataclass(slots=True)
 class _Wait:
-    """A session without a connection."""
+    """A session without a connection, in whose stead this hears of its output."""
 
-    timer: asyncio.TimerHandle
-    bytes: int = 0
-    fault: Fault | None = None
+    __slots__ = ("_grew", "bytes", "fault", "state", "timer")
+
+    def __init__(
+        self,
+        state: SessionState,
+        timer: asyncio.TimerHandle,
+        grew: Callable[[_Wait], None],
+    ) -> None:
+        self.state = state
+        self.timer = timer
+        self._grew = grew
+        self.bytes = 0
+        self.fault: Fault | None = None
+
+    def set(self) -> None:
+        """There is more to send: see session_output.Wake."""
+        self._grew(self)
 
 
 def session_lost(why: str = "") -> Fault:
@@ -155,10 +168,10 @@ class ResumableSessions:
             return
         state.carrier = None
         loop = asyncio.get_running_loop()
-        wait = _Wait(loop.call_later(self._limits.window, self._lose, state, "expired"))
-        self._waiting[state] = wait
-        state.output.on_growth = lambda: self._grew(state, wait)
-        self._grew(state, wait)
+        timer = loop.call_later(self._limits.window, self._lose, state, "expired")
+        self._waiting[state] = wait = _Wait(state, timer, self._grew)
+        state.output.wake = wait
+        self._grew(wait)
         if len(self._waiting) > self._limits.most_detached:
             self._evict()
 
@@ -176,7 +189,8 @@ class ResumableSessions:
         for state in tuple(self._waiting):
             self._lose(state, "shutdown")
 
-    def _grew(self, state: SessionState, wait: _Wait) -> None:
+    def _grew(self, wait: _Wait) -> None:
+        state = wait.state
         held = state.output.held
         self._bytes += held - wait.bytes
         wait.bytes = held
@@ -185,18 +199,15 @@ class ResumableSessions:
                 "more gathered than the session's buffer holds while it had no connection"
             )
             # Not within the turn that brings output: there is more of it for this very session.
-            asyncio.get_running_loop().call_soon(self._overflow, state, wait)
+            asyncio.get_running_loop().call_soon(self._overflow, wait)
         elif self._bytes > self._limits.most_bytes:
             asyncio.get_running_loop().call_soon(self._evict_bytes)
 
-    def _overflow(self, state: SessionState, wait: _Wait) -> None:
+    def _overflow(self, wait: _Wait) -> None:
         """Ends the session, but remembers why until its time is over."""
-        if self._waiting.get(state) is wait:
+        if self._waiting.get(wait.state) is wait:
             self.lost["overflow"] += 1
-            state.output.on_growth = None
-            state.close()
-            self._bytes -= wait.bytes
-            wait.bytes = 0
+            wait.state.close()
 
     def _evict_bytes(self) -> None:
         while self._bytes > self._limits.most_bytes:
@@ -227,7 +238,7 @@ class ResumableSessions:
         if wait is not None:
             wait.timer.cancel()
             self._bytes -= wait.bytes
-            state.output.on_growth = None
+            state.output.wake = asyncio.Event()  # nobody hears it
 
 
 def _key(session_id: str) -> bytes:

@@ -82,6 +82,7 @@ class Session:
         self._attention = asyncio.Event()
         self._failure: Fault | WireLost | None = None
         self._blocked = False
+        self._ended = False
         self._state = SessionState(handler, requests, principal, verifier, self._wake)
         self._offered_id = ""
         self._answer: bytes | None = None
@@ -142,6 +143,7 @@ class Session:
 
     def _let_go(self, *, lost: bool) -> None:
         """The connection is over. A resumable session waits for another one, unless it is too."""
+        self._ended = True
         state = self._state
         if self._displaced:
             return
@@ -208,7 +210,8 @@ class Session:
 
     def _send(self) -> None:
         """Sends a message with all there is by now, in the loop's own turn: no task is woken."""
-        if self._displaced or self._failure is not None:
+        # Another connection may carry the session by now: what is taken here would be lost to it.
+        if self._displaced or self._ended or self._failure is not None:
             return
         try:
             if self._state.output.overflowed:

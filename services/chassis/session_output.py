@@ -25,17 +25,17 @@ def _size(frame: Frame) -> int:
 
 
 class Wake(Protocol):
-    """Tells whoever carries the session that there is something to send."""
+    """Hears that there is something to send."""
 
     def set(self) -> None:
-        """Costs next to nothing when it was set already."""
+        """Called for every frame: must be cheap."""
 
 
 class SessionOutput:
     """At most `limit` bytes and what one more step brings; then `overflowed` is true.
 
-    `wake` is set when there is something to send; whoever carries the session replaces it by
-    one of its own. `on_last` hears of each stream's last frame, `on_growth` of each frame.
+    `wake` is set when there is something to send: it belongs to whoever carries the session, or
+    watches over it meanwhile. `on_last` hears of each stream's last frame.
     """
 
     __slots__ = (
@@ -46,9 +46,9 @@ class SessionOutput:
         "_limit",
         "_pending",
         "_pending_bytes",
+        "_room",
         "_streams",
         "numbered",
-        "on_growth",
         "on_last",
         "overflowed",
         "sequence",
@@ -69,13 +69,13 @@ class SessionOutput:
         self._join_at = _JOIN_AT_LEAST
         self._kept: deque[tuple[int, bytes]] = deque()
         self._kept_bytes = 0
+        self._room = limit
         self._again: deque[bytes] = deque()
         self.sequence = 0
         self.numbered = False
         self.overflowed = False
         self.wake = wake
         self.on_last = on_last
-        self.on_growth: Callable[[], None] | None = None
 
     @property
     def waits(self) -> bool:
@@ -100,11 +100,9 @@ class SessionOutput:
             self.on_last(frame[0])
         if len(self._pending) >= self._join_at:
             self._join_pending()
-        if self._pending_bytes + self._kept_bytes > self._limit:
+        if self._pending_bytes > self._room:
             self.overflowed = True
         self.wake.set()
-        if self.on_growth is not None:
-            self.on_growth()
 
     def again(self) -> bytes | None:
         """The next message that is to be repeated, as it was."""
@@ -128,14 +126,16 @@ class SessionOutput:
         message.sequence = self.sequence
         raw = message.SerializeToString()
         self._kept.append((self.sequence, raw))
-        self._kept_bytes += len(raw)
+        self._keep(len(raw))
         return raw
 
     def confirm(self, sequence: int) -> None:
         """The caller has every message up to this one."""
         kept = self._kept
+        freed = 0
         while kept and kept[0][0] <= sequence:
-            self._kept_bytes -= len(kept.popleft()[1])
+            freed += len(kept.popleft()[1])
+        self._keep(-freed)
 
     def rewind(self, sequence: int) -> None:
         """A new connection begins after this message: later ones are repeated."""
@@ -148,7 +148,11 @@ class SessionOutput:
         self._pending, self._pending_bytes = [], 0
         self._kept.clear()
         self._again.clear()
-        self._kept_bytes = 0
+        self._keep(-self._kept_bytes)
+
+    def _keep(self, size: int) -> None:
+        self._kept_bytes += size
+        self._room = self._limit - self._kept_bytes
 
     def _join_pending(self) -> None:
         """The caller is behind by several steps: what waits for it is made compact."""

@@ -59,7 +59,7 @@ async def running(
             pool,
             host.tokens,
             RoutingLimits(settings.max_queue_time, time.monotonic),
-            Observer(host.meter, host.tracer),
+            Observer(host.meter, host.tracer if settings.otlp_endpoint else None),
             lambda: session_pb2.SessionReady(
                 backend_id=host.instance_id,
                 version=VERSION,

@@ -1,0 +1,126 @@
+"""What is told of a request that has ended: its receipt, its measurements, its trace."""
+
+from __future__ import annotations
+
+import pytest
+
+from anabranch.v1 import errors_pb2
+from anabranch.v1 import generation_pb2 as pb
+from services.chassis import telemetry
+from services.chassis.authn import Principal
+from services.chassis.errors import Fault
+from services.chassis.model_handler import CallContext
+from services.router.core.values import Dispatch, Overflow, Tier
+from services.router.observation import Observer
+from services.router.receipt import ReceiptBuilder, write_seconds
+
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+CONTEXT = CallContext(
+    Principal("client", "tenant", frozenset(), 0.0, "t"), "r-1", 1000.0, TRACEPARENT
+)
+REQUEST = pb.GenerateRequest(model="m", prompt="p")
+
+
+class Clock:
+    """Seconds, moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 50.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def last_chunk() -> pb.GenerateChunk:
+    chunk = pb.GenerateChunk(finish_reason=pb.FINISH_REASON_STOP)
+    chunk.usage.prompt_tokens, chunk.usage.completion_tokens = 7, 3
+    return chunk
+
+
+def test_a_receipt_tells_of_every_attempt_and_the_times():
+    clock = Clock()
+    receipt = ReceiptBuilder(clock)
+    clock.now += 0.25
+    receipt.dispatched(Dispatch("a", Tier.LOCAL, 0.5, None))
+    clock.now += 1.5
+    receipt.first_chunk()
+    receipt.attempt_failed("BACKEND_LOST")
+    receipt.resuming_at(4)
+    clock.now += 1.0
+    receipt.dispatched(Dispatch("b", Tier.CLOUD, 9.0, Overflow.FAILED))
+    clock.now += 2.0
+    chunk = last_chunk()
+    chunk.receipt.cost_microusd = 12
+    chunk.receipt.backend_id = "what the backend says of itself"
+    chunk.receipt.attempts.add(backend_id="of its own")
+    receipt.complete(chunk, "served")
+    told = chunk.receipt
+    assert (told.tier, told.backend_id, told.cost_microusd) == (pb.TIER_CLOUD, "b", 12)
+    assert told.served_model == "served"
+    assert told.overflow_reason == pb.OVERFLOW_REASON_FAILED
+    assert list(told.resumed_at_tokens) == [4]
+    assert told.queue_time.ToMilliseconds() == 250
+    assert told.ttft.ToMilliseconds() == 1750
+    # Of the attempt that brought the first chunk.
+    assert told.predicted_ttft.ToMilliseconds() == 500
+    attempts = [
+        (a.backend_id, a.tier, a.error_reason, a.duration.ToMilliseconds()) for a in told.attempts
+    ]
+    assert attempts == [
+        ("a", pb.TIER_LOCAL, "BACKEND_LOST", 1500),
+        ("b", pb.TIER_CLOUD, "", 2000),
+    ]
+
+
+def test_what_was_never_sent_has_a_receipt_without_attempts():
+    chunk = last_chunk()
+    ReceiptBuilder(Clock()).complete(chunk, "")
+    assert chunk.HasField("receipt")
+    assert (chunk.receipt.tier, list(chunk.receipt.attempts)) == (pb.TIER_UNSPECIFIED, [])
+    assert not chunk.receipt.HasField("ttft")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "nanoseconds"),
+    [(0.0, 0), (-1.0, 0), (0.25, 250_000_000), (61.5, 61_500_000_000)],
+)
+def test_seconds_replace_what_a_duration_held(seconds, nanoseconds):
+    request = pb.GenerateRequest()
+    request.timeout.FromSeconds(5)
+    write_seconds(request.timeout, seconds)
+    assert request.HasField("timeout")
+    assert request.timeout.ToNanoseconds() == nanoseconds
+
+
+@pytest.mark.parametrize("recording", [False, True])
+async def test_a_finished_request_is_counted_by_model_and_tier(recording):
+    one = telemetry.open("router", "1")
+    observer = Observer(one.meter, one.tracer if recording else None)
+    for _ in range(2):
+        receipt = ReceiptBuilder(Clock())
+        receipt.dispatched(Dispatch("a", Tier.LOCAL, 0.5, Overflow.SATURATED))
+        receipt.first_chunk()
+        observer.begin(REQUEST, CONTEXT).finished(last_chunk(), receipt)
+    observer.begin(REQUEST, CONTEXT).failed(Fault(errors_pb2.ERROR_REASON_NO_BACKEND, "none"))
+    text = one.prometheus_text()
+    labels = 'anabranch_tier="local",gen_ai_request_model="m"'
+    for line in (
+        f"gen_ai_server_request_duration_seconds_count{{{labels}}} 2.0",
+        f"gen_ai_server_time_to_first_token_seconds_count{{{labels}}} 2.0",
+        f"gen_ai_server_time_per_output_token_seconds_count{{{labels}}} 2.0",
+        f'gen_ai_client_token_usage_sum{{{labels},gen_ai_token_type="input"}} 14.0',
+        f'gen_ai_client_token_usage_sum{{{labels},gen_ai_token_type="output"}} 6.0',
+        'anabranch_router_overflows_total{gen_ai_request_model="m",reason="saturated"} 2.0',
+        'anabranch_router_failures_total{error_type="NO_BACKEND"} 1.0',
+    ):
+        assert line in text
+    await one.close()
+
+
+async def test_a_trace_goes_on_with_a_span_of_the_router_or_past_it():
+    one = telemetry.open("router", "1")
+    recorded = Observer(one.meter, one.tracer).begin(REQUEST, CONTEXT).traceparent
+    assert recorded.split("-")[1] == TRACEPARENT.split("-")[1]
+    assert recorded.split("-")[2] != TRACEPARENT.split("-")[2]
+    assert Observer(one.meter, None).begin(REQUEST, CONTEXT).traceparent == TRACEPARENT
+    await one.close()
