@@ -182,8 +182,8 @@ def section(found: Mapping[str, Any]) -> Iterator[str]:
         f"what machine and engine do), and beside it *through* the router. At most {BOUND:g} × "
         "the p99 of being alone is wanted.\n"
     )
-    columns = ("crowd", "way", "p50 ms", "p99 ms", "p99 × alone", "crowd's tokens/s")
-    columns += ("router cores", "engine cores")
+    columns = ["crowd", "way", "p50 ms", "p99 ms", "p99 × alone", "crowd's tokens/s"]
+    columns += ["router cores", "engine cores"]
     yield f"| {' | '.join(columns)} |"
     yield "|---" * len(columns) + "|"
     for row in found["rows"]:

@@ -97,9 +97,3 @@ class CallerWrites:
             return
         self._stalled = True
         self._task.cancel()
-
-
-async def write_to_caller(context: grpc.aio.ServicerContext, message: Any, *, stall: float) -> None:
-    """A single write. Raises as `CallerWrites.write`."""
-    with CallerWrites(context, stall=stall) as writes:
-        await writes.write(message)
