@@ -78,6 +78,7 @@ class Session:
         self._connected = False
         self._hung_up = False
         self._said_all = False
+        self._reauthorized = False
         self._ack_timer: asyncio.TimerHandle | None = None
         self.wake = asyncio.Event()
         self.authorization = ""
@@ -171,10 +172,12 @@ class Session:
         """Whether there is a session to be resumed, and anything left to do in it."""
         if self._hung_up or not self.resumable or not self._outbox.opened:
             return False
-        if failure.reason == "CREDENTIAL_REJECTED" and (
-            began or not self._settings.tokens.reject(self.authorization)
-        ):
-            return False
+        if failure.reason == "CREDENTIAL_REJECTED":
+            if began or self._reauthorized:
+                return False
+            self._reauthorized = True
+            if not self._settings.tokens.reject(self.authorization):
+                return False
         return bool(self._streams or self._outbox.pending)
 
     def _next_attempt(self, failure: AnabranchError, *, began: bool) -> float:
@@ -213,6 +216,7 @@ class Session:
     def resumed(self, answer: session_pb2.SessionResumed) -> None:
         """The service goes on with the session; what never arrived is sent again."""
         self._connected = True
+        self._reauthorized = False
         self._outbox.rewind(answer.received)
         self.wake.set()
 

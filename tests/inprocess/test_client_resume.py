@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -27,10 +28,11 @@ from anabranch import (
 )
 from anabranch.streams import AnswerStream
 from anabranch.types import Answer
+from anabranch.v1 import auth_pb2, auth_pb2_grpc, model_pb2
 from services.chassis.detached_sessions import ResumableSessions
-from tests.support.auth import until
+from tests.support.auth import bearer, until
 from tests.support.cuttable import CuttableProxy, cuttable
-from tests.support.inprocess import MODEL, Cluster, cluster
+from tests.support.inprocess import MODEL, Cluster, cluster, model_stub
 
 
 @dataclass
@@ -124,9 +126,9 @@ async def test_an_answer_goes_on_after_a_cut_as_if_there_had_been_none(tmp_path)
 
 
 async def test_answers_across_cuts_at_random_places_are_exact(tmp_path, caplog):
-    async with scene(tmp_path, speed=15.0) as s:
+    async with scene(tmp_path, speed=20.0) as s:
         truths: dict[int, list[int]] = {
-            tokens: await s.truth(f"question {tokens}", tokens) for tokens in (1, 40, 150)
+            tokens: await s.truth(f"question {tokens}", tokens) for tokens in (1, 30, 100)
         }
 
         async def example(sizes: list[int], cuts: list[int]) -> None:
@@ -136,7 +138,7 @@ async def test_answers_across_cuts_at_random_places_are_exact(tmp_path, caplog):
             for size in cuts:
                 # Somewhere in a message, a header, or a frame of HTTP/2; or never.
                 s.network.cut_after(size)
-                done, _ = await asyncio.wait(asked, timeout=0.05)
+                done, _ = await asyncio.wait(asked, timeout=0.03)
                 if len(done) == len(asked):
                     break
             for tokens, answer in zip(sizes, await asyncio.gather(*asked), strict=True):
@@ -156,7 +158,7 @@ async def test_answers_across_cuts_at_random_places_are_exact(tmp_path, caplog):
         )
         @given(
             st.lists(st.sampled_from(sorted(truths)), min_size=1, max_size=5),
-            st.lists(st.integers(1, 6000), min_size=1, max_size=5),
+            st.lists(st.integers(1, 4000), min_size=1, max_size=3),
         )
         def run(sizes: list[int], cuts: list[int]) -> None:
             asyncio.run_coroutine_threadsafe(example(sizes, cuts), loop).result(30)
@@ -288,6 +290,49 @@ async def test_a_router_without_a_window_is_met_as_before(tmp_path):
             with pytest.raises(UnavailableError):
                 await one.finish()
         await s.until_idle()
+
+
+async def test_a_credential_revoked_meanwhile_is_replaced_before_the_session_goes_on(tmp_path):
+    async with (
+        scene(tmp_path, speed=0.5) as s,
+        s.cluster.channel(s.cluster.auth) as auth,
+        AsyncClient(
+            s.network.address,
+            auth_target=s.cluster.auth.address,
+            client_id="shop",
+            client_secret=s.secret,
+        ) as client,
+        client.stream(model=MODEL, prompt="story", max_tokens=5000, ignore_eos=True) as stream,
+    ):
+        seen = await begun(stream)
+        revoked = (await client._tokens.authorization()).removeprefix("Bearer ")
+        await auth_pb2_grpc.AuthServiceStub(auth).RevokeToken(
+            auth_pb2.RevokeTokenRequest(token=revoked), metadata=bearer(revoked)
+        )
+        assert s.cluster.router is not None
+        async with s.cluster.channel(s.cluster.router) as channel:
+
+            async def refused() -> bool:
+                try:
+                    await model_stub(channel).ListModels(
+                        model_pb2.ListModelsRequest(), metadata=bearer(revoked)
+                    )
+                except grpc.aio.AioRpcError as error:
+                    return error.code() is grpc.StatusCode.UNAUTHENTICATED
+                return False
+
+            await until(refused, 10.0)
+        s.network.cut()
+
+        async def back() -> bool:
+            return s.sessions.resumed == 1
+
+        await until(back)
+        async for chunk in stream:
+            assert chunk.first_token == len(seen)
+            seen += chunk.token_ids
+            if len(seen) > 250:
+                break
 
 
 async def test_closing_the_client_frees_the_backend_at_once(tmp_path):
