@@ -80,7 +80,7 @@ class Session:
         self._clock = clock
         self._wake = _Soon(self._send)
         self._attention = asyncio.Event()
-        self._failure: Fault | WireLost | None = None
+        self._failure: Exception | None = None
         self._blocked = False
         self._ended = False
         self._state = SessionState(handler, requests, principal, verifier, self._wake)
@@ -124,15 +124,17 @@ class Session:
     async def _serve(self) -> None:
         greeting = relay_pb2.RelaySessionResponse(ready=self._handler.ready())
         self._offered_id = self._resumable.offer(greeting.ready, self._limits.session_buffer_bytes)
-        self._blocked = not self._wire.send(greeting.SerializeToString())
+        greeted = self._wire.send(greeting.SerializeToString())
+        self._blocked = self._state.output.behind = not greeted
+        unblocking: asyncio.Task[None] | None = None
         try:
             async with asyncio.TaskGroup() as tasks:
                 reader = tasks.create_task(self._read_all())
                 ticker = tasks.create_task(self._tick())
                 self._wake.set()
                 while not self._is_over():
-                    if self._blocked:
-                        tasks.create_task(self._unblock())
+                    if self._blocked and (unblocking is None or unblocking.done()):
+                        unblocking = tasks.create_task(self._unblock())
                     await self._attention.wait()
                     self._attention.clear()
                 reader.cancel()
@@ -149,6 +151,7 @@ class Session:
             return
         over = state.closed or (state.leaving and state.idle and not state.output.unconfirmed)
         if lost and state.resumable and not over:
+            state.output.behind = True
             self._resumable.detach(state)
         else:
             self._resumable.remove(state)
@@ -193,6 +196,7 @@ class Session:
         # From here on this connection answers for it, whatever happens.
         self._state = state
         state.carried_by(self, self._wake)
+        state.output.behind = False
         state.principal = principal
         state.resume_after(first.resume.last_sequence)
         answer = relay_pb2.RelaySessionResponse()
@@ -226,9 +230,9 @@ class Session:
                 self._answer = None
                 self._wake.set()
             if message is not None and not self._wire.send(message):
-                self._blocked = True
+                self._blocked = self._state.output.behind = True
                 self._attention.set()
-        except (Fault, WireLost) as exc:
+        except Exception as exc:  # noqa: BLE001 - raised again by the task that serves
             self._failure = exc
             self._attention.set()
             return
@@ -238,6 +242,8 @@ class Session:
     async def _unblock(self) -> None:
         await self._wire.drained()
         self._blocked = False
+        if not self._displaced:
+            self._state.output.behind = False
         self._wake.set()
 
     def _is_over(self) -> bool:

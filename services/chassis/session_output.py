@@ -35,7 +35,8 @@ class SessionOutput:
     """At most `limit` bytes and what one more step brings; then `overflowed` is true.
 
     `wake` is set when there is something to send: it belongs to whoever carries the session, or
-    watches over it meanwhile. `on_last` hears of each stream's last frame.
+    watches over it meanwhile, who also says in `behind` whether the caller has yet to take what was
+    sent before: only then are frames joined. `on_last` hears of each stream's last frame.
     """
 
     __slots__ = (
@@ -48,6 +49,7 @@ class SessionOutput:
         "_pending_bytes",
         "_room",
         "_streams",
+        "behind",
         "numbered",
         "on_last",
         "overflowed",
@@ -74,6 +76,7 @@ class SessionOutput:
         self.sequence = 0
         self.numbered = False
         self.overflowed = False
+        self.behind = False
         self.wake = wake
         self.on_last = on_last
 
@@ -98,7 +101,7 @@ class SessionOutput:
         self._pending_bytes += size
         if frame[3]:
             self.on_last(frame[0])
-        if len(self._pending) >= self._join_at:
+        if self.behind and len(self._pending) >= self._join_at:
             self._join_pending()
         if self._pending_bytes > self._room:
             self.overflowed = True
