@@ -12,6 +12,7 @@ from typing import Protocol
 
 from anabranch.v1 import relay_pb2
 from services.chassis.coalescing import Frame, coalesce
+from services.chassis.session_frames import encoded
 
 # Well below what a receiver accepts, since the last frame may go beyond it.
 _MESSAGE_BYTES = 1024 * 1024
@@ -111,25 +112,20 @@ class SessionOutput:
         """The next message that is to be repeated, as it was."""
         return self._again.popleft() if self._again else None
 
-    def fill(self, message: relay_pb2.RelaySessionResponse) -> None:
-        """Moves what waits into the message, within what one may hold."""
-        add = message.frames.add
-        for number, chunk, error, last, tokens in self._batch():
-            if error is None:
-                add(stream=number, chunk=chunk, last=last, tokens=tokens)
-            else:
-                add(stream=number, error=error, last=True)
+    def next_message(self, beside: relay_pb2.RelaySessionResponse | None) -> bytes:
+        """What waits, within what one message may hold, and what is to be said beside it.
 
-    def seal(self, message: relay_pb2.RelaySessionResponse) -> bytes:
-        """The bytes to send; they are kept until confirmed where messages are numbered."""
-        if not self.numbered:
-            raw: bytes = message.SerializeToString()
-            return raw
-        self.sequence += 1
-        message.sequence = self.sequence
-        raw = message.SerializeToString()
-        self._kept.append((self.sequence, raw))
-        self._keep(len(raw))
+        The bytes are kept until confirmed where messages are numbered.
+        """
+        raw = encoded(self._batch())
+        if self.numbered:
+            beside = beside or relay_pb2.RelaySessionResponse()
+            self.sequence = beside.sequence = self.sequence + 1
+        if beside is not None:
+            raw += beside.SerializeToString()  # parts of a message, in any order, are the message
+        if self.numbered:
+            self._kept.append((self.sequence, raw))
+            self._keep(len(raw))
         return raw
 
     def confirm(self, sequence: int) -> None:

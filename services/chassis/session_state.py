@@ -236,18 +236,24 @@ class SessionState:
         if not output.waits and load is None and self._go_away is None:
             return None
         self.spoke = True
+        beside: relay_pb2.RelaySessionResponse | None = None
+        if load is not None or self._go_away is not None or self._received != self._received_told:
+            beside = self._beside(load)
+        return output.next_message(beside)
+
+    def _beside(self, load: session_pb2.LoadReport | None) -> relay_pb2.RelaySessionResponse:
+        """What a message says apart from its frames."""
         message = relay_pb2.RelaySessionResponse()
-        output.fill(message)
         if load is not None:
             load.starts_seen = self._starts
             message.load.CopyFrom(load)
         if self._go_away is not None:
             message.go_away.CopyFrom(self._go_away)
             self._go_away = None
-            output.wake.set()
+            self.output.wake.set()
         if self._received != self._received_told:
             self._received_told = message.ack = self._received
-        return output.seal(message)
+        return message
 
     def _on_last(self, number: int) -> None:
         self._streams.pop(number, None)

@@ -26,9 +26,7 @@ def say(to: SessionOutput, token: int, *, last: bool = False) -> None:
 def take(of: SessionOutput) -> bytes | None:
     raw = of.again()
     if raw is None and of.waits:
-        message = relay_pb2.RelaySessionResponse()
-        of.fill(message)
-        raw = of.seal(message)
+        raw = of.next_message(None)
     return raw
 
 
