@@ -12,6 +12,8 @@ from typing import Any
 
 import grpc
 
+from services.chassis.http2.connection import TransportLimits
+
 DEFAULT_MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 MAX_REQUEST_METADATA_BYTES = 8 * 1024
 _MAX_ANSWER_METADATA_BYTES = 32 * 1024
@@ -42,37 +44,19 @@ _BOTH_SIDES: tuple[tuple[str, Any], ...] = (
 )
 
 
-def server_options(
-    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
-    *,
-    reuse_port: bool = False,
-    connection_age: float | None = None,
-) -> list[tuple[str, Any]]:
-    """Options of a server. `reuse_port` lets several processes share the port.
-
-    `connection_age`: seconds, a tenth more or less, after which a caller's new calls go to a new
-    connection; calls in progress stay, however long they take. By default a connection is kept.
-    """
-    age = (
-        []
-        if connection_age is None
-        else [("grpc.max_connection_age_ms", int(connection_age * 1000))]
-    )
-    return [
-        *age,
-        *_BOTH_SIDES,
-        ("grpc.max_receive_message_length", max_message_bytes),
-        ("grpc.max_send_message_length", max_message_bytes),
+def transport_limits(
+    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES, *, calling: bool = False
+) -> TransportLimits:
+    """Limits of a connection of our own transport: a server's, or with `calling` a caller's."""
+    return TransportLimits(
+        message_bytes=max_message_bytes,
+        header_bytes=_MAX_ANSWER_METADATA_BYTES if calling else MAX_REQUEST_METADATA_BYTES,
         # Bounds what a rapid reset costs others. Callers with more requests open a session.
-        ("grpc.max_concurrent_streams", 100),
-        # Soft and hard limit alike: between them gRPC refuses at random. A refusal takes 0.1 to 1 s
-        # on purpose (the "tarpit" of gRPC); other calls of the connection go on meanwhile.
-        ("grpc.max_metadata_size", MAX_REQUEST_METADATA_BYTES),
-        ("grpc.absolute_max_metadata_size", MAX_REQUEST_METADATA_BYTES),
-        ("grpc.http2.min_ping_interval_without_data_ms", _PING_ALLOWED_EVERY_MS),
-        # Two processes that share a port by mistake would each get half of the calls.
-        ("grpc.so_reuseport", int(reuse_port)),
-    ]
+        concurrent_streams=100,
+        ping_every=_PING_EVERY_MS / 1000,
+        ping_answer=_PING_ANSWER_MS / 1000,
+        ping_allowed_every=_PING_ALLOWED_EVERY_MS / 1000,
+    )
 
 
 def channel_options(max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> list[tuple[str, Any]]:

@@ -24,8 +24,9 @@ from services.chassis import telemetry as telemetry_module
 from services.chassis.access import Access
 from services.chassis.auth_client import AuthClient, TokenSource
 from services.chassis.authn import KeySource, Principal, Verifier, authenticate
-from services.chassis.channels import server_options
+from services.chassis.channels import transport_limits
 from services.chassis.guard import Guard
+from services.chassis.http2.server import Server
 from services.chassis.http_endpoint import HttpEndpoint
 from services.chassis.model_handler import ModelHandler
 from services.chassis.model_service import SERVICE_NAME, ModelService
@@ -212,14 +213,14 @@ class Host:
         return self.model_service
 
     def add_servicer(
-        self, add: Callable[[Any, grpc.aio.Server], None], servicer: object, full_name: str
+        self, add: Callable[[Any, Any], None], servicer: object, full_name: str
     ) -> None:
         """Serves another service: its generated add function, servicer and full name."""
         add(servicer, self._server)
         self._services.append(full_name)
 
     def add_private_servicer(
-        self, add: Callable[[Any, grpc.aio.Server], None], servicer: object
+        self, add: Callable[[Any, Any], None], servicer: object
     ) -> None:
         """Serves a service to the sibling workers alone. Only in a worker, before `start`."""
         assert self._private is not None, "there are no siblings"
@@ -245,7 +246,7 @@ class Host:
             await self.http.start()
         else:
             self.address = self.settings.listen
-            self._private.add_insecure_port(self.worker.assignment.grpc_socket)
+            await self._private.listen(self.worker.assignment.grpc_socket)
             await self._private.start()
             await self.http.start()
             await self.worker.reachable()
@@ -294,7 +295,7 @@ class Host:
     async def _shut_down(self) -> None:
         limit = self.settings.drain_timeout
         if self.worker is not None and self.worker.retiring and self._serving:
-            await retire(self.worker, self.address, self.model_service, limit)
+            await retire(self.worker, self._server, self.model_service, limit)
         await self.stop_serving("shutting down")
         if self.model_service is not None:
             self.model_service.go_away(limit, "shutting down")
@@ -311,9 +312,9 @@ class Host:
         await self.http.close()
         _log.info("stopped", extra={"id": self.instance_id})
 
-    def _new_server(self, *, shared: bool = False, private: bool = False) -> grpc.aio.Server:
+    def _new_server(self, *, shared: bool = False, private: bool = False) -> Server:
         settings = self.settings
-        return grpc.aio.server(
+        return Server(
             interceptors=[
                 Guard(
                     self._authenticate,
@@ -324,13 +325,10 @@ class Host:
                 )
             ],
             # What goes somewhat beyond a limit is refused by the guard, with details; only what
-            # goes far beyond is cut off by the transport, which has no words for it.
-            options=server_options(
-                2 * settings.max_message_bytes,
-                reuse_port=shared,
-                connection_age=connection_age(settings.drain_timeout) if shared else None,
-            ),
-            maximum_concurrent_rpcs=2 * settings.max_concurrent_rpcs,
+            # goes far beyond is cut off by the transport, which has few words for it.
+            limits=transport_limits(2 * settings.max_message_bytes),
+            max_calls=2 * settings.max_concurrent_rpcs,
+            connection_age=connection_age(settings.drain_timeout) if shared else None,
         )
 
     def _require_address(self) -> None:
@@ -348,9 +346,9 @@ class Host:
     async def _bind(self) -> str:
         listen = self.settings.listen
         try:
-            port = self._server.add_insecure_port(listen)
-        except RuntimeError as exc:
-            raise OSError(f"cannot listen on {listen}: is the port in use?") from exc
+            port = await self._server.listen(listen, reuse_port=self.worker is not None)
+        except OSError as exc:
+            raise OSError(f"cannot listen on {listen}: {exc.strerror or exc}") from exc
         return f"{listen.rpartition(':')[0]}:{port}"
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:

@@ -28,7 +28,7 @@ V1ALPHA = "grpc.reflection.v1alpha.ServerReflection"
 _HEALTH = "grpc.health.v1.Health"
 
 
-def add_reflection(server: grpc.aio.Server, protoset: bytes, services: Sequence[str]) -> None:
+def add_reflection(server: Any, protoset: bytes, services: Sequence[str]) -> None:
     """Serves reflection on `server` for `services`, full names, and for health and itself.
 
     `protoset` is a serialised FileDescriptorSet with imports; with source info, tools show the

@@ -1,24 +1,20 @@
 """How a worker leaves while its siblings go on serving the same port: no call may notice.
 
-A gRPC server that stops cancels the calls which reach it meanwhile. So it is stopped only when
-nothing can reach it any more: no new connection, and the old ones sent away by their age.
+A server that stops refuses the calls which reach it meanwhile. So it is stopped only when
+nothing can reach it any more: no new connection, and the callers of the old ones sent away.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 
+from services.chassis.http2.server import Server
 from services.chassis.model_service import ModelService
-from services.chassis.workers.shared_port import connections, stop_listening
 from services.chassis.workers.worker import Worker
 
-_log = logging.getLogger(__name__)
-
 _LONGEST_AGE_S = 10.0
-_JITTER = 1.1
-"""gRPC ends a connection at its age give or take a tenth."""
-_SLACK_S = 0.5
+# Callers hear at once that they are to leave; those that do not are not waited for this long.
+_LEAVING_S = 2.0
 _LOOK_EVERY_S = 0.1
 REASON = "this worker is being replaced; open another session"
 
@@ -32,19 +28,17 @@ def connection_age(drain_timeout: float) -> float:
 
 
 async def retire(
-    worker: Worker, address: str, model_service: ModelService | None, drain_timeout: float
+    worker: Worker, server: Server, model_service: ModelService | None, drain_timeout: float
 ) -> None:
     """Returns when no call can come, or after `drain_timeout` s, or when all are to stop."""
-    port = int(address.rpartition(":")[2])
-    if not stop_listening(port):
-        _log.warning("the listening socket was not found: new calls may be refused")
+    server.close_listeners()
     if model_service is not None:
         model_service.retire(drain_timeout, REASON)
+    server.send_away(REASON)
     clock = asyncio.get_running_loop().time
     began = clock()
-    aged = connection_age(drain_timeout) * _JITTER + _SLACK_S
     while worker.retiring and clock() - began < drain_timeout:  # no event tells of connections
         idle = model_service is None or not len(model_service.requests)
-        if idle and (clock() - began > aged or not connections(port)):
+        if idle and (clock() - began > _LEAVING_S or not server.connections):
             return
         await asyncio.sleep(_LOOK_EVERY_S)

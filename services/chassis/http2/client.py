@@ -1,0 +1,235 @@
+"""The caller's side: one connection, and streaming calls whose answers arrive by callback.
+
+For the data plane's long calls. Everything else calls through grpc.aio, which resolves,
+balances and retries; this does none of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable
+from typing import Any, cast
+
+import grpc
+from grpc.aio import Metadata
+
+from services.chassis.http2 import frames as h2
+from services.chassis.http2 import headers
+from services.chassis.http2.connection import Connection, TransportLimits
+from services.chassis.http2.frames import Code, ConnectionFault, StreamFault
+from services.chassis.http2.messages import (
+    MessageReader,
+    MessageTooLarge,
+    MessageUnreadable,
+    NoRoom,
+)
+from services.chassis.http2.stream import Stream
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+# gRPC's mapping of answers that a proxy or another kind of server gave.
+_OF_HTTP = {
+    "400": grpc.StatusCode.INTERNAL,
+    "401": grpc.StatusCode.UNAUTHENTICATED,
+    "403": grpc.StatusCode.PERMISSION_DENIED,
+    "404": grpc.StatusCode.UNIMPLEMENTED,
+    **dict.fromkeys(("429", "502", "503", "504"), grpc.StatusCode.UNAVAILABLE),
+}
+_OF_RESET = {
+    Code.REFUSED_STREAM: grpc.StatusCode.UNAVAILABLE,
+    Code.CANCEL: grpc.StatusCode.CANCELLED,
+    Code.ENHANCE_YOUR_CALM: grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
+_USER_AGENT = "anabranch"
+
+
+def _status(code: grpc.StatusCode, details: str, trailing: headers.Metadata = ()) -> Any:
+    return grpc.aio.AioRpcError(code, Metadata(), Metadata(*trailing), details)
+
+
+class ClientCall(Stream):
+    """A streaming call. Messages arrive at the callback, in the loop's own turn.
+
+    `ended` is done when the call is over: with None for OK, else with an
+    AioRpcError (which it returns, and does not raise).
+    """
+
+    def __init__(
+        self, connection: ClientConnection, number: int, on_message: Callable[[bytes], None]
+    ) -> None:
+        super().__init__(connection, number)
+        self.ended: asyncio.Future[grpc.aio.AioRpcError | None] = connection.loop.create_future()
+        self.incoming = MessageReader(connection.limits.message_bytes)
+        self._on_message = on_message
+        self._headed = False
+
+    def send(self, message: bytes) -> None:
+        """Sends now, or keeps until the windows take it. Raises AioRpcError when it is over."""
+        if self.ended.done():
+            raise self.ended.result() or _status(grpc.StatusCode.CANCELLED, "the call is over")
+        self.connection.outgoing.message(self, message)
+
+    def half_close(self) -> None:
+        """This side sends no more."""
+        if not self.ended.done():
+            self.end_with(h2.pack(h2.DATA, h2.END_STREAM, self.number))
+
+    def cancel(self) -> None:
+        """Ends the call at once."""
+        if not self.ended.done():
+            self._end(_status(grpc.StatusCode.CANCELLED, "cancelled by its caller"))
+            self.connection.reset(self.number, Code.CANCEL, "cancelled by its caller")
+
+    def on_messages(self, messages: list[bytes]) -> None:
+        for message in messages:
+            self._on_message(message)
+
+    def on_input_over(self) -> None:
+        self.fail(grpc.StatusCode.INTERNAL, "the stream ended without a status")
+
+    def on_unreadable(self, exc: MessageTooLarge | MessageUnreadable | NoRoom) -> None:
+        self.fail(grpc.StatusCode.RESOURCE_EXHAUSTED, str(exc))
+        self.connection.reset(self.number, Code.CANCEL, str(exc))
+
+    def on_broken(self, code: int, why: str) -> None:
+        known = _OF_RESET.get(cast(Code, code), grpc.StatusCode.UNAVAILABLE)
+        # Whatever ends the connection ends its calls as a lost server does.
+        lost = self.connection.closed
+        self.fail(grpc.StatusCode.UNAVAILABLE if lost else known, why)
+
+    def on_headers(self, fields: headers.Fields | None, *, end: bool) -> None:
+        """The answer's headers, or its trailers. Raises StreamFault."""
+        if fields is None:
+            self.fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "the answer's metadata is too large")
+            self.connection.reset(self.number, Code.CANCEL, "metadata too large")
+            return
+        named = dict(fields)
+        if not self._headed:
+            self._headed = True
+            http = named.get(":status", "")
+            if http.startswith("1") and not end:
+                self._headed = False
+                return
+            if http != "200":
+                code = _OF_HTTP.get(http, grpc.StatusCode.UNKNOWN)
+                self.fail(code, f"the server answered with HTTP status {http}")
+                self.connection.reset(self.number, Code.CANCEL, "no gRPC answer")
+                return
+            encoding = named.get("grpc-encoding", "identity")
+            self.incoming = MessageReader(self.connection.limits.message_bytes, encoding)
+        if end:
+            self._trailers(fields, named)
+        elif "grpc-status" in named:
+            raise StreamFault(self.number, Code.PROTOCOL_ERROR, "trailers without an end")
+
+    def _trailers(self, fields: headers.Fields, named: dict[str, str]) -> None:
+        spelled = named.get("grpc-status", "")
+        code = _CODES.get(int(spelled)) if spelled.isdigit() and len(spelled) < 4 else None
+        self.input_over = True
+        if code is grpc.StatusCode.OK:
+            self._end(None)
+        else:
+            message = headers.read_message(named.get("grpc-message", ""))
+            try:
+                trailing = headers.metadata(fields)
+            except ValueError:
+                trailing = ()
+            self._end(_status(code or grpc.StatusCode.UNKNOWN, message, trailing))
+        self.connection.forget(self)
+
+    def fail(self, code: grpc.StatusCode, why: str) -> None:
+        """Ends the call with a status of this side's own."""
+        self._end(_status(code, why))
+
+    def _end(self, status: grpc.aio.AioRpcError | None) -> None:
+        if not self.ended.done():
+            self.ended.set_result(status)
+
+
+class ClientConnection(Connection):
+    """A connection to one server."""
+
+    def __init__(self, limits: TransportLimits) -> None:
+        super().__init__(limits, may_ping_often=True)
+        self._next = 1
+        self._authority = ""
+
+    def greeting(self) -> bytes:
+        settings = h2.settings(
+            {
+                h2.ENABLE_PUSH: 0,
+                h2.INITIAL_WINDOW_SIZE: self.limits.stream_window,
+                h2.MAX_HEADER_LIST_SIZE: self.limits.header_bytes,
+            }
+        )
+        wider = h2.window_update(0, self.limits.connection_window - h2.FIRST_WINDOW)
+        return h2.PREFACE + settings + wider
+
+    def is_idle(self, number: int) -> bool:
+        return number % 2 == 0 or number >= self._next
+
+    def on_headers(self, number: int, fields: headers.Fields | None, *, end: bool) -> None:
+        if self.is_idle(number):
+            raise ConnectionFault(Code.PROTOCOL_ERROR, "an answer to nothing")
+        call = self.streams.get(number)
+        if isinstance(call, ClientCall):
+            call.on_headers(fields, end=end)
+
+    def on_go_away(self, last: int, code: int, why: str) -> None:
+        for call in tuple(self.streams.values()):
+            if call.number > last and isinstance(call, ClientCall):
+                call.fail(grpc.StatusCode.UNAVAILABLE, f"the server takes no more calls: {why}")
+                self.forget(call)
+
+    def call(
+        self,
+        method: str,
+        metadata: tuple[tuple[str, str | bytes], ...],
+        on_message: Callable[[bytes], None],
+    ) -> ClientCall:
+        """Begins a streaming call of "/package.Service/Method"."""
+        call = ClientCall(self, self._next, on_message)
+        self._next += 2
+        self.add(call)
+        block = headers.block(
+            (
+                (":method", "POST"),
+                (":scheme", "http"),
+                (":path", method),
+                (":authority", self._authority),
+                ("te", "trailers"),
+                ("content-type", "application/grpc"),
+                ("user-agent", _USER_AGENT),
+                *metadata,
+            )
+        )
+        self.outgoing.raw(h2.headers(call.number, block, end_stream=False))
+        if self.closed:
+            call.fail(grpc.StatusCode.UNAVAILABLE, "the connection is closed")
+        return call
+
+    def for_authority(self, authority: str) -> ClientConnection:
+        """Says whom the calls are addressed to."""
+        self._authority = authority
+        return self
+
+
+async def connect(target: str, limits: TransportLimits) -> ClientConnection:
+    """Connects to "host:port", "dns:///host:port" or "unix:path". Raises OSError.
+
+    The caller closes it with `close(Code.NO_ERROR, …)`.
+    """
+    loop = asyncio.get_running_loop()
+    target = target.removeprefix("dns:///")
+    if target.startswith("unix:"):
+        make = functools.partial(ClientConnection, limits)
+        _, made = await loop.create_unix_connection(make, target.removeprefix("unix:"))
+        return made.for_authority("localhost")
+    host, colon, port = target.rpartition(":")
+    if not colon or not port.isdigit():
+        raise OSError(f"{target!r} is not host:port")
+    bare = host.removeprefix("[").removesuffix("]")
+    _, made = await loop.create_connection(
+        functools.partial(ClientConnection, limits), bare, int(port)
+    )
+    return made.for_authority(target)
