@@ -8,6 +8,7 @@ it, in production and in tests alike. What the service does is not known here.
 from __future__ import annotations
 
 import asyncio
+import errno
 import importlib.resources
 import logging
 import re
@@ -219,9 +220,7 @@ class Host:
         add(servicer, self._server)
         self._services.append(full_name)
 
-    def add_private_servicer(
-        self, add: Callable[[Any, Any], None], servicer: object
-    ) -> None:
+    def add_private_servicer(self, add: Callable[[Any, Any], None], servicer: object) -> None:
         """Serves a service to the sibling workers alone. Only in a worker, before `start`."""
         assert self._private is not None, "there are no siblings"
         add(servicer, self._private)
@@ -348,7 +347,8 @@ class Host:
         try:
             port = await self._server.listen(listen, reuse_port=self.worker is not None)
         except OSError as exc:
-            raise OSError(f"cannot listen on {listen}: {exc.strerror or exc}") from exc
+            why = "is the port in use?" if exc.errno == errno.EADDRINUSE else exc
+            raise OSError(f"cannot listen on {listen}: {why}") from exc
         return f"{listen.rpartition(':')[0]}:{port}"
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:

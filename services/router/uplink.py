@@ -19,7 +19,7 @@ from google.rpc import status_pb2
 from anabranch.v1 import errors_pb2, relay_pb2
 from services.chassis.auth_client import TokenSource
 from services.chassis.authn import Principal
-from services.chassis.channels import DEFAULT_MAX_MESSAGE_BYTES, open_channel
+from services.chassis.channels import DEFAULT_MAX_MESSAGE_BYTES, open_channel, transport_limits
 from services.chassis.errors import (
     Fault,
     Work,
@@ -27,6 +27,8 @@ from services.chassis.errors import (
     fault_from_status,
     fault_of,
 )
+from services.chassis.http2.client import ClientCall, connect
+from services.chassis.http2.frames import Code
 from services.chassis.registry import Instance
 from services.router.core.values import Health
 from services.router.known_backend import KnownBackend
@@ -66,6 +68,7 @@ class Uplink:
         jitter: random.Random,
     ) -> None:
         self.backend = KnownBackend(instance, on_change, clock)
+        self._address = instance.address
         self.channel = open_channel(instance.address)
         self.listed = True
         self._over = False
@@ -77,8 +80,9 @@ class Uplink:
         self._starts = 0
         self._outgoing: list[relay_pb2.RelaySessionRequestFrame] = []
         self._renewal = ""
-        self._wake = asyncio.Event()
-        self._call: grpc.aio.StreamStreamCall | None = None
+        self._call: ClientCall | None = None
+        self._loop = asyncio.get_running_loop()
+        self._flushing = False
 
     def start(
         self,
@@ -100,7 +104,7 @@ class Uplink:
         frame.on_behalf_of.tenant = caller.tenant
         frame.on_behalf_of.client_id = caller.client_id
         self._outgoing.append(frame)
-        self._wake.set()
+        self._flush_soon()
         return number
 
     def cancel(self, number: int) -> None:
@@ -109,7 +113,7 @@ class Uplink:
             frame = relay_pb2.RelaySessionRequestFrame(stream=number)
             frame.cancel.SetInParent()
             self._outgoing.append(frame)
-            self._wake.set()
+            self._flush_soon()
 
     def unlist(self) -> None:
         """The registry no longer lists it: nothing new, and close once it is idle."""
@@ -151,20 +155,24 @@ class Uplink:
             token = await self._tokens.token()
         except Fault as no_token:
             return no_token
-        call = self.channel.stream_stream(
-            SESSION_METHOD,
-            request_serializer=relay_pb2.RelaySessionRequest.SerializeToString,
-            response_deserializer=relay_pb2.RelaySessionResponse.FromString,
-        )(metadata=(("authorization", f"Bearer {token.value}"),))
+        limits = transport_limits(calling=True)
+        try:
+            async with asyncio.timeout(_READY_TIMEOUT_S):
+                connection = await connect(self._address, limits)
+        except TimeoutError:
+            return _lost("the backend could not be reached in time")
+        except OSError as unreachable:
+            return _lost(f"the backend cannot be reached: {unreachable.strerror or unreachable}")
+        greeted: asyncio.Future[None] = self._loop.create_future()
+        metadata = (("authorization", f"Bearer {token.value}"),)
+        call = connection.call(
+            SESSION_METHOD, metadata, lambda raw: self._message(call, greeted, raw)
+        )
         try:
             async with asyncio.TaskGroup() as tasks:
-                helpers = [
-                    tasks.create_task(self._write_all(call)),
-                    tasks.create_task(self._renew(token.refresh_at)),
-                ]
-                fault = await self._read_all(call)
-                for task in helpers:
-                    task.cancel()
+                renewal = tasks.create_task(self._renew(token.refresh_at))
+                fault = await self._until_over(call, greeted)
+                renewal.cancel()
             if fault.reason == errors_pb2.ERROR_REASON_CREDENTIAL_REJECTED:
                 self._tokens.was_refused(token)
             return fault
@@ -173,32 +181,39 @@ class Uplink:
         finally:
             self._call = None
             call.cancel()
+            connection.close(Code.NO_ERROR, "the session is over")
 
-    async def _read_all(self, call: grpc.aio.StreamStreamCall) -> Fault:
+    async def _until_over(self, call: ClientCall, greeted: asyncio.Future[None]) -> Fault:
+        await asyncio.wait(
+            (greeted, call.ended),
+            timeout=_READY_TIMEOUT_S,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        if not greeted.done() and not call.ended.done():
+            return _lost("the backend did not greet in time")
+        error = await call.ended
+        if error is None:
+            return _lost("the backend closed the session")
+        if error.code() is grpc.StatusCode.CANCELLED:
+            return _lost("left the registry")  # it may be listed again by now
+        return fault_from_rpc_error(error)
+
+    def _message(self, call: ClientCall, greeted: asyncio.Future[None], raw: bytes) -> None:
         try:
-            async with asyncio.timeout(_READY_TIMEOUT_S):
-                first = await call.read()
-            if first is grpc.aio.EOF:
-                return await _ended(call)
+            message = relay_pb2.RelaySessionResponse.FromString(raw)
+        except DecodeError:
+            call.fail(grpc.StatusCode.INTERNAL, "the backend sent a message that cannot be read")
+            return
+        if self._call is not None:
+            self._take(message)
+        elif not greeted.done():
+            greeted.set_result(None)
             self._starts = 0
             self._call = call
-            self.backend.greeted(first.ready)
+            self.backend.greeted(message.ready)
             _log.info("backend is ready", extra={"backend": self.backend.id})
-            while True:
-                message = await call.read()
-                if message is grpc.aio.EOF:
-                    return await _ended(call)
-                self._take(message)
-        except TimeoutError:
-            return _lost("the backend did not greet in time")
-        except grpc.aio.AioRpcError as error:
-            return fault_from_rpc_error(error)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            # The call was cancelled, not this task: it may be listed again by now.
-            return _lost("left the registry")
+            if self._outgoing:
+                self._flush_soon()
 
     def _take(self, message: relay_pb2.RelaySessionResponse) -> None:
         """One message of the backend: usually one step, with a frame for each request."""
@@ -250,19 +265,21 @@ class Uplink:
         if not self.listed and not self._receivers and self._call is not None:
             self._call.cancel()
 
-    async def _write_all(self, call: grpc.aio.StreamStreamCall) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            frames = self._batch()
-            renewal, self._renewal = self._renewal, ""
-            if not frames and not renewal:
-                continue
+    def _flush_soon(self) -> None:
+        """What is put on the session within one turn of the loop leaves in one message."""
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if self._call is None or self._call.ended.done():
+            return  # the session is over: every request on it is told why
+        frames = self._batch()
+        renewal, self._renewal = self._renewal, ""
+        if frames or renewal:
             message = relay_pb2.RelaySessionRequest(frames=frames, authorization=renewal)
-            try:
-                await call.write(message)
-            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                return  # the session is over: the reader knows why, and tells every request
+            self._call.send(message.SerializeToString())
 
     def _batch(self) -> list[relay_pb2.RelaySessionRequestFrame]:
         """What waits to be sent, within what one message may hold."""
@@ -275,7 +292,7 @@ class Uplink:
             count += 1
         self._outgoing = frames[count:]
         if self._outgoing:
-            self._wake.set()
+            self._flush_soon()
         return frames[:count]
 
     async def _renew(self, refresh_at: float) -> None:
@@ -290,7 +307,7 @@ class Uplink:
                 continue
             refresh_at = token.refresh_at
             self._renewal = f"Bearer {token.value}"
-            self._wake.set()
+            self._flush_soon()
 
 
 def _read_error(raw: bytes) -> Fault:
@@ -302,9 +319,3 @@ def _read_error(raw: bytes) -> Fault:
 
 def _lost(message: str) -> Fault:
     return Fault(errors_pb2.ERROR_REASON_BACKEND_LOST, message, work=Work.MAYBE_BILLED)
-
-
-async def _ended(call: grpc.aio.StreamStreamCall) -> Fault:
-    if await call.code() is grpc.StatusCode.OK:
-        return _lost("the backend closed the session")
-    return _lost(await call.details() or "the session failed")

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 
-from services.chassis.channels import open_channel, server_options
+from services.chassis.channels import open_channel, transport_limits
+from services.chassis.http2.server import Server
 
 
 async def echo(request: bytes, context: grpc.aio.ServicerContext) -> bytes:
@@ -25,9 +26,9 @@ async def channel() -> AsyncIterator[grpc.aio.Channel]:
         "Echo": grpc.unary_unary_rpc_method_handler(echo),
         "Fail": grpc.unary_unary_rpc_method_handler(fail),
     }
-    server = grpc.aio.server(options=server_options())
+    server = Server(limits=transport_limits(), max_calls=1000)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.T", methods),))
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = await server.listen("127.0.0.1:0")
     await server.start()
     unlimited = [("grpc.max_send_message_length", -1)]
     async with open_channel(f"127.0.0.1:{port}", options=unlimited) as channel:
