@@ -1,13 +1,12 @@
-"""A port that several processes may listen on: reserved for them, and left by one of them."""
+"""A port that several processes may listen on: reserved for them."""
 
 from __future__ import annotations
 
-import asyncio
 import socket
 
 import pytest
 
-from services.chassis.workers.shared_port import connections, reserved, stop_listening
+from services.chassis.workers.shared_port import reserved
 
 
 def shared_listener(address: str) -> socket.socket:
@@ -57,26 +56,3 @@ def test_wildcards_and_names_keep_their_form(listen: str):
         host, _, port = address.rpartition(":")
         assert host == listen.rpartition(":")[0]
         assert int(port) > 0
-
-
-async def test_one_who_stops_listening_keeps_its_connections():
-    served: list[asyncio.StreamWriter] = []
-    with reserved("127.0.0.1:0") as address:
-        port = int(address.rpartition(":")[2])
-        server = await asyncio.start_server(
-            lambda _, writer: served.append(writer), sock=shared_listener(address)
-        )
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        while not served:
-            await asyncio.sleep(0.001)
-        assert stop_listening(port) == 1
-        assert stop_listening(port) == 0
-        with pytest.raises(ConnectionRefusedError):
-            await asyncio.open_connection("127.0.0.1", port)
-        served[0].write(b"still here\n")
-        assert await reader.readline() == b"still here\n"
-        assert connections(port) == 1
-        served[0].close()
-        writer.close()
-        await writer.wait_closed()
-        server.close()

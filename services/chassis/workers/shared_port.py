@@ -1,11 +1,10 @@
-"""The port that all workers listen on: reserved by the supervisor, left by one worker at a time.
+"""The port that all workers listen on: reserved by the supervisor.
 
 Linux only, as is the even spread of connections over listeners that share a port.
 """
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -54,45 +53,3 @@ def _refuse_shared(family: int, address: tuple[object, ...]) -> None:
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(address)
-
-
-def stop_listening(port: int) -> int:
-    """Ends this process's listening on `port`; open connections go on. Returns how many ended.
-
-    A gRPC server cannot do this by itself: it only stops as a whole, which cancels the calls that
-    reach it meanwhile. So its listening sockets are put aside behind its back: each descriptor
-    gets a socket that listens to nothing, and with its last descriptor the listening one closes.
-    """
-    ended = 0
-    for descriptor, one in _sockets_on(port):
-        if one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            with socket.socket(one.family, socket.SOCK_STREAM) as deaf:
-                os.dup2(deaf.fileno(), descriptor, inheritable=False)
-            ended += 1
-    return ended
-
-
-def connections(port: int) -> int:
-    """How many connections to `port` this process has open."""
-    count = 0
-    for _, one in _sockets_on(port):
-        try:
-            one.getpeername()
-        except OSError:
-            continue
-        count += 1
-    return count
-
-
-def _sockets_on(port: int) -> Iterator[tuple[int, socket.socket]]:
-    """This process's TCP sockets with that local port, each as a duplicate closed afterwards."""
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
-                continue
-            one = socket.socket(fileno=os.dup(int(name)))
-        except OSError:
-            continue  # closed meanwhile
-        with one:
-            if one.family in (socket.AF_INET, socket.AF_INET6) and one.getsockname()[1] == port:
-                yield int(name), one
