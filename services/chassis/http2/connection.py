@@ -21,6 +21,9 @@ from services.chassis.http2.stream import Stream
 
 _log = logging.getLogger(__name__)
 
+_TOO_LARGE_COST = 16.0
+_SETTING_COST = 0.1
+
 
 @dataclass(frozen=True, slots=True)
 class TransportLimits:
@@ -103,8 +106,9 @@ class Connection(asyncio.Protocol):
         self._timer = self.loop.call_later(self.limits.opening, self._check_opening)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.outgoing.transport = None
+        self.outgoing.abort()
         self._over(Code.CANCEL, "the connection was lost")
+        self._handlers.clear()  # they refer back to here
 
     def pause_writing(self) -> None:
         self.outgoing.pause(True)
@@ -116,6 +120,7 @@ class Connection(asyncio.Protocol):
         self._heard = True
         try:
             self.take(data)
+            self.outgoing.check_read()
         except ConnectionFault as fault:
             self.close(fault.code, fault.why)
             return
@@ -178,7 +183,7 @@ class Connection(asyncio.Protocol):
         payload = h2.unpadded(flags, payload)
         if flags & h2.HAS_PRIORITY:
             if len(payload) < 5:
-                raise ConnectionFault(Code.FRAME_SIZE_ERROR, "headers cut short")
+                raise ConnectionFault(Code.PROTOCOL_ERROR, "headers cut short")
             payload = payload[5:]
         if flags & h2.END_HEADERS:
             self._header_block(number, flags, payload)
@@ -207,6 +212,8 @@ class Connection(asyncio.Protocol):
         try:
             fields: Fields | None = self._headers.read(block)
         except HeadersTooLarge:
+            # They take milliseconds to read, and a call that is refused costs its caller nothing.
+            self.bear(_TOO_LARGE_COST)
             fields = None
         self.on_headers(number, fields, end=bool(flags & h2.END_STREAM))
 
@@ -214,6 +221,8 @@ class Connection(asyncio.Protocol):
         if number == 0:
             raise ConnectionFault(Code.PROTOCOL_ERROR, "a priority without a stream")
         self.bear()
+        if len(payload) != 5:
+            raise StreamFault(number, Code.FRAME_SIZE_ERROR, "a priority of a wrong size")
 
     def _reset_frame(self, flags: int, number: int, payload: bytes) -> None:
         if len(payload) != 4:
@@ -232,10 +241,11 @@ class Connection(asyncio.Protocol):
         if flags & h2.ACK:
             if payload:
                 raise ConnectionFault(Code.FRAME_SIZE_ERROR, "an acknowledgement with settings")
+            self.bear()
             return
-        self.bear(4.0)
+        self.bear(4.0 + _SETTING_COST * len(payload))
         found = h2.read_settings(payload)
-        self.outgoing.answer(h2.pack(h2.SETTINGS, h2.ACK, 0))
+        self.outgoing.raw(h2.pack(h2.SETTINGS, h2.ACK, 0))
         self.outgoing.settings(found, self.streams.values())
 
     def _push_promise(self, flags: int, number: int, payload: bytes) -> None:
@@ -247,16 +257,18 @@ class Connection(asyncio.Protocol):
         if len(payload) != 8:
             raise ConnectionFault(Code.FRAME_SIZE_ERROR, "a ping of a wrong size")
         if flags & h2.ACK:
+            self.bear()
             return
         if not self._patience.bears_ping():
             raise ConnectionFault(Code.ENHANCE_YOUR_CALM, "too_many_pings")
-        self.outgoing.answer(h2.pack(h2.PING, h2.ACK, 0, payload))
+        self.outgoing.raw(h2.pack(h2.PING, h2.ACK, 0, payload))
 
     def _go_away_frame(self, flags: int, number: int, payload: bytes) -> None:
         if number != 0:
             raise ConnectionFault(Code.PROTOCOL_ERROR, "GOAWAY is of the connection")
         if len(payload) < 8:
             raise ConnectionFault(Code.FRAME_SIZE_ERROR, "GOAWAY cut short")
+        self.bear()
         last = int.from_bytes(payload[:4], "big") & 0x7FFFFFFF
         code = int.from_bytes(payload[4:8], "big")
         self.on_go_away(last, code, payload[8:264].decode("utf-8", "replace"))
@@ -274,9 +286,11 @@ class Connection(asyncio.Protocol):
             if self.is_idle(number):
                 raise ConnectionFault(Code.PROTOCOL_ERROR, "a window of no stream")
             return
+        if size == 0:
+            raise StreamFault(number, Code.PROTOCOL_ERROR, "a window that is widened by nothing")
         stream.window += size
-        if size == 0 or stream.window > h2.WIDEST_WINDOW:
-            raise StreamFault(number, Code.FLOW_CONTROL_ERROR, "a window of no allowed size")
+        if stream.window > h2.WIDEST_WINDOW:
+            raise StreamFault(number, Code.FLOW_CONTROL_ERROR, "a window beyond 2^31-1")
         if stream.pending:
             self.outgoing.pump()
 
@@ -348,6 +362,8 @@ class Connection(asyncio.Protocol):
 
 def _peer(name: object) -> str:
     """The peer in gRPC's spelling."""
+    if isinstance(name, tuple) and str(name[0]).startswith("::ffff:"):
+        return f"ipv4:{name[0][7:]}:{name[1]}"  # to a socket of both families
     if isinstance(name, tuple) and len(name) >= 4:
         return f"ipv6:[{name[0]}]:{name[1]}"
     if isinstance(name, tuple):
