@@ -175,7 +175,13 @@ async def serving(
         await server.stop(None)
 
 
-async def is_empty(server: Server) -> None:
-    """Waits until nothing of any call or connection is left: no streams, tasks, bytes."""
-    await until(lambda: not server.connections and not server._calls)
+async def is_empty(server: Server, *, connections: int | None = None) -> None:
+    """Waits until nothing of any call is left at a server: no streams, tasks, bytes.
+
+    With `connections`, until it has so many of them. (A channel of grpc's own keeps its connection
+    for as long as anything refers to one of its calls.)
+    """
+    await until(lambda: not server._calls and not any(c.streams for c in server._connections))
     assert server._budget.taken == 0
+    if connections is not None:
+        await until(lambda: server.connections == connections)

@@ -93,7 +93,7 @@ class ServerCall(Stream):
         if self.over:
             return
         self._arrived.extend(messages)
-        self.unread += sum(map(len, messages))
+        self.unread += sum(map(len, messages)) + len(messages) * h2.MESSAGE_HEAD_BYTES
         if not self.request_streaming and len(self._arrived) > 1:
             self.finish(grpc.StatusCode.INTERNAL, "more than one request message")
             return
@@ -154,7 +154,7 @@ class ServerCall(Stream):
             self._reader = self.connection.loop.create_future()
             await self._reader
         raw = self._arrived.popleft()
-        self.was_read(len(raw))
+        self.was_read(raw)
         return raw if self._deserializer is None else self._deserializer(raw)
 
     async def __aiter__(self) -> AsyncIterator[Any]:

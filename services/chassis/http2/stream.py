@@ -32,7 +32,8 @@ class Stream:
         self.pending = bytearray()
         self.incoming: MessageReader | None = None
         self.input_over = False
-        # Bytes of whole messages that were not asked for yet: they hold back the peer.
+        # Bytes of whole messages, heads included, that were not asked for yet: as much less of
+        # the window is given back.
         self.unread = 0
         self._tail: bytes | None = None
         self._flushed: asyncio.Future[None] | None = None
@@ -100,9 +101,9 @@ class Stream:
             raise NoRoom("too many messages that are unfinished or unread are held here")
         self._counted = held
 
-    def was_read(self, size: int) -> None:
-        """So many bytes of a message were asked for."""
-        self.unread -= size
+    def was_read(self, message: bytes) -> None:
+        """A message was asked for."""
+        self.unread -= len(message) + h2.MESSAGE_HEAD_BYTES
         if self._counted:
             self._count()
         self.credit()
@@ -121,17 +122,13 @@ class Stream:
             self._counted = 0
 
     def credit(self) -> None:
-        """Lets the peer send more, unless too much of what it sent is unread."""
+        """Lets the peer send more, as far as what it sent was read."""
         window = self.connection.limits.stream_window
-        if (
-            self._uncredited * 2 >= window
-            and self.unread < window
-            and not self.input_over
-            and self.number in self.connection.streams
-        ):
-            self._room += self._uncredited
-            self.connection.outgoing.raw(h2.window_update(self.number, self._uncredited))
-            self._uncredited = 0
+        free = self._uncredited - self.unread
+        if free * 2 >= window and not self.input_over and self.number in self.connection.streams:
+            self._room += free
+            self._uncredited -= free
+            self.connection.outgoing.raw(h2.window_update(self.number, free))
 
     def broken(self, code: int, why: str) -> None:
         """The stream ended from below."""
