@@ -83,6 +83,7 @@ class Peer:
             received = b""
         if not received:
             self.closed = True
+            self.drop()
         self.heard += self._frames.feed(received)
 
     def of(self, kind: int, number: int | None = None) -> list[h2.Frame]:

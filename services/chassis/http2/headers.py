@@ -1,4 +1,4 @@
-"""Header blocks and what gRPC writes into them: metadata, timeouts, statuses.
+"""Header blocks and what gRPC writes into them: metadata, timeouts, statuses; its spellings.
 
 Sent fields are literals that no table remembers, so an encoder has no state; received ones
 go through hpack's decoder, bounded before and after decompression. RFC 7541; PROTOCOL-HTTP2 of
@@ -184,3 +184,14 @@ def spelled_message(text: str) -> str:
 def read_message(value: str) -> str:
     """The text of a grpc-message."""
     return unquote(value, errors="replace")
+
+
+def spelled_peer(name: object) -> str:
+    """The peer in gRPC's spelling."""
+    if isinstance(name, tuple) and str(name[0]).startswith("::ffff:"):
+        return f"ipv4:{name[0][7:]}:{name[1]}"  # to a socket of both families
+    if isinstance(name, tuple) and len(name) >= 4:
+        return f"ipv6:[{name[0]}]:{name[1]}"
+    if isinstance(name, tuple):
+        return f"ipv4:{name[0]}:{name[1]}"
+    return "unix:"

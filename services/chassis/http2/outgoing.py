@@ -130,13 +130,20 @@ class Outgoing:
         """A stream is over."""
         self._blocked.pop(number, None)
 
-    def close(self, last_words: bytes, loop: asyncio.AbstractEventLoop) -> None:
-        """Sends the last frames and closes, patiently for a moment."""
+    def close(self, last_words: bytes, loop: asyncio.AbstractEventLoop, *, linger: bool) -> None:
+        """Sends the last frames and closes, patiently for a moment.
+
+        `linger`: the peer is still sending. A socket that is closed with something unread resets
+        the connection, and the peer might never hear the last words.
+        """
         transport, self.transport = self.transport, None
         self._blocked.clear()
         if transport is not None:
             transport.write(last_words)
-            transport.close()
+            if linger and transport.can_write_eof():
+                transport.write_eof()  # what still arrives is dropped until the peer closes
+            else:
+                transport.close()
             loop.call_later(_CLOSE_PATIENCE_S, transport.abort)
 
     def abort(self) -> None:

@@ -84,8 +84,7 @@ class Stream:
             except (MessageTooLarge, MessageUnreadable, NoRoom) as exc:
                 self.stop_reading()
                 self.on_unreadable(exc)
-                # It ended the call as a reset does: CVE-2025-8671.
-                self.connection.bear()
+                self.connection.misled()
                 return
         if end:
             self.on_input_over()
