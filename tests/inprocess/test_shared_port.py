@@ -1,4 +1,4 @@
-"""A port that several processes may listen on: reserved for them, and left by one of them."""
+"""A port that several processes may listen on: reserved for them."""
 
 from __future__ import annotations
 

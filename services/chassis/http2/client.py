@@ -62,37 +62,42 @@ class ClientCall(Stream):
         self.incoming = MessageReader(connection.limits.message_bytes)
         self._on_message = on_message
         self._headed = False
+        # Apart from the future, which whoever waits for it may cancel.
+        self._over = False
 
     def send(self, message: bytes) -> None:
         """Sends now, or keeps until the windows take it. Raises AioRpcError when it is over."""
-        if self.ended.done():
-            raise self.ended.result() or _status(grpc.StatusCode.CANCELLED, "the call is over")
+        if self._over:
+            status = None if self.ended.cancelled() else self.ended.result()
+            raise status or _status(grpc.StatusCode.CANCELLED, "the call is over")
         self.connection.outgoing.message(self, message)
 
     def half_close(self) -> None:
         """This side sends no more."""
-        if not self.ended.done():
+        if not self._over:
             self.end_with(h2.pack(h2.DATA, h2.END_STREAM, self.number))
 
     def cancel(self) -> None:
         """Ends the call at once."""
-        if not self.ended.done():
-            self._end(_status(grpc.StatusCode.CANCELLED, "cancelled by its caller"))
-            self.connection.reset(self.number, Code.CANCEL, "cancelled by its caller")
+        self.fail(grpc.StatusCode.CANCELLED, "cancelled by its caller")
 
     def on_messages(self, messages: list[bytes]) -> None:
         for message in messages:
+            if self._over:
+                return
             self._on_message(message)
 
     def on_input_over(self) -> None:
+        # Trailers end a call; whatever else ends its input is no answer.
         self.fail(grpc.StatusCode.INTERNAL, "the stream ended without a status")
 
     def on_unreadable(self, exc: MessageTooLarge | MessageUnreadable | NoRoom) -> None:
-        self.fail(grpc.StatusCode.RESOURCE_EXHAUSTED, str(exc))
-        self.connection.reset(self.number, Code.CANCEL, str(exc))
+        unreadable = isinstance(exc, MessageUnreadable)
+        code = grpc.StatusCode.INTERNAL if unreadable else grpc.StatusCode.RESOURCE_EXHAUSTED
+        self.fail(code, str(exc))
 
     def on_broken(self, code: int, why: str) -> None:
-        known = _OF_RESET.get(cast(Code, code), grpc.StatusCode.UNAVAILABLE)
+        known = _OF_RESET.get(cast(Code, code), grpc.StatusCode.INTERNAL)
         # Whatever ends the connection ends its calls as a lost server does.
         lost = self.connection.closed
         self.fail(grpc.StatusCode.UNAVAILABLE if lost else known, why)
@@ -101,7 +106,6 @@ class ClientCall(Stream):
         """The answer's headers, or its trailers. Raises StreamFault."""
         if fields is None:
             self.fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "the answer's metadata is too large")
-            self.connection.reset(self.number, Code.CANCEL, "metadata too large")
             return
         named = dict(fields)
         if not self._headed:
@@ -113,7 +117,9 @@ class ClientCall(Stream):
             if http != "200":
                 code = _OF_HTTP.get(http, grpc.StatusCode.UNKNOWN)
                 self.fail(code, f"the server answered with HTTP status {http}")
-                self.connection.reset(self.number, Code.CANCEL, "no gRPC answer")
+                return
+            if not headers.is_grpc(named.get("content-type", "")):
+                self.fail(grpc.StatusCode.UNKNOWN, "the server's answer is not gRPC")
                 return
             encoding = named.get("grpc-encoding", "identity")
             self.incoming = MessageReader(self.connection.limits.message_bytes, encoding)
@@ -124,9 +130,11 @@ class ClientCall(Stream):
 
     def _trailers(self, fields: headers.Fields, named: dict[str, str]) -> None:
         spelled = named.get("grpc-status", "")
-        code = _CODES.get(int(spelled)) if spelled.isdigit() and len(spelled) < 4 else None
+        code = _CODES.get(int(spelled)) if spelled.isdecimal() and len(spelled) < 4 else None
         self.input_over = True
-        if code is grpc.StatusCode.OK:
+        if code is grpc.StatusCode.OK and self.incoming is not None and self.incoming.held:
+            self.fail(grpc.StatusCode.INTERNAL, "the stream ended within a message")
+        elif code is grpc.StatusCode.OK:
             self._end(None)
         else:
             message = headers.read_message(named.get("grpc-message", ""))
@@ -138,10 +146,16 @@ class ClientCall(Stream):
         self.connection.forget(self)
 
     def fail(self, code: grpc.StatusCode, why: str) -> None:
-        """Ends the call with a status of this side's own."""
+        """Ends the call with a status of this side's own, and the stream if it is open."""
+        if self._over:
+            return
         self._end(_status(code, why))
+        if self.number in self.connection.streams:
+            self.connection.reset(self.number, Code.CANCEL, why)
 
     def _end(self, status: grpc.aio.AioRpcError | None) -> None:
+        self._over = True
+        self.stop_sending()
         if not self.ended.done():
             self.ended.set_result(status)
 
@@ -174,12 +188,14 @@ class ClientConnection(Connection):
         call = self.streams.get(number)
         if isinstance(call, ClientCall):
             call.on_headers(fields, end=end)
+        else:
+            self.bear()  # of a call that was cancelled: they may have been on their way
 
     def on_go_away(self, last: int, code: int, why: str) -> None:
         for call in tuple(self.streams.values()):
             if call.number > last and isinstance(call, ClientCall):
-                call.fail(grpc.StatusCode.UNAVAILABLE, f"the server takes no more calls: {why}")
                 self.forget(call)
+                call.fail(grpc.StatusCode.UNAVAILABLE, f"the server takes no more calls: {why}")
 
     def call(
         self,
@@ -187,10 +203,10 @@ class ClientConnection(Connection):
         metadata: tuple[tuple[str, str | bytes], ...],
         on_message: Callable[[bytes], None],
     ) -> ClientCall:
-        """Begins a streaming call of "/package.Service/Method"."""
-        call = ClientCall(self, self._next, on_message)
-        self._next += 2
-        self.add(call)
+        """Begins a streaming call of "/package.Service/Method".
+
+        Raises ValueError for metadata that cannot be sent.
+        """
         block = headers.block(
             (
                 (":method", "POST"),
@@ -203,9 +219,13 @@ class ClientConnection(Connection):
                 *metadata,
             )
         )
-        self.outgoing.raw(h2.headers(call.number, block, end_stream=False))
+        call = ClientCall(self, self._next, on_message)
         if self.closed:
             call.fail(grpc.StatusCode.UNAVAILABLE, "the connection is closed")
+            return call
+        self._next += 2
+        self.add(call)
+        self.outgoing.raw(h2.headers(call.number, block, end_stream=False))
         return call
 
     def for_authority(self, authority: str) -> ClientConnection:

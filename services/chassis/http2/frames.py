@@ -23,6 +23,11 @@ WIDEST_WINDOW = 2**31 - 1
 SMALLEST_MAX_FRAME = 16_384
 LARGEST_MAX_FRAME = 2**24 - 1
 
+# What begins every header block: the table of the peer's decoder is given up. Whoever lowers
+# HEADER_TABLE_SIZE must be told in the next block (RFC 7541, 4.2); said each time, it is never
+# told too late, whatever order blocks leave in.
+_NO_TABLE = b"\x20"
+
 HEAD = struct.Struct(">HBBBI")
 HEAD_BYTES = 9
 MESSAGE_HEAD_BYTES = 5
@@ -138,6 +143,7 @@ def settings(values: dict[int, int]) -> bytes:
 
 def headers(stream: int, block: bytes, *, end_stream: bool) -> bytes:
     """A header block, in frames that every peer takes."""
+    block = _NO_TABLE + block
     largest = SMALLEST_MAX_FRAME
     flags = END_STREAM if end_stream else 0
     if len(block) <= largest:
@@ -149,12 +155,13 @@ def headers(stream: int, block: bytes, *, end_stream: bool) -> bytes:
     return b"".join(framed)
 
 
-def read_settings(payload: bytes) -> list[tuple[int, int]]:
-    """Identifiers and values. Raises ConnectionFault for what no setting may be."""
+def read_settings(payload: bytes) -> dict[int, int]:
+    """The last value of each identifier. Raises ConnectionFault for what no setting may be."""
     if len(payload) % _SETTING.size:
         raise ConnectionFault(Code.FRAME_SIZE_ERROR, "SETTINGS of odd length")
-    found = list(_SETTING.iter_unpack(payload))
-    for name, value in found:
+    found: dict[int, int] = {}
+    for name, value in _SETTING.iter_unpack(payload):
+        found[name] = value
         if name == INITIAL_WINDOW_SIZE and value > WIDEST_WINDOW:
             raise ConnectionFault(Code.FLOW_CONTROL_ERROR, "an initial window beyond 2^31-1")
         if name == MAX_FRAME_SIZE and not SMALLEST_MAX_FRAME <= value <= LARGEST_MAX_FRAME:

@@ -1,4 +1,4 @@
-"""Header blocks and what gRPC writes into them: metadata, timeouts, statuses.
+"""Header blocks and what gRPC writes into them: metadata, timeouts, statuses; its spellings.
 
 Sent fields are literals that no table remembers, so an encoder has no state; received ones
 go through hpack's decoder, bounded before and after decompression. RFC 7541; PROTOCOL-HTTP2 of
@@ -25,6 +25,14 @@ _UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 _TIMEOUT = re.compile(r"([0-9]{1,8})([HMSmun])")
 _UNPRINTED = " !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
 _NAME = re.compile(r":?[0-9a-z_.-]+")
+_VALUE = re.compile(r"[ -~]*")
+_PSEUDO = frozenset((":method", ":scheme", ":path", ":authority"))
+# Of HTTP/1; RFC 9113, 8.2.2.
+_OF_CONNECTIONS = frozenset(
+    ("connection", "proxy-connection", "keep-alive", "transfer-encoding", "upgrade")
+)
+# A few bytes make a value of their own: without a bound, 8 KiB of commas are 8,000 of them.
+_MOST_JOINED = 64
 
 
 class HeadersTooLarge(Exception):
@@ -48,6 +56,8 @@ class HeaderReader:
         Raises HeadersTooLarge when they are beyond the limit and ConnectionFault when
         they are so by far, or are no header block.
         """
+        if _table_updates(block) > 2:
+            raise ConnectionFault(Code.COMPRESSION_ERROR, "headers that only resize the table")
         try:
             decoded = self._decoder.decode(block, raw=True)
         except OversizedHeaderListError as exc:
@@ -62,6 +72,19 @@ class HeaderReader:
         if size > self._limit:
             raise HeadersTooLarge
         return fields
+
+
+def _table_updates(block: bytes) -> int:
+    """Table sizes at the start of a block, counted to 3. Two can be meant: RFC 7541, 4.2."""
+    at = count = 0
+    while count < 3 and at < len(block) and block[at] & 0xE0 == 0x20:
+        count += 1
+        longer = block[at] & 0x1F == 0x1F
+        at += 1
+        while longer and at < len(block):
+            longer = block[at] >= 0x80
+            at += 1
+    return count
 
 
 def literal(name: str, value: str | bytes) -> bytes:
@@ -84,10 +107,20 @@ def _string(text: bytes) -> bytes:
 
 
 def block(fields: Iterable[tuple[str, str | bytes]]) -> bytes:
-    """A header block of metadata; binary values (`-bin`) in base64."""
-    return b"".join(
-        literal(name, _base64(value) if name.endswith("-bin") else value) for name, value in fields
-    )
+    """A header block of metadata; binary values (`-bin`) in base64.
+
+    Raises ValueError for what a peer would take for malformed.
+    """
+    parts: list[bytes] = []
+    for name, value in fields:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is no name of metadata")
+        if name.endswith("-bin"):
+            value = _base64(value)
+        elif not isinstance(value, str) or not _VALUE.fullmatch(value):
+            raise ValueError(f"the value of {name} is not printable ASCII")
+        parts.append(literal(name, value))
+    return b"".join(parts)
 
 
 def _base64(value: str | bytes) -> bytes:
@@ -102,7 +135,7 @@ def metadata(fields: Iterable[tuple[str, str]]) -> Metadata:
         if name.startswith(":") or name in ("te", "content-type"):
             continue
         if name.endswith("-bin"):
-            for part in value.split(","):
+            for part in value.split(",", _MOST_JOINED):
                 padded = part.strip() + "=" * (-len(part.strip()) % 4)
                 try:
                     seen.append((name, base64.b64decode(padded.encode("latin-1"), validate=True)))
@@ -114,7 +147,7 @@ def metadata(fields: Iterable[tuple[str, str]]) -> Metadata:
 
 
 def are_well_formed(fields: Fields) -> bool:
-    """Whether names are lower case and pseudo-header fields come first and once."""
+    """Whether they may be a request's: RFC 9113, 8.2 and 8.3."""
     pseudo: set[str] = set()
     regular = False
     for name, value in fields:
@@ -122,7 +155,9 @@ def are_well_formed(fields: Fields) -> bool:
             return False
         if name[0] != ":":
             regular = True
-        elif regular or name in pseudo:
+            if name in _OF_CONNECTIONS:
+                return False
+        elif regular or name in pseudo or name not in _PSEUDO:
             return False
         else:
             pseudo.add(name)
@@ -135,17 +170,28 @@ def timeout(value: str) -> float | None:
     return int(found[1]) * _UNITS[found[2]] if found else None
 
 
-def spelled_timeout(seconds: float) -> str:
-    """A grpc-timeout of at most eight digits, never longer than asked."""
-    milliseconds = max(int(seconds * 1000), 0)
-    return f"{milliseconds}m" if milliseconds < 10**8 else f"{min(int(seconds), 10**8 - 1)}S"
+def is_grpc(content_type: str) -> bool:
+    """Whether a content-type is gRPC's, of whichever codec."""
+    kind = "application/grpc"
+    return content_type.startswith(kind) and content_type[len(kind) :][:1] in ("", "+", ";")
 
 
 def spelled_message(text: str) -> str:
     """A grpc-message: percent-encoded where HTTP would not carry it."""
-    return quote(text, safe=_UNPRINTED)
+    return quote(text, safe=_UNPRINTED, errors="replace")
 
 
 def read_message(value: str) -> str:
     """The text of a grpc-message."""
     return unquote(value, errors="replace")
+
+
+def spelled_peer(name: object) -> str:
+    """The peer in gRPC's spelling."""
+    if isinstance(name, tuple) and str(name[0]).startswith("::ffff:"):
+        return f"ipv4:{name[0][7:]}:{name[1]}"  # to a socket of both families
+    if isinstance(name, tuple) and len(name) >= 4:
+        return f"ipv6:[{name[0]}]:{name[1]}"
+    if isinstance(name, tuple):
+        return f"ipv4:{name[0]}:{name[1]}"
+    return "unix:"

@@ -24,7 +24,7 @@ class MessageTooLarge(Exception):
 
 
 class NoRoom(Exception):
-    """The server holds too many bytes of unfinished messages."""
+    """The server holds too many bytes of messages that are unfinished or unread."""
 
 
 class MessageUnreadable(Exception):
@@ -32,7 +32,8 @@ class MessageUnreadable(Exception):
 
 
 class Budget:
-    """Bytes of unfinished messages that all connections of a server may hold together.
+    """Bytes of messages that all connections of a server may hold for handlers together:
+    those that are not whole yet, and those that nobody has read yet.
 
     Small ones are free: they cost no more than their stream's window. Without it, whoever can
     connect could have each of many streams announce a large message and send most of it.
@@ -41,37 +42,35 @@ class Budget:
     FREE = 64 * 1024
 
     def __init__(self, limit: int) -> None:
-        self._left = limit
+        self._limit = limit
+        self.taken = 0
 
     def take(self, size: int) -> bool:
         """Takes, or with a negative size gives back; false when there is too little left."""
-        if size > self._left:
+        if size > self._limit - self.taken:
             return False
-        self._left -= size
+        self.taken += size
         return True
 
 
 class MessageReader:
     """Cuts the payloads of one stream into messages."""
 
-    __slots__ = ("_encoding", "_limit", "_rest", "_want")
+    __slots__ = ("_encoding", "_limit", "_rest", "_want", "held")
 
     def __init__(self, limit: int, encoding: str = "identity") -> None:
         self._limit = limit
         self._encoding = encoding
         self._rest = bytearray()
         self._want = 0
-
-    @property
-    def held(self) -> int:
-        """Bytes of a message that is not whole yet."""
-        return len(self._rest)
+        self.held = 0  # bytes of a message that is not whole yet
 
     def feed(self, payload: bytes) -> list[bytes]:
         """The messages that are whole by now. Raises MessageTooLarge and MessageUnreadable."""
         if self._rest:
             self._rest += payload
-            if len(self._rest) < self._want:
+            self.held = len(self._rest)
+            if self.held < self._want:
                 return []
             payload = bytes(self._rest)
             self._rest.clear()
@@ -89,6 +88,7 @@ class MessageReader:
             message = payload[at + HEAD_BYTES : after]
             whole.append(self._expanded(message, compressed) if compressed else message)
             at = after
+        self.held = end - at
         if at < end:
             self._rest += payload[at:]
         return whole
@@ -106,4 +106,6 @@ class MessageReader:
             raise MessageTooLarge(len(expanded), self._limit)
         if not inflater.eof:
             raise MessageUnreadable("a compressed message that is cut off")
+        if inflater.unused_data:
+            raise MessageUnreadable("a compressed message with more behind it")
         return expanded

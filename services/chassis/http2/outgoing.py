@@ -7,7 +7,7 @@ writes itself; otherwise it waits at its stream, and streams take turns, a frame
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from services.chassis.http2 import frames as h2
@@ -17,8 +17,12 @@ if TYPE_CHECKING:
     from services.chassis.http2.stream import Stream
 
 # A peer that makes us answer and does not read the answers.
-_MOST_UNREAD_ANSWERS = 1024 * 1024
+_MOST_UNREAD = 1024 * 1024
 _HIGH_WATER = 64 * 1024
+# Whatever larger frames the peer would take: streams take turns by frames.
+_LARGEST_SENT = 64 * 1024
+# A peer that opens its window byte by byte (CVE-2019-9511) earns nothing by what it is sent.
+_WORTH = 1024
 _CLOSE_PATIENCE_S = 2.0
 
 
@@ -64,12 +68,15 @@ class Outgoing:
         if self.transport is not None:
             self.transport.write(frames)
 
-    def answer(self, frames: bytes) -> None:
-        """Frames that the peer makes us send. Raises ConnectionFault if it reads none of them."""
-        if self.transport is not None:
-            if self.transport.get_write_buffer_size() > _MOST_UNREAD_ANSWERS:
-                raise ConnectionFault(Code.ENHANCE_YOUR_CALM, "answers are not read")
-            self.transport.write(frames)
+    def check_read(self) -> None:
+        """Raises ConnectionFault when the peer reads nothing of what it makes us answer.
+
+        Data waits at its streams by then, so this is statuses, acknowledgements, resets.
+        """
+        if not self._paused or self.transport is None:
+            return
+        if self.transport.get_write_buffer_size() > _MOST_UNREAD:
+            raise ConnectionFault(Code.ENHANCE_YOUR_CALM, "answers are not read")
 
     def pump(self) -> None:
         """Sends what waits, a frame of each stream in turn, as far as the windows go."""
@@ -85,7 +92,8 @@ class Outgoing:
                 self._window -= len(part)
                 stream.window -= len(part)
                 moved = True
-                self._on_data()
+                if len(part) >= _WORTH or not stream.pending:
+                    self._on_data()
                 self.transport.write(h2.pack(h2.DATA, 0, stream.number, part))
                 if not stream.pending:
                     del self._blocked[stream.number]
@@ -99,37 +107,47 @@ class Outgoing:
 
     def widen(self, size: int) -> None:
         """The peer lets the connection send more. Raises ConnectionFault."""
+        if size == 0:
+            raise ConnectionFault(Code.PROTOCOL_ERROR, "a window that is widened by nothing")
         self._window += size
-        if size == 0 or self._window > h2.WIDEST_WINDOW:
-            raise ConnectionFault(Code.FLOW_CONTROL_ERROR, "a window of no allowed size")
+        if self._window > h2.WIDEST_WINDOW:
+            raise ConnectionFault(Code.FLOW_CONTROL_ERROR, "a window beyond 2^31-1")
         self.pump()
 
-    def settings(self, found: Iterable[tuple[int, int]], streams: Iterable[Stream]) -> None:
-        """The peer's settings, as far as they bound what is sent."""
-        for name, value in found:
-            if name == h2.INITIAL_WINDOW_SIZE:
-                change, self.stream_window = value - self.stream_window, value
-                for stream in streams:
-                    stream.window += change
-            elif name == h2.MAX_FRAME_SIZE:
-                self._largest = value
+    def settings(self, found: Mapping[int, int], streams: Iterable[Stream]) -> None:
+        """The peer's settings, as far as they bound what is sent. Raises ConnectionFault."""
+        self._largest = min(found.get(h2.MAX_FRAME_SIZE, self._largest), _LARGEST_SENT)
+        value = found.get(h2.INITIAL_WINDOW_SIZE)
+        if value is not None:
+            change, self.stream_window = value - self.stream_window, value
+            for stream in streams:
+                stream.window += change
+                if stream.window > h2.WIDEST_WINDOW:
+                    raise ConnectionFault(Code.FLOW_CONTROL_ERROR, "a window beyond 2^31-1")
         self.pump()
 
     def forget(self, number: int) -> None:
         """A stream is over."""
         self._blocked.pop(number, None)
 
-    def close(self, last_words: bytes, loop: asyncio.AbstractEventLoop) -> None:
-        """Sends the last frames and closes, patiently for a moment."""
+    def close(self, last_words: bytes, loop: asyncio.AbstractEventLoop, *, linger: bool) -> None:
+        """Sends the last frames and closes, patiently for a moment.
+
+        `linger`: the peer is still sending. A socket that is closed with something unread resets
+        the connection, and the peer might never hear the last words.
+        """
         transport, self.transport = self.transport, None
         self._blocked.clear()
         if transport is not None:
             transport.write(last_words)
-            transport.close()
+            if linger and transport.can_write_eof():
+                transport.write_eof()  # what still arrives is dropped until the peer closes
+            else:
+                transport.close()
             loop.call_later(_CLOSE_PATIENCE_S, transport.abort)
 
     def abort(self) -> None:
-        """Closes without a word."""
+        """Closes without a word; also once the transport is gone."""
         transport, self.transport = self.transport, None
         self._blocked.clear()
         if transport is not None:

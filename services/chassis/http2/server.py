@@ -31,6 +31,7 @@ _log = logging.getLogger(__name__)
 _BACKLOG = 1024
 _UNFINISHED_BYTES = 128 * 1024 * 1024
 _AGE_SPREAD = 0.1
+_LOOK_EVERY_S = 0.01
 
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler | None]]
 
@@ -123,8 +124,7 @@ class Server:
         self.close_listeners()
         for connection in tuple(self._connections):
             connection.refuse_new("the server is shutting down")
-        if grace and self._calls:
-            await asyncio.wait(tuple(self._calls), timeout=grace)
+        await self._idle(grace or 0.0)
         for connection in tuple(self._connections):
             for call in tuple(connection.streams.values()):
                 if isinstance(call, ServerCall):
@@ -139,6 +139,13 @@ class Server:
         for connection in tuple(self._connections):
             connection.close(Code.NO_ERROR, "the server is shutting down")
 
+    async def _idle(self, grace: float) -> None:
+        """Returns when no call is open, its request on its way or its answer, or after `grace`."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + grace
+        while loop.time() < until and any(one.streams for one in self._connections):  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_EVERY_S)  # streams end in the hot path, which tells nobody
+
     # From the connections
 
     def _connected(self) -> ServerConnection:
@@ -151,7 +158,7 @@ class Server:
             connection.close(Code.NO_ERROR, "the server is shutting down")
         elif self._connection_age is not None:
             age = self._connection_age * random.uniform(1 - _AGE_SPREAD, 1 + _AGE_SPREAD)  # noqa: S311
-            connection.loop.call_later(age, connection.send_away, "max_age")
+            connection.leaves = connection.loop.call_later(age, connection.send_away, "max_age")
 
     def lost(self, connection: ServerConnection) -> None:
         """A connection is gone."""

@@ -68,7 +68,6 @@ class ServerCall(Stream):
         self._budget = budget
         self._metadata = metadata
         self._arrived: deque[bytes] = deque()
-        self._arrived_bytes = 0
         self._reader: asyncio.Future[None] | None = None
         self._answering = False
         self._serializer: Serializer = None
@@ -94,7 +93,7 @@ class ServerCall(Stream):
         if self.over:
             return
         self._arrived.extend(messages)
-        self._arrived_bytes += sum(map(len, messages))
+        self.unread += sum(map(len, messages)) + len(messages) * h2.MESSAGE_HEAD_BYTES
         if not self.request_streaming and len(self._arrived) > 1:
             self.finish(grpc.StatusCode.INTERNAL, "more than one request message")
             return
@@ -123,9 +122,6 @@ class ServerCall(Stream):
     def on_broken(self, code: int, why: str) -> None:
         self._ended()
         self.stop()
-
-    def unread(self) -> int:
-        return self._arrived_bytes
 
     def expire(self) -> None:
         """The deadline has passed."""
@@ -160,8 +156,7 @@ class ServerCall(Stream):
             self._reader = self.connection.loop.create_future()
             await self._reader
         raw = self._arrived.popleft()
-        self._arrived_bytes -= len(raw)
-        self.credit()
+        self.was_read(raw)
         return raw if self._deserializer is None else self._deserializer(raw)
 
     async def __aiter__(self) -> AsyncIterator[Any]:
@@ -189,11 +184,13 @@ class ServerCall(Stream):
         """Sends the headers of the answer, once."""
         if self._answering:
             raise grpc.aio.UsageError("the initial metadata was sent already")
+        if self.over:
+            raise grpc.aio.InternalError("the call is over")
         self._answer(tuple(metadata))
 
     def _answer(self, metadata: tuple[tuple[str, str | bytes], ...]) -> None:
-        self._answering = True
         block = _ANSWER + headers.block(metadata)
+        self._answering = True
         self.connection.outgoing.raw(self._headers(block, end=False))
 
     async def abort(
@@ -257,8 +254,11 @@ class ServerCall(Stream):
         return self.over
 
     def add_done_callback(self, callback: Callable[[Any], None]) -> None:
-        """Called with this context once the call is over."""
-        self._done.append(callback)
+        """Called with this context once the call is over, at once if it is."""
+        if self.over:
+            callback(self)
+        else:
+            self._done.append(callback)
 
     # The end
 
@@ -266,21 +266,27 @@ class ServerCall(Stream):
         """Sends the status, once; what waits to be sent goes before it."""
         if self.over:
             return
-        code = code or self._code or grpc.StatusCode.OK
-        self._code = code
+        self._code = code = code or self._code or grpc.StatusCode.OK
         if code is grpc.StatusCode.OK and not self._trailing and not self._details:
             block = _OK
         else:
-            fields: list[tuple[str, str | bytes]] = [("grpc-status", str(code.value[0]))]
-            text = details or self._details
-            if text:
-                fields.append(("grpc-message", headers.spelled_message(text)))
-            block = headers.block((*fields, *self._trailing))
+            block = self._status(code, details or self._details)
         if not self._answering:
             block = _ANSWER + block
         tail = self._headers(block, end=True)
         self._ended()
         self.end_with(tail)
+
+    def _status(self, code: grpc.StatusCode, text: str) -> bytes:
+        block = headers.literal("grpc-status", str(code.value[0]))
+        if text:
+            block += headers.literal("grpc-message", headers.spelled_message(text))
+        try:
+            return block + headers.block(self._trailing)
+        except ValueError:
+            # The status must leave in any case.
+            _log.exception("trailing metadata cannot be sent", extra={"method": self.method})
+            return block
 
     def tail_sent(self) -> None:
         if not self.input_over:
@@ -298,6 +304,8 @@ class ServerCall(Stream):
         self.over = True
         if self._timer is not None:
             self._timer.cancel()
+        self.begin = None
         self._wake()
-        for callback in self._done:
+        callbacks, self._done = self._done, []
+        for callback in callbacks:
             callback(self)

@@ -6,6 +6,7 @@ for the server (server.py).
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
@@ -23,7 +24,7 @@ from services.chassis.http2.server_call import ServerCall
 _REFUSAL_COST = 2.0
 # A single request must be whole by then: nobody's place is held for longer by half of one.
 _REQUEST_PATIENCE_S = 60.0
-_NOT_GRPC = b"\x48\x03415" + headers.literal("content-type", "text/plain")
+_NOT_GRPC = b"\x08\x03415" + headers.literal("content-type", "text/plain")
 
 
 class Calls(Protocol):
@@ -48,6 +49,8 @@ class ServerConnection(Connection):
         self._budget = budget
         self._preface = h2.PREFACE
         self._leaving = False
+        self._highest = 0
+        self.leaves: asyncio.TimerHandle | None = None
 
     def greeting(self) -> bytes:
         settings = h2.settings(
@@ -65,6 +68,8 @@ class ServerConnection(Connection):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        if self.leaves is not None:
+            self.leaves.cancel()
         self._calls.lost(self)
 
     def take(self, data: bytes) -> None:
@@ -79,22 +84,21 @@ class ServerConnection(Connection):
         super().take(data)
 
     def is_idle(self, number: int) -> bool:
-        return number % 2 == 0 or number > self._last_taken
+        return number % 2 == 0 or number > self._highest
 
     def on_headers(self, number: int, fields: headers.Fields | None, *, end: bool) -> None:
         if number % 2 == 0:
             raise ConnectionFault(Code.PROTOCOL_ERROR, "callers open streams of odd numbers")
-        if number <= self._last_taken:
+        if number <= self._highest:
             self._trailers(number, end=end)
             return
-        if self._leaving:
-            self._last_refused(number)
-            return
-        self._last_taken = number
-        if len(self.streams) >= self.limits.concurrent_streams:
+        self._highest = number
+        if self._leaving or len(self.streams) >= self.limits.concurrent_streams:
+            # Never begun: the caller knows that it may ask elsewhere, or again.
             self.bear(_REFUSAL_COST)
             self.outgoing.raw(h2.reset(number, Code.REFUSED_STREAM))
             return
+        self._last_taken = number
         self._open(number, fields, end=end)
 
     def _trailers(self, number: int, *, end: bool) -> None:
@@ -108,15 +112,9 @@ class ServerConnection(Connection):
         else:
             stream.received(b"", 0, end=True)
 
-    def _last_refused(self, number: int) -> None:
-        """After the last GOAWAY: the caller knows that it may ask elsewhere."""
-        self.bear()
-        self.outgoing.raw(h2.reset(number, Code.REFUSED_STREAM))
-
     def _open(self, number: int, fields: headers.Fields | None, *, end: bool) -> None:
         if fields is None:
-            call = self._call(number, "", (), None, "identity")
-            call.finish(
+            self._call(number, "", end=end).finish(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
                 f"metadata of more than {self.limits.header_bytes} bytes",
             )
@@ -125,11 +123,10 @@ class ServerConnection(Connection):
             raise StreamFault(number, Code.PROTOCOL_ERROR, "malformed headers")
         named = dict(fields)
         method = named.get(":path", "")
-        if not method or ":scheme" not in named or "connection" in named:
+        if not method or ":method" not in named or ":scheme" not in named:
             raise StreamFault(number, Code.PROTOCOL_ERROR, "headers of no request")
-        if named.get(":method") != "POST" or not named.get("content-type", "").startswith(
-            "application/grpc"
-        ):
+        if named[":method"] != "POST" or not headers.is_grpc(named.get("content-type", "")):
+            self.bear()
             self.outgoing.raw(h2.headers(number, _NOT_GRPC, end_stream=True))
             if not end:
                 self.outgoing.raw(h2.reset(number, Code.NO_ERROR))
@@ -148,13 +145,12 @@ class ServerConnection(Connection):
         try:
             metadata = headers.metadata(fields)
         except ValueError as exc:
-            call = self._call(number, method, (), None, "identity")
-            call.finish(grpc.StatusCode.INTERNAL, str(exc))
+            self._call(number, method, end=end).finish(grpc.StatusCode.INTERNAL, str(exc))
             return
         spelled = named.get("grpc-timeout")
         timeout = None if spelled is None else headers.timeout(spelled)
         encoding = named.get("grpc-encoding", "identity")
-        call = self._call(number, method, metadata, timeout, encoding)
+        call = self._call(number, method, metadata, timeout, encoding, end=end)
         if spelled is not None and timeout is None:
             call.finish(grpc.StatusCode.INTERNAL, "a grpc-timeout that cannot be read")
         elif encoding not in ENCODINGS:
@@ -168,15 +164,17 @@ class ServerConnection(Connection):
             else:
                 call.begin = begin
             if end:
-                call.received(b"", 0, end=True)
+                call.on_input_over()
 
     def _call(
         self,
         number: int,
         method: str,
-        metadata: headers.Metadata,
-        timeout: float | None,
-        encoding: str,
+        metadata: headers.Metadata = (),
+        timeout: float | None = None,
+        encoding: str = "identity",
+        *,
+        end: bool,
     ) -> ServerCall:
         call = ServerCall(
             self,
@@ -187,6 +185,7 @@ class ServerConnection(Connection):
             encoding=encoding,
             budget=self._budget,
         )
+        call.input_over = end
         self.add(call)
         return call
 

@@ -32,6 +32,9 @@ class Stream:
         self.pending = bytearray()
         self.incoming: MessageReader | None = None
         self.input_over = False
+        # Bytes of whole messages, heads included, that were not asked for yet: as much less of
+        # the window is given back.
+        self.unread = 0
         self._tail: bytes | None = None
         self._flushed: asyncio.Future[None] | None = None
         self._room = connection.limits.stream_window
@@ -57,10 +60,6 @@ class Stream:
         """What arrives is no message, or too much of one; nothing more of it is looked at."""
         raise NotImplementedError
 
-    def unread(self) -> int:
-        """Bytes that arrived and were not asked for yet: they hold back the peer."""
-        return 0
-
     # From the connection
 
     def received(self, payload: bytes, size: int, *, end: bool) -> None:
@@ -71,30 +70,48 @@ class Stream:
         if self._room < 0:
             raise StreamFault(self.number, Code.FLOW_CONTROL_ERROR, "data beyond the window")
         self._uncredited += size
-        if payload and self.incoming is not None:
+        self.input_over = end
+        reader = self.incoming
+        if reader is not None:
             try:
-                messages = self._cut(self.incoming, payload)
-                if end and self.incoming.held:
+                messages = reader.feed(payload)
+                if end and reader.held:
                     raise MessageUnreadable("the stream ended within a message")
+                if messages:
+                    self.on_messages(messages)
+                if self._counted or reader.held + self.unread > Budget.FREE:
+                    self._count()
             except (MessageTooLarge, MessageUnreadable, NoRoom) as exc:
                 self.stop_reading()
                 self.on_unreadable(exc)
+                self.connection.misled()
                 return
-            if messages:
-                self.on_messages(messages)
         if end:
-            self.input_over = True
             self.on_input_over()
         else:
             self.credit()
 
-    def _cut(self, reader: MessageReader, payload: bytes) -> list[bytes]:
-        messages = reader.feed(payload)
-        if self._budget is not None and (self._counted or reader.held > Budget.FREE):
-            if not self._budget.take(reader.held - self._counted):
-                raise NoRoom("too many unfinished messages are held here")
-            self._counted = reader.held
-        return messages
+    def _count(self) -> None:
+        """Keeps the budget's count of what is held here. Raises NoRoom, never for less."""
+        if self._budget is None or self.incoming is None:
+            return
+        held = self.incoming.held + self.unread
+        if not self._budget.take(held - self._counted):
+            raise NoRoom("too many messages that are unfinished or unread are held here")
+        self._counted = held
+
+    def was_read(self, message: bytes) -> None:
+        """A message was asked for."""
+        self.unread -= len(message) + h2.MESSAGE_HEAD_BYTES
+        if self._counted:
+            self._count()
+        self.credit()
+
+    def stop_sending(self) -> None:
+        """What waits is dropped, and so is whoever waits for it to leave."""
+        self.pending.clear()
+        self._tail = None
+        self._release()
 
     def stop_reading(self) -> None:
         """Whatever still arrives is dropped, and what is unfinished of it freed."""
@@ -104,20 +121,19 @@ class Stream:
             self._counted = 0
 
     def credit(self) -> None:
-        """Lets the peer send more, unless too much of what it sent is unread."""
+        """Lets the peer send more, as far as what it sent was read."""
         window = self.connection.limits.stream_window
-        if self._uncredited * 2 >= window and self.unread() < window and not self.input_over:
-            self._room += self._uncredited
-            self.connection.outgoing.raw(h2.window_update(self.number, self._uncredited))
-            self._uncredited = 0
+        free = self._uncredited - self.unread
+        if free * 2 >= window and not self.input_over and self.number in self.connection.streams:
+            self._room += free
+            self._uncredited -= free
+            self.connection.outgoing.raw(h2.window_update(self.number, free))
 
     def broken(self, code: int, why: str) -> None:
         """The stream ended from below."""
-        self.pending.clear()
-        self._tail = None
+        self.stop_sending()
         self.stop_reading()
         self.on_broken(code, why)
-        self._release()
 
     def flushed(self) -> None:
         """Everything that waited was sent."""
@@ -145,7 +161,8 @@ class Stream:
         if self.pending:
             if self._flushed is None or self._flushed.done():
                 self._flushed = self.connection.loop.create_future()
-            await self._flushed
+            # Others may wait for the same: one that is cancelled must not cancel them.
+            await asyncio.shield(self._flushed)
 
     def _release(self) -> None:
         waiting, self._flushed = self._flushed, None

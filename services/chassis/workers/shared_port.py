@@ -1,4 +1,4 @@
-"""The port that all workers listen on: reserved by the supervisor, left by one worker at a time.
+"""The port that all workers listen on: reserved by the supervisor.
 
 Linux only, as is the even spread of connections over listeners that share a port.
 """
