@@ -19,6 +19,8 @@ PIP    := $(PYTHON) -m pip install --disable-pip-version-check --no-input --quie
 PYTEST ?=
 # Arguments of a benchmark; for example: make bench-dataplane BENCH="--quick"
 BENCH ?=
+# Compiled modules are kept, whatever the caller's habit: the tests start a hundred processes.
+unexport PYTHONDONTWRITEBYTECODE
 
 TORCH_HINT := No CPU build of PyTorch 2.13.0 was found (its version ends in +cpu). Add PyTorch's own \
 CPU index: set PIP_EXTRA_INDEX_URL to the address that https://pytorch.org/get-started/locally names \
@@ -54,8 +56,8 @@ test: setup-engine consul model ## Every test: real vLLM, real Consul, real proc
 	@$(PYTHON) -m pytest $(PYTEST)
 
 .PHONY: test-fast
-test-fast: setup ## Tests without vLLM and Consul, four at a time, within a minute
-	@$(PYTHON) -m pytest -n 4 -m "not vllm and not cluster" tests/unit tests/contract tests/inprocess $(PYTEST)
+test-fast: setup ## The quick tests, four at a time, without vLLM and Consul: within a minute
+	@$(PYTHON) -m pytest -n 4 -m "not vllm and not cluster and not slow" tests/unit tests/contract tests/inprocess $(PYTEST)
 
 .PHONY: lint
 lint: setup ## Style, types, import rules, contracts

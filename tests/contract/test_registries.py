@@ -370,6 +370,7 @@ async def test_an_error_is_never_an_empty_set(faulty: tuple[FaultyConsul, View],
     assert all(view.history)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", ["null", {}, [{}], [{"Service": None}], [5]])
 async def test_nonsense_is_never_an_empty_set(faulty: tuple[FaultyConsul, View], rows: object):
     fake, view = faulty

@@ -198,6 +198,7 @@ async def test_refused_sessions_are_tried_again_with_growing_delays(
     assert script.sessions == 4
 
 
+@pytest.mark.slow
 async def test_an_unreachable_service_is_named_soon() -> None:
     async with AsyncClient("127.0.0.1:1") as client, asyncio.timeout(15):
         with pytest.raises(UnavailableError, match=r"cannot reach 127\.0\.0\.1:1") as caught:

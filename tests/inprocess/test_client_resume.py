@@ -125,6 +125,7 @@ async def test_an_answer_goes_on_after_a_cut_as_if_there_had_been_none(tmp_path)
         assert s.sessions.resumed == 1
 
 
+@pytest.mark.slow
 async def test_answers_across_cuts_at_random_places_are_exact(tmp_path, caplog):
     async with scene(tmp_path, speed=20.0) as s:
         truths: dict[int, list[int]] = {
@@ -171,6 +172,7 @@ async def test_answers_across_cuts_at_random_places_are_exact(tmp_path, caplog):
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
+@pytest.mark.slow
 async def test_a_connection_that_stalls_is_noticed_and_replaced(tmp_path):
     quick = (("grpc.keepalive_time_ms", 1_000), ("grpc.keepalive_timeout_ms", 500),
              ("grpc.http2.ping_timeout_ms", 500))  # fmt: skip
@@ -292,6 +294,7 @@ async def test_a_router_without_a_window_is_met_as_before(tmp_path):
         await s.until_idle()
 
 
+@pytest.mark.slow
 async def test_a_credential_revoked_meanwhile_is_replaced_before_the_session_goes_on(tmp_path):
     async with (
         scene(tmp_path, speed=0.5) as s,

@@ -8,6 +8,7 @@ import asyncio
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -156,5 +157,6 @@ def run(directory: Path, *, examples: int, steps: int) -> None:
                 loop.run(end_quietly(machine.world))
 
 
+@pytest.mark.slow
 def test_any_order_of_events_leaves_answers_whole_and_nothing_behind(tmp_path):
     run(tmp_path, examples=8, steps=25)

@@ -48,6 +48,7 @@ async def fast_engine(tmp_path):
         yield running
 
 
+@pytest.mark.slow
 async def test_a_caller_that_pauses_misses_nothing_and_gets_it_in_few_frames(
     fast_engine: Cluster,
 ):
@@ -74,6 +75,7 @@ async def test_a_caller_that_pauses_misses_nothing_and_gets_it_in_few_frames(
     assert frames < streams * TOKENS / 2, "what waited was joined"
 
 
+@pytest.mark.slow
 async def test_a_paused_caller_does_not_hold_up_another(fast_engine: Cluster):
     token = await fast_engine.token("shop", await fast_engine.new_client("shop", "generate"))
     async with (

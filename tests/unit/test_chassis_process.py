@@ -5,6 +5,8 @@ import socket
 import subprocess
 import sys
 
+import pytest
+
 
 def start(listen: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -22,6 +24,7 @@ def start(listen: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_setting_that_is_found_bad_only_at_the_start_is_named_as_such():
     ended = start("0.0.0.0:0", ANABRANCH_ENGINE_REGISTRY="consul://127.0.0.1:1")
     assert ended.returncode == 2
@@ -29,6 +32,7 @@ def test_a_setting_that_is_found_bad_only_at_the_start_is_named_as_such():
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.slow
 def test_a_port_in_use_is_said_in_one_line():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

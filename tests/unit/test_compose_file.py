@@ -117,6 +117,7 @@ def test_every_variable_that_must_be_set_is_in_the_example():
         assert re.search(rf"^{name}=", example, re.MULTILINE), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted((ROOT / "deploy/docker").glob("*.Dockerfile")), ids=str)
 def test_a_service_starts_from_what_its_image_copies(path, tmp_path):
     copies = re.findall(r"^COPY (\S+) /app/(\S*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
