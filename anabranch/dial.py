@@ -58,6 +58,9 @@ DEFAULT_OPTIONS: ChannelOptions = (
     ("grpc.http2.max_pings_without_data", 0),
     # Bandwidth probing grows the window of a stream that nobody reads to megabytes.
     ("grpc.http2.bdp_probe", 0),
+    # What a session's caller lets arrive before it is read: a window of 64 KiB is full, and the
+    # sender held up, after ten steps of 256 streams.
+    ("grpc.http2.lookahead_bytes", 256 * 1024),
     # A message holds a step of every running request, so answers are larger than requests.
     ("grpc.max_receive_message_length", 16 * 1024 * 1024),
     ("grpc.max_send_message_length", 4 * 1024 * 1024),
