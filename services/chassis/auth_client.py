@@ -1,6 +1,6 @@
 """How a service reaches the auth service: verification keys, and tokens for itself.
 
-Finds the address (configured, or through the registry), keeps one channel, and
+Finds the address (configured, or through the registry), keeps one connection, and
 never lets a caller's request wait for more than a short deadline.
 """
 
@@ -11,32 +11,38 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import grpc
+from google.protobuf.message import DecodeError, Message
 
-from anabranch.v1 import auth_pb2, auth_pb2_grpc, errors_pb2
+from anabranch.v1 import auth_pb2, errors_pb2
 from services.chassis.authn import KeySet
-from services.chassis.channels import open_channel
+from services.chassis.channels import transport_limits
 from services.chassis.errors import Fault, fault_from_rpc_error
+from services.chassis.http2.single_calls import SingleCalls
 from services.chassis.registry import Registry
 from services.chassis.settings import Secret
 
 _log = logging.getLogger(__name__)
 
 AUTH_SERVICE = "anabranch-auth"
+_METHODS = "/anabranch.v1.AuthService/"
 _CALL_TIMEOUT_S = 1.0
 _LOGIN_TIMEOUT_S = 3.0
 _REFRESH_AT = 0.8
 _REISSUE_AFTER_S = 5.0
 
+_Answer = TypeVar("_Answer", bound=Message)
+
 
 class AuthClient:
-    """One channel to the auth service, moved when the registry says so."""
+    """One connection to the auth service, moved when the registry says so."""
 
     def __init__(self, target: str, registry: Registry | None) -> None:
         self._target = target
         self._registry = registry
-        self._channel: grpc.aio.Channel | None = None
+        self._calls: SingleCalls | None = None
         self._address = ""
 
     async def follow(self) -> None:
@@ -51,22 +57,15 @@ class AuthClient:
             if addresses and self._address not in addresses:
                 await self._use(addresses[0])
 
-    def stub(self) -> auth_pb2_grpc.AuthServiceStub:
-        """A stub for now. Raises Fault DEPENDENCY_UNAVAILABLE while no address is known."""
-        if self._channel is None:
-            raise Fault(
-                errors_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE,
-                "the auth service has not been found yet",
-                retry_after=1.0,
-            )
-        return auth_pb2_grpc.AuthServiceStub(self._channel)
+    @property
+    def found(self) -> bool:
+        """Whether an address is known."""
+        return self._calls is not None
 
     async def fetch(self) -> KeySet:
         """The verification keys. Raises Fault."""
-        try:
-            found = await self.stub().GetJwks(auth_pb2.GetJwksRequest(), timeout=_CALL_TIMEOUT_S)
-        except grpc.aio.AioRpcError as error:
-            raise fault_from_rpc_error(error) from error
+        raw = await self._ask("GetJwks", auth_pb2.GetJwksRequest(), timeout=_CALL_TIMEOUT_S)
+        found = _read(auth_pb2.GetJwksResponse, raw)
         return KeySet(
             jwks_json=found.jwks_json,
             max_age=found.max_age.ToNanoseconds() / 1e9,
@@ -74,19 +73,47 @@ class AuthClient:
             disabled_client_ids=frozenset(found.disabled_client_ids),
         )
 
+    async def issue(self, request: auth_pb2.IssueTokenRequest) -> auth_pb2.IssueTokenResponse:
+        """A token for client credentials. Raises Fault."""
+        raw = await self._ask("IssueToken", request, timeout=_LOGIN_TIMEOUT_S)
+        return _read(auth_pb2.IssueTokenResponse, raw)
+
     async def close(self) -> None:
-        """Closes the channel."""
-        if self._channel is not None:
-            await self._channel.close()
-            self._channel = None
+        """Closes the connection."""
+        if self._calls is not None:
+            await self._calls.close()
+            self._calls = None
+
+    async def _ask(self, method: str, request: Message, *, timeout: float) -> bytes:
+        if self._calls is None:
+            raise Fault(
+                errors_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE,
+                "the auth service has not been found yet",
+                retry_after=1.0,
+            )
+        try:
+            raw = request.SerializeToString()
+            return await self._calls.ask(f"{_METHODS}{method}", raw, timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            raise fault_from_rpc_error(error) from error
 
     async def _use(self, address: str) -> None:
-        previous, self._channel = self._channel, open_channel(address)
+        limits = transport_limits(calling=True)
+        previous, self._calls = self._calls, SingleCalls(address, limits)
         self._address = address
         if previous is not None:
-            # What is under way ends by its own deadline: closing would cancel it, and a
-            # cancelled call looks to its caller as if that caller had been cancelled.
+            # What is under way ends by its own deadline.
             await previous.close(_LOGIN_TIMEOUT_S)
+
+
+def _read(kind: type[_Answer], raw: bytes) -> _Answer:
+    try:
+        return kind.FromString(raw)
+    except DecodeError as exc:
+        raise Fault(
+            errors_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE,
+            "the auth service sent an answer that cannot be read",
+        ) from exc
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +163,7 @@ class TokenSource:
             client_id=self._client_id, client_secret=self._client_secret.reveal()
         )
         asked = self._clock()
-        try:
-            issued = await self._auth.stub().IssueToken(request, timeout=_LOGIN_TIMEOUT_S)
-        except grpc.aio.AioRpcError as error:
-            raise fault_from_rpc_error(error) from error
+        issued = await self._auth.issue(request)
         self._issued_at = asked
         life = issued.expires_in.ToNanoseconds() / 1e9
         return Token(issued.access_token, asked + life * _REFRESH_AT)

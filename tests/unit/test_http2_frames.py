@@ -411,3 +411,12 @@ def test_pings_beside_data_are_borne():
     for _ in range(10):
         assert patience.bears_ping()
         patience.useful()
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.001, 1.0, 2.5, 99_999.0, 100_000.0, 1e9, -1.0])
+def test_a_timeout_is_written_as_it_is_read_and_never_longer(seconds: float):
+    spelled = headers.spelled_timeout(seconds)
+    read = headers.timeout(spelled)
+    assert len(spelled) <= 9
+    assert read is not None
+    assert max(seconds, 0.0) - 1.0 < read <= max(seconds, 0.0) or read == 10**8 - 1

@@ -167,6 +167,8 @@ class ClientConnection(Connection):
         super().__init__(limits, may_ping_often=True)
         self._next = 1
         self._authority = ""
+        # The server takes no more calls here.
+        self.leaving = False
 
     def greeting(self) -> bytes:
         settings = h2.settings(
@@ -192,6 +194,7 @@ class ClientConnection(Connection):
             self.bear()  # of a call that was cancelled: they may have been on their way
 
     def on_go_away(self, last: int, code: int, why: str) -> None:
+        self.leaving = True
         for call in tuple(self.streams.values()):
             if call.number > last and isinstance(call, ClientCall):
                 self.forget(call)

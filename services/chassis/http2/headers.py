@@ -176,6 +176,12 @@ def is_grpc(content_type: str) -> bool:
     return content_type.startswith(kind) and content_type[len(kind) :][:1] in ("", "+", ";")
 
 
+def spelled_timeout(seconds: float) -> str:
+    """A grpc-timeout, of at most eight digits."""
+    milliseconds = max(int(seconds * 1000), 0)
+    return f"{milliseconds}m" if milliseconds < 10**8 else f"{min(int(seconds), 10**8 - 1)}S"
+
+
 def spelled_message(text: str) -> str:
     """A grpc-message: percent-encoded where HTTP would not carry it."""
     return quote(text, safe=_UNPRINTED, errors="replace")
