@@ -23,6 +23,7 @@ from services.chassis.model_handler import ModelHandler
 from services.chassis.model_streams import ActiveRequests
 from services.chassis.session_state import SessionState, protocol_fault
 from services.chassis.session_wire import SessionWire, WireLost
+from services.chassis.turn import Soon, turn_of
 
 
 class HandOver(Exception):
@@ -32,26 +33,6 @@ class HandOver(Exception):
         super().__init__(str(where))
         self.where = where
         self.opening = opening
-
-
-class _Soon:
-    """Calls once in the next turn of the loop, however often it was set in this one."""
-
-    __slots__ = ("_call", "_loop", "_set")
-
-    def __init__(self, call: Callable[[], None]) -> None:
-        self._call = call
-        self._loop = asyncio.get_running_loop()
-        self._set = False
-
-    def set(self) -> None:
-        if not self._set:
-            self._set = True
-            self._loop.call_soon(self._run)
-
-    def _run(self) -> None:
-        self._set = False
-        self._call()
 
 
 class Session:
@@ -78,7 +59,7 @@ class Session:
         self._wire = wire
         self._resumable = resumable
         self._clock = clock
-        self._wake = _Soon(self._send)
+        self._wake = Soon(self._send, turn_of(asyncio.get_running_loop()))
         self._attention = asyncio.Event()
         self._failure: Exception | None = None
         self._blocked = False

@@ -30,6 +30,7 @@ from services.chassis.errors import (
 from services.chassis.http2.client import ClientCall, connect
 from services.chassis.http2.frames import Code
 from services.chassis.registry import Instance
+from services.chassis.turn import Soon, turn_of
 from services.router.core.values import Health
 from services.router.known_backend import KnownBackend
 
@@ -37,6 +38,7 @@ _log = logging.getLogger(__name__)
 
 SESSION_METHOD = "/anabranch.v1.ModelService/Session"
 _READY_TIMEOUT_S = 10.0
+_UNREADABLE = "the backend sent a message that cannot be read"
 _BACKOFF_S = (0.05, 2.0)
 _RENEW_RETRY_S = 2.0
 _MESSAGE_BYTES = 1024 * 1024
@@ -82,7 +84,7 @@ class Uplink:
         self._renewal = ""
         self._call: ClientCall | None = None
         self._loop = asyncio.get_running_loop()
-        self._flushing = False
+        self._flush_soon = Soon(self._flush, turn_of(self._loop))
 
     def start(
         self,
@@ -104,7 +106,7 @@ class Uplink:
         frame.on_behalf_of.tenant = caller.tenant
         frame.on_behalf_of.client_id = caller.client_id
         self._outgoing.append(frame)
-        self._flush_soon()
+        self._flush_soon.set()
         return number
 
     def cancel(self, number: int) -> None:
@@ -113,7 +115,7 @@ class Uplink:
             frame = relay_pb2.RelaySessionRequestFrame(stream=number)
             frame.cancel.SetInParent()
             self._outgoing.append(frame)
-            self._flush_soon()
+            self._flush_soon.set()
 
     def unlist(self) -> None:
         """The registry no longer lists it: nothing new, and close once it is idle."""
@@ -166,7 +168,7 @@ class Uplink:
         greeted: asyncio.Future[None] = self._loop.create_future()
         metadata = (("authorization", f"Bearer {token.value}"),)
         call = connection.call(
-            SESSION_METHOD, metadata, lambda raw: self._message(call, greeted, raw)
+            SESSION_METHOD, metadata, lambda raw: self._greeting(call, greeted, raw)
         )
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -198,22 +200,29 @@ class Uplink:
             return _lost("left the registry")  # it may be listed again by now
         return fault_from_rpc_error(error)
 
-    def _message(self, call: ClientCall, greeted: asyncio.Future[None], raw: bytes) -> None:
+    def _greeting(self, call: ClientCall, greeted: asyncio.Future[None], raw: bytes) -> None:
         try:
             message = relay_pb2.RelaySessionResponse.FromString(raw)
         except DecodeError:
-            call.fail(grpc.StatusCode.INTERNAL, "the backend sent a message that cannot be read")
+            call.fail(grpc.StatusCode.INTERNAL, _UNREADABLE)
             return
-        if self._call is not None:
-            self._take(message)
-        elif not greeted.done():
-            greeted.set_result(None)
-            self._starts = 0
-            self._call = call
-            self.backend.greeted(message.ready)
-            _log.info("backend is ready", extra={"backend": self.backend.id})
-            if self._outgoing:
-                self._flush_soon()
+        greeted.set_result(None)
+        self._starts = 0
+        self._call = call
+        call.on_message = self._message
+        self.backend.greeted(message.ready)
+        _log.info("backend is ready", extra={"backend": self.backend.id})
+        if self._outgoing:
+            self._flush_soon.set()
+
+    def _message(self, raw: bytes) -> None:
+        try:
+            message = relay_pb2.RelaySessionResponse.FromString(raw)
+        except DecodeError:
+            if self._call is not None:
+                self._call.fail(grpc.StatusCode.INTERNAL, _UNREADABLE)
+            return
+        self._take(message)
 
     def _take(self, message: relay_pb2.RelaySessionResponse) -> None:
         """One message of the backend: usually one step, with a frame for each request."""
@@ -275,14 +284,8 @@ class Uplink:
         if not self.listed and not self._receivers and self._call is not None:
             self._call.cancel()
 
-    def _flush_soon(self) -> None:
-        """What is put on the session within one turn of the loop leaves in one message."""
-        if not self._flushing:
-            self._flushing = True
-            self._loop.call_soon(self._flush)
-
     def _flush(self) -> None:
-        self._flushing = False
+        """Sends what was put on the session within one turn of the loop, in one message."""
         if self._call is None or self._call.ended.done():
             return  # the session is over: every request on it is told why
         frames = self._batch()
@@ -302,7 +305,7 @@ class Uplink:
             count += 1
         self._outgoing = frames[count:]
         if self._outgoing:
-            self._flush_soon()
+            self._flush_soon.set()
         return frames[:count]
 
     async def _renew(self, refresh_at: float) -> None:
@@ -317,7 +320,7 @@ class Uplink:
                 continue
             refresh_at = token.refresh_at
             self._renewal = f"Bearer {token.value}"
-            self._flush_soon()
+            self._flush_soon.set()
 
 
 def _read_error(raw: bytes) -> Fault:

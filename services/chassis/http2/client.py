@@ -60,7 +60,8 @@ class ClientCall(Stream):
         super().__init__(connection, number)
         self.ended: asyncio.Future[grpc.aio.AioRpcError | None] = connection.loop.create_future()
         self.incoming = MessageReader(connection.limits.message_bytes)
-        self._on_message = on_message
+        # May be replaced, when what arrives is of another kind from then on.
+        self.on_message = on_message
         self._headed = False
         # Apart from the future, which whoever waits for it may cancel.
         self._over = False
@@ -85,7 +86,7 @@ class ClientCall(Stream):
         for message in messages:
             if self._over:
                 return
-            self._on_message(message)
+            self.on_message(message)
 
     def on_input_over(self) -> None:
         # Trailers end a call; whatever else ends its input is no answer.

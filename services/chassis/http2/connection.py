@@ -18,6 +18,7 @@ from services.chassis.http2.frames import Code, ConnectionFault, StreamFault
 from services.chassis.http2.headers import Fields, HeaderReader, HeadersTooLarge, spelled_peer
 from services.chassis.http2.outgoing import Outgoing
 from services.chassis.http2.stream import Stream
+from services.chassis.turn import turn_of
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, limits: TransportLimits, *, may_ping_often: bool = False) -> None:
         self.limits = limits
         self.loop = asyncio.get_running_loop()
+        self._turn = turn_of(self.loop)
         self.streams: dict[int, Stream] = {}
         self.closed = False
         self.peer = ""
@@ -123,12 +125,15 @@ class Connection(asyncio.Protocol):
         if self.closed:
             return
         self._heard = True
+        self._turn.begin()
         try:
             self.take(data)
             self.outgoing.check_read()
         except ConnectionFault as fault:
             self.close(fault.code, fault.why)
             return
+        finally:
+            self._turn.end()
         if self._uncredited * 2 >= self.limits.connection_window:
             self._receive_window += self._uncredited
             self.outgoing.raw(h2.window_update(0, self._uncredited))
