@@ -69,8 +69,8 @@ _RATIOS = (
     _Ratio(Cell(256, 20), Path.ENVOY, 0.4),
     _Ratio(Cell(64, 0), Path.ENVOY, 0.55),
     _Ratio(Cell(256, 0), Path.ENVOY, 0.30),
-    _Ratio(Cell(64, 0), Path.ENVOY, 1.0, "tokens_per_second", at_most=False),
-    _Ratio(Cell(256, 0), Path.ENVOY, 1.0, "tokens_per_second", at_most=False),
+    _Ratio(Cell(64, 0), Path.ENVOY, 4.0, "tokens_per_second", at_most=False),
+    _Ratio(Cell(256, 0), Path.ENVOY, None, "tokens_per_second", at_most=False),
     _Ratio(Cell(64, 20), Path.ENVOY_LEAN, None),
     _Ratio(Cell(256, 20), Path.ENVOY_LEAN, None),
     _Ratio(Cell(64, 20), Path.SMG_GRPC, 0.5),
@@ -80,6 +80,9 @@ _RATIOS = (
 
 REQUESTS_PER_SECOND = 12_000.0
 TTFT_P50_MS, TTFT_P99_MS = 0.7, 2.0
+PLAIN_JITTER_MS = 5.0
+COLD_US = 250.0
+RSS_KIB = 40.0
 GROWTH = 1.0
 """A token may cost no more at ten thousand streams than at a hundred."""
 
@@ -112,6 +115,13 @@ def _verdicts(record: Record) -> Iterator[Verdict]:
         yield Verdict(
             f"added TTFT {name[5:8]}", ALONE.label, "ms", _added(samples, ALONE, name), limit
         )
+    yield Verdict(
+        f"added jitter p99, {Path.ROUTER_PLAIN.label}",
+        Cell(64, 20).label,
+        "ms",
+        _added(samples, Cell(64, 20), "jitter_p99_ms", Path.ROUTER_PLAIN),
+        PLAIN_JITTER_MS,
+    )
     yield from _cold(record.get("cold"))
     yield from _many(record.get("many"))
 
@@ -120,7 +130,7 @@ def _cold(cold: Record | None) -> Iterator[Verdict]:
     costs = cold["us_per_message"] if cold else {}
     mine, envoy = costs.get(_SESSION.value), costs.get(Path.ENVOY.value)
     nothing = figure(())
-    yield Verdict("CPU of a cold message", "one answer", "µs", mine or nothing, None)
+    yield Verdict("CPU of a cold message", "one answer", "µs", mine or nothing, COLD_US)
     ratio = mine["median"] / envoy["median"] if mine and envoy and envoy["median"] else math.nan
     yield Verdict(f"… × {Path.ENVOY.label}", "one answer", "×", figure([ratio]), None)
 
@@ -130,7 +140,7 @@ def _many(many: Record | None) -> Iterator[Verdict]:
     last = rows[-1] if rows else None
     where = f"{last['streams']:,} streams" if last else "10,000 streams"
     memory = figure([last["rss_kib_per_stream"]] if last else ())
-    yield Verdict("RSS a stream", where, "KiB", memory, None)
+    yield Verdict("RSS a stream", where, "KiB", memory, RSS_KIB)
     costs = [row["cpu_us_per_token"]["median"] for row in rows]
     growth = costs[-1] / costs[0] if len(costs) > 1 and costs[0] and costs[-1] else math.nan
     start = f", × {rows[0]['streams']:,} streams" if rows else ""
@@ -149,8 +159,9 @@ def _ratio(samples: Sequence[Record], ratio: _Ratio) -> Figure:
     )
 
 
-def _added(samples: Sequence[Record], cell: Cell, name: str) -> Figure:
-    mine, direct = (of(samples, cell, path) for path in (_SESSION, _SESSION.direct))
+def _added(samples: Sequence[Record], cell: Cell, name: str, path: Path = _SESSION) -> Figure:
+    """What a path adds to its own direct way."""
+    mine, direct = (of(samples, cell, one) for one in (path, path.direct))
     return figure(_number(a, name) - _number(b, name) for a, b in pairs(mine, direct))
 
 
