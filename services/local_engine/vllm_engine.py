@@ -35,6 +35,7 @@ from services.local_engine.load_meter import LoadMeter
 from services.local_engine.orphan_guard import OrphanGuard
 from services.local_engine.vllm_jobs import NewParams, VllmJobs
 from services.local_engine.vllm_options import VllmOptions
+from services.local_engine.vllm_outputs import Outputs, outputs_for
 from services.local_engine.vllm_steps import StepRecorder
 
 _log = logging.getLogger(__name__)
@@ -65,8 +66,14 @@ class _Loaded:
 class VllmEngine:
     """Runs jobs on vLLM's AsyncLLM. One per process: vLLM's configuration is process-wide."""
 
-    def __init__(self, options: VllmOptions, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        options: VllmOptions,
+        clock: Callable[[], float] = time.monotonic,
+        outputs: Callable[[Any, str], Outputs] = outputs_for,
+    ) -> None:
         self._options = options
+        self._outputs = outputs
         self._clock = clock
         self._meter = LoadMeter(clock, options.step_model)
         self._recorders: list[StepRecorder] = []
@@ -152,6 +159,7 @@ class VllmEngine:
         return self._state
 
     def _load(self) -> _Loaded:
+        import vllm
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -180,7 +188,14 @@ class VllmEngine:
                 capabilities=_CAPABILITIES,
             ),
             tokenizer=tokenizer,
-            jobs=VllmJobs(llm, tokenizer, self._meter, new_params, refusals),
+            jobs=VllmJobs(
+                llm,
+                tokenizer,
+                self._meter,
+                new_params,
+                refusals,
+                self._outputs(llm, vllm.__version__),
+            ),
             kv_total_tokens=int(
                 (config.cache_config.num_gpu_blocks or 0) * config.cache_config.block_size
             ),

@@ -1,7 +1,6 @@
 """Jobs into vLLM's AsyncLLM, and its outputs back to them. Does not import vLLM.
 
-Relies, beyond AsyncLLM's documented interface, on `add_request` returning a collector whose
-`put` receives each output (`_attach`): that spares a task and a wake-up per request and token.
+How outputs come is vllm_outputs.py's.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from services.local_engine.engine import Finish, Job, OnDelta, OnFail
 from services.local_engine.job_output import JobOutput
 from services.local_engine.load_meter import JobLoad, LoadMeter
 from services.local_engine.text_stream import AnswerText, ends_inside_character
+from services.local_engine.vllm_outputs import Outputs
 
 NewParams = Callable[[Job, bool], Any]
 """Makes vLLM's SamplingParams for a job; the flag says whether vLLM makes its text."""
@@ -45,8 +45,10 @@ class VllmJobs:
         meter: LoadMeter,
         new_params: NewParams,
         refusals: tuple[type[Exception], ...],
+        outputs: Outputs,
     ) -> None:
         self._llm = llm
+        self._outputs = outputs
         self._tokenizer = tokenizer
         self._meter = meter
         self._new_params = new_params
@@ -81,12 +83,14 @@ class VllmJobs:
 
     async def run(self) -> None:
         """Passes jobs and aborts on to vLLM, in order, until cancelled."""
-        while True:
-            command = await self._commands.get()
-            if isinstance(command, str):
-                await self._llm.abort(command)
-            elif not command.output.ended:
-                await self._add(command)
+        async with self._outputs:
+            while True:
+                command = await self._commands.get()
+                if isinstance(command, str):
+                    await self._llm.abort(command)
+                    self._outputs.forget(command)
+                elif not command.output.ended:
+                    await self._add(command)
 
     async def _add(self, running: _Running) -> None:
         job = running.output.job
@@ -94,14 +98,13 @@ class VllmJobs:
             if self._needs_own_text(job):
                 running.texts = [self._own_text(job) for _ in range(job.sampling.n)]
             params = self._new_params(job, not running.texts)
-            prompt = [*job.prompt_token_ids, *job.continuation.token_ids]
-            collector = await self._llm.add_request(
+            await self._outputs.begin(
                 job.id,
-                {"type": "token", "prompt_token_ids": prompt},
+                [*job.prompt_token_ids, *job.continuation.token_ids],
                 params,
-                priority=job.priority,
+                job.priority,
+                functools.partial(self._receive, running),
             )
-            self._attach(collector, running)
         except Exception as error:  # noqa: BLE001 - the edge: vLLM's refusals end this job alone
             self._fail(running, error)
 
@@ -128,18 +131,13 @@ class VllmJobs:
         except ValueError as mismatch:
             raise invalid([Violation("continuation.text", str(mismatch))]) from mismatch
 
-    def _attach(self, collector: Any, running: _Running) -> None:
-        """Has outputs delivered as vLLM's output loop puts them, the whole step in one turn."""
-        receive = functools.partial(self._receive, running)
-        early = collector.get_nowait()
-        collector.put = receive
-        if early is not None:
-            receive(early)
-
     def _receive(self, running: _Running, output: Any) -> None:
         if isinstance(output, Exception):
-            # Only the end of vLLM's output loop brings one: nothing more will come.
-            self._end(running, _lost(running.output))
+            # After output, or as no refusal, it is the end of vLLM's output loop.
+            if not running.output.started and isinstance(output, self._refusals):
+                self._fail(running, output)
+            else:
+                self._end(running, _lost(running.output))
             return
         if not running.output.ended:
             self._deliver_all(running, output)

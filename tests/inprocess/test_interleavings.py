@@ -19,7 +19,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.support.interleaving import SessionCaller, World, end_quietly
+from tests.support.interleaving import ReturningCaller, SessionCaller, World, end_quietly
 
 PICK = st.integers(0, 99)
 LIMITS = st.integers(1, 150)
@@ -88,8 +88,17 @@ class Interleavings(RuleBasedStateMachine):
         session, number = started[which % len(started)]
         self.loop.run(session.cancel(number))
 
-    # A session that its caller can come back to is dropped and resumed by a rule of its own here;
-    # its answers then count as if nothing had happened.
+    @rule(limit=LIMITS, choices=CHOICES)
+    def a_call_of_the_library_starts(self, limit, choices):
+        self.loop.run(self.now.returning(limit, choices))
+
+    # To those who come back, it counts as if nothing had happened.
+    @precondition(lambda self: any(isinstance(c, ReturningCaller) for c in self._present()))
+    @rule(after_ms=MOMENTS)
+    def the_library_s_connection_is_cut(self, after_ms):
+        self.time_passes(after_ms)
+        self.now.network.cut()
+
     @precondition(lambda self: self._present())
     @rule(who=PICK)
     def a_caller_leaves(self, who):

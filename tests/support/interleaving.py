@@ -16,6 +16,8 @@ from typing import Any
 
 import grpc
 
+from anabranch import AnabranchError, AsyncClient, Chunk
+from anabranch.streams import AnswerStream
 from anabranch.v1 import admin_pb2, errors_pb2, session_pb2
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.channels import open_channel
@@ -23,6 +25,7 @@ from services.chassis.errors import Fault, fault_from_rpc_error, fault_from_stat
 from services.local_engine import sim_tokenizer
 from services.local_engine.sim_model import answer_seed, natural_length, token_at
 from tests.support.auth import bearer, until
+from tests.support.cuttable import CuttableProxy, cuttable
 from tests.support.inprocess import MODEL, Cluster, Engine, cluster, model_stub
 
 MEAN = 80
@@ -245,10 +248,57 @@ class PlainCaller(_Caller):
             self.answers[0].failed(fault_from_rpc_error(error))
 
 
+class _Heard(AnswerStream):
+    """The library's stream, each chunk of which is checked as it came."""
+
+    def __init__(self, client: AsyncClient, answer: Answer) -> None:
+        super().__init__(client.open, client.prepare(answer.request, {}))
+        self._checked = answer
+
+    def add(self, raw: bytes) -> Chunk:
+        chunk = pb.GenerateChunk.FromString(raw)
+        self._checked.heard(chunk, last=chunk.HasField("usage"))
+        return super().add(raw)
+
+
+class ReturningCaller(_Caller):
+    """A caller of the client library, whose sessions outlive their connections."""
+
+    def __init__(self, client: AsyncClient, answer: Answer) -> None:
+        self._client = client
+        super().__init__()
+        self.answers[0] = answer
+
+    async def leave(self) -> None:
+        self.gone = True
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    async def _hear(self) -> None:
+        try:
+            async with _Heard(self._client, self.answers[0]) as stream:
+                while True:
+                    await self.reads.wait()
+                    if await anext(stream, None) is None:
+                        return
+        except AnabranchError as error:
+            reason = errors_pb2.ErrorReason.Value(f"ERROR_REASON_{error.reason}")
+            self.answers[0].failed(Fault(reason, error.message, metadata=error.metadata))
+
+
 class World:
     """The cluster and its callers."""
 
-    def __init__(self, running: Cluster, stack: AsyncExitStack, auth: Any) -> None:
+    def __init__(
+        self,
+        running: Cluster,
+        stack: AsyncExitStack,
+        auth: Any,
+        network: CuttableProxy,
+        client: AsyncClient,
+    ) -> None:
+        self.network = network
+        self._client = client
         self._running = running
         self._stack = stack
         self._auth = auth
@@ -264,7 +314,11 @@ class World:
             cluster(directory, engines=(cls._engine(), cls._engine()))
         )
         secret = await running.new_client("shop", "generate")
-        return cls(running, stack, bearer(await running.token("shop", secret)))
+        token = await running.token("shop", secret)
+        assert running.router is not None
+        network = await stack.enter_async_context(cuttable(running.router.address))
+        client = await stack.enter_async_context(AsyncClient(network.address, token=token))
+        return cls(running, stack, bearer(token), network, client)
 
     @staticmethod
     def _engine() -> dict[str, Any]:
@@ -289,6 +343,9 @@ class World:
     async def plain(self, limit: int, choices: int, *, whole: bool) -> None:
         answer = self.answer(limit, choices)
         self.callers.append(PlainCaller(await self._channel(), self._auth, answer, whole=whole))
+
+    async def returning(self, limit: int, choices: int) -> None:
+        self.callers.append(ReturningCaller(self._client, self.answer(limit, choices)))
 
     def answer(self, limit: int, choices: int) -> Answer:
         """A new request with a prompt of its own."""

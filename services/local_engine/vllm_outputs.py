@@ -1,0 +1,144 @@
+"""How vLLM's outputs reach the jobs: at its output loop's own hand, or through its public stream.
+
+Does not import vLLM. The first spares a task and a wake-up for each request and token, but relies
+on more than vLLM documents, so it is for versions that it was seen working with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+_log = logging.getLogger(__name__)
+
+KNOWN_FROM, KNOWN_BELOW = (0, 25), (0, 34)
+"""Versions of vLLM whose collectors are known."""
+
+Receive = Callable[[Any], None]
+"""Takes a RequestOutput, or the exception that ended the request."""
+
+
+class Outputs(Protocol):
+    """Begins requests and delivers what they bring. Entered by the task that begins them."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+    async def begin(
+        self, request_id: str, tokens: Sequence[int], params: Any, priority: int, receive: Receive
+    ) -> None:
+        """Has vLLM take a prompt. Raises what vLLM refuses it with, or `receive` gets it."""
+
+    def forget(self, request_id: str) -> None:
+        """The request was aborted: nothing more of it is wanted."""
+
+
+class TappedOutputs:
+    """A whole step in one turn: each request's collector calls the job itself.
+
+    Relies on `add_request` returning a collector whose `put` receives each output.
+    """
+
+    def __init__(self, llm: Any) -> None:
+        self._llm = llm
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        return
+
+    async def begin(
+        self, request_id: str, tokens: Sequence[int], params: Any, priority: int, receive: Receive
+    ) -> None:
+        """Raises what vLLM refuses the request with."""
+        collector = await self._llm.add_request(
+            request_id, _prompt(tokens), params, priority=priority
+        )
+        early = collector.get_nowait()
+        collector.put = receive
+        if early is not None:
+            receive(early)
+
+    def forget(self, request_id: str) -> None:
+        """Nothing is kept here."""
+
+
+class StreamedOutputs:
+    """AsyncLLM.generate, as documented: a task a request, and a wake-up for each of its outputs."""
+
+    def __init__(self, llm: Any) -> None:
+        self._llm = llm
+        self._group = asyncio.TaskGroup()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def __aenter__(self) -> Self:
+        await self._group.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for task in self._tasks.values():
+            task.cancel()
+        await self._group.__aexit__(kind, error, traceback)
+
+    async def begin(
+        self, request_id: str, tokens: Sequence[int], params: Any, priority: int, receive: Receive
+    ) -> None:
+        """What vLLM refuses the request with goes to `receive`."""
+        stream = self._llm.generate(_prompt(tokens), params, request_id, priority=priority)
+        task = self._group.create_task(_pass_on(stream, receive), name=f"vllm-{request_id}")
+        self._tasks[request_id] = task
+        task.add_done_callback(lambda _: self._tasks.pop(request_id, None))
+
+    def forget(self, request_id: str) -> None:
+        """Ends the request's task."""
+        task = self._tasks.get(request_id)
+        if task is not None:
+            task.cancel()
+
+
+async def _pass_on(stream: Any, receive: Receive) -> None:
+    try:
+        async for output in stream:
+            receive(output)
+    except Exception as error:  # noqa: BLE001 - the edge: it ends this request alone
+        receive(error)
+
+
+def _prompt(tokens: Sequence[int]) -> dict[str, Any]:
+    return {"type": "token", "prompt_token_ids": list(tokens)}
+
+
+def outputs_for(llm: Any, version: str) -> Outputs:
+    """The fastest way that this version of vLLM is known to have."""
+    found = re.match(r"(\d+)\.(\d+)", version)
+    if found and KNOWN_FROM <= (int(found[1]), int(found[2])) < KNOWN_BELOW:
+        return TappedOutputs(llm)
+    _log.warning(
+        "this version of vLLM is unknown: outputs come through its public stream, which costs a "
+        "task and a wake-up for each request and token",
+        extra={
+            "version": version,
+            "known": f"{_spelled(KNOWN_FROM)} to below {_spelled(KNOWN_BELOW)}",
+        },
+    )
+    return StreamedOutputs(llm)
+
+
+def _spelled(version: tuple[int, int]) -> str:
+    return f"{version[0]}.{version[1]}"
