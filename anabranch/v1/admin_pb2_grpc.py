@@ -135,7 +135,10 @@ class RouterAdminServiceServicer:
 
     def UpdatePolicy(self, request, context):
         """Replaces the policy, whole or not at all. INVALID_ARGUMENT lists every
-        fault. FAILED_PRECONDITION: `expected_version` is not the one in force.
+        fault with its path. FAILED_PRECONDITION: `expected_version` is not the one
+        in force. Where the policy comes from Consul it is written there, and every
+        router follows; otherwise this router keeps it until it restarts or its file
+        changes. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -65,6 +65,23 @@ class OverflowReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     OVERFLOW_REASON_UNHEALTHY: _ClassVar[OverflowReason]
     OVERFLOW_REASON_FAILED: _ClassVar[OverflowReason]
 
+class CacheSource(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CACHE_SOURCE_UNSPECIFIED: _ClassVar[CacheSource]
+    CACHE_SOURCE_MEMORY: _ClassVar[CacheSource]
+    CACHE_SOURCE_REDIS: _ClassVar[CacheSource]
+    CACHE_SOURCE_DISK: _ClassVar[CacheSource]
+    CACHE_SOURCE_IN_FLIGHT: _ClassVar[CacheSource]
+
+class PiiKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PII_KIND_UNSPECIFIED: _ClassVar[PiiKind]
+    PII_KIND_EMAIL: _ClassVar[PiiKind]
+    PII_KIND_PHONE: _ClassVar[PiiKind]
+    PII_KIND_CARD: _ClassVar[PiiKind]
+    PII_KIND_CN_ID: _ClassVar[PiiKind]
+    PII_KIND_SECRET: _ClassVar[PiiKind]
+
 class Capability(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     CAPABILITY_UNSPECIFIED: _ClassVar[Capability]
@@ -110,6 +127,17 @@ OVERFLOW_REASON_SATURATED: OverflowReason
 OVERFLOW_REASON_ABSENT: OverflowReason
 OVERFLOW_REASON_UNHEALTHY: OverflowReason
 OVERFLOW_REASON_FAILED: OverflowReason
+CACHE_SOURCE_UNSPECIFIED: CacheSource
+CACHE_SOURCE_MEMORY: CacheSource
+CACHE_SOURCE_REDIS: CacheSource
+CACHE_SOURCE_DISK: CacheSource
+CACHE_SOURCE_IN_FLIGHT: CacheSource
+PII_KIND_UNSPECIFIED: PiiKind
+PII_KIND_EMAIL: PiiKind
+PII_KIND_PHONE: PiiKind
+PII_KIND_CARD: PiiKind
+PII_KIND_CN_ID: PiiKind
+PII_KIND_SECRET: PiiKind
 CAPABILITY_UNSPECIFIED: Capability
 CAPABILITY_GENERATE: Capability
 CAPABILITY_EMBED: Capability
@@ -434,7 +462,7 @@ class Usage(_message.Message):
     def __init__(self, prompt_tokens: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., reasoning_tokens: _Optional[int] = ..., source: _Optional[_Union[Usage.Source, str]] = ...) -> None: ...
 
 class RouteReceipt(_message.Message):
-    __slots__ = ("tier", "backend_id", "served_model", "overflow_reason", "predicted_ttft", "ttft", "queue_time", "attempts", "cost_microusd", "resumed_at_tokens")
+    __slots__ = ("tier", "backend_id", "served_model", "overflow_reason", "predicted_ttft", "ttft", "queue_time", "attempts", "cost_microusd", "resumed_at_tokens", "resolved_model", "cache", "masked_entities", "hedged")
     TIER_FIELD_NUMBER: _ClassVar[int]
     BACKEND_ID_FIELD_NUMBER: _ClassVar[int]
     SERVED_MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -445,6 +473,10 @@ class RouteReceipt(_message.Message):
     ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
     COST_MICROUSD_FIELD_NUMBER: _ClassVar[int]
     RESUMED_AT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    RESOLVED_MODEL_FIELD_NUMBER: _ClassVar[int]
+    CACHE_FIELD_NUMBER: _ClassVar[int]
+    MASKED_ENTITIES_FIELD_NUMBER: _ClassVar[int]
+    HEDGED_FIELD_NUMBER: _ClassVar[int]
     tier: Tier
     backend_id: str
     served_model: str
@@ -455,22 +487,28 @@ class RouteReceipt(_message.Message):
     attempts: _containers.RepeatedCompositeFieldContainer[RouteAttempt]
     cost_microusd: int
     resumed_at_tokens: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, tier: _Optional[_Union[Tier, str]] = ..., backend_id: _Optional[str] = ..., served_model: _Optional[str] = ..., overflow_reason: _Optional[_Union[OverflowReason, str]] = ..., predicted_ttft: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., ttft: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., queue_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., attempts: _Optional[_Iterable[_Union[RouteAttempt, _Mapping]]] = ..., cost_microusd: _Optional[int] = ..., resumed_at_tokens: _Optional[_Iterable[int]] = ...) -> None: ...
+    resolved_model: str
+    cache: CacheSource
+    masked_entities: int
+    hedged: bool
+    def __init__(self, tier: _Optional[_Union[Tier, str]] = ..., backend_id: _Optional[str] = ..., served_model: _Optional[str] = ..., overflow_reason: _Optional[_Union[OverflowReason, str]] = ..., predicted_ttft: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., ttft: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., queue_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., attempts: _Optional[_Iterable[_Union[RouteAttempt, _Mapping]]] = ..., cost_microusd: _Optional[int] = ..., resumed_at_tokens: _Optional[_Iterable[int]] = ..., resolved_model: _Optional[str] = ..., cache: _Optional[_Union[CacheSource, str]] = ..., masked_entities: _Optional[int] = ..., hedged: _Optional[bool] = ...) -> None: ...
 
 class RouteAttempt(_message.Message):
-    __slots__ = ("backend_id", "tier", "error_reason", "duration")
+    __slots__ = ("backend_id", "tier", "error_reason", "duration", "hedge")
     BACKEND_ID_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
     ERROR_REASON_FIELD_NUMBER: _ClassVar[int]
     DURATION_FIELD_NUMBER: _ClassVar[int]
+    HEDGE_FIELD_NUMBER: _ClassVar[int]
     backend_id: str
     tier: Tier
     error_reason: str
     duration: _duration_pb2.Duration
-    def __init__(self, backend_id: _Optional[str] = ..., tier: _Optional[_Union[Tier, str]] = ..., error_reason: _Optional[str] = ..., duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    hedge: bool
+    def __init__(self, backend_id: _Optional[str] = ..., tier: _Optional[_Union[Tier, str]] = ..., error_reason: _Optional[str] = ..., duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., hedge: _Optional[bool] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("name", "context_length", "tiers", "aliases", "capabilities", "backends", "provider", "served_model")
+    __slots__ = ("name", "context_length", "tiers", "aliases", "capabilities", "backends", "provider", "served_model", "prices")
     NAME_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
     TIERS_FIELD_NUMBER: _ClassVar[int]
@@ -479,6 +517,7 @@ class ModelInfo(_message.Message):
     BACKENDS_FIELD_NUMBER: _ClassVar[int]
     PROVIDER_FIELD_NUMBER: _ClassVar[int]
     SERVED_MODEL_FIELD_NUMBER: _ClassVar[int]
+    PRICES_FIELD_NUMBER: _ClassVar[int]
     name: str
     context_length: int
     tiers: _containers.RepeatedScalarFieldContainer[Tier]
@@ -487,4 +526,15 @@ class ModelInfo(_message.Message):
     backends: int
     provider: str
     served_model: str
-    def __init__(self, name: _Optional[str] = ..., context_length: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[Tier, str]]] = ..., aliases: _Optional[_Iterable[str]] = ..., capabilities: _Optional[_Iterable[_Union[Capability, str]]] = ..., backends: _Optional[int] = ..., provider: _Optional[str] = ..., served_model: _Optional[str] = ...) -> None: ...
+    prices: TokenPrices
+    def __init__(self, name: _Optional[str] = ..., context_length: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[Tier, str]]] = ..., aliases: _Optional[_Iterable[str]] = ..., capabilities: _Optional[_Iterable[_Union[Capability, str]]] = ..., backends: _Optional[int] = ..., provider: _Optional[str] = ..., served_model: _Optional[str] = ..., prices: _Optional[_Union[TokenPrices, _Mapping]] = ...) -> None: ...
+
+class TokenPrices(_message.Message):
+    __slots__ = ("input", "cached_input", "output")
+    INPUT_FIELD_NUMBER: _ClassVar[int]
+    CACHED_INPUT_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    input: int
+    cached_input: int
+    output: int
+    def __init__(self, input: _Optional[int] = ..., cached_input: _Optional[int] = ..., output: _Optional[int] = ...) -> None: ...

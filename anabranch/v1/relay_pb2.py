@@ -22,22 +22,23 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from anabranch.v1 import generation_pb2 as anabranch_dot_v1_dot_generation__pb2
 from anabranch.v1 import session_pb2 as anabranch_dot_v1_dot_session__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61nabranch/v1/relay.proto\x12\x0c\x61nabranch.v1\x1a\x1a\x61nabranch/v1/session.proto\"\xf7\x01\n\x13RelaySessionRequest\x12\x36\n\x06\x66rames\x18\x01 \x03(\x0b\x32&.anabranch.v1.RelaySessionRequestFrame\x12\x15\n\rauthorization\x18\x02 \x01(\t\x12)\n\x04open\x18\x03 \x01(\x0b\x32\x19.anabranch.v1.SessionOpenH\x00\x12-\n\x06resume\x18\x04 \x01(\x0b\x32\x1b.anabranch.v1.SessionResumeH\x00\x12\x10\n\x08sequence\x18\x05 \x01(\x04\x12\x0b\n\x03\x61\x63k\x18\x06 \x01(\x04\x12\r\n\x05\x63lose\x18\x07 \x01(\x08\x42\t\n\x07opening\"\xb5\x01\n\x18RelaySessionRequestFrame\x12\x0e\n\x06stream\x18\x01 \x01(\x04\x12\x0f\n\x05start\x18\x02 \x01(\x0cH\x00\x12-\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x1b.anabranch.v1.SessionCancelH\x00\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\x12*\n\x0con_behalf_of\x18\x05 \x01(\x0b\x32\x14.anabranch.v1.CallerB\x08\n\x06\x61\x63tion\"\x97\x02\n\x14RelaySessionResponse\x12)\n\x05ready\x18\x01 \x01(\x0b\x32\x1a.anabranch.v1.SessionReady\x12\x37\n\x06\x66rames\x18\x02 \x03(\x0b\x32\'.anabranch.v1.RelaySessionResponseFrame\x12&\n\x04load\x18\x03 \x01(\x0b\x32\x18.anabranch.v1.LoadReport\x12%\n\x07go_away\x18\x04 \x01(\x0b\x32\x14.anabranch.v1.GoAway\x12\x10\n\x08sequence\x18\x05 \x01(\x04\x12\x0b\n\x03\x61\x63k\x18\x06 \x01(\x04\x12-\n\x07resumed\x18\x07 \x01(\x0b\x32\x1c.anabranch.v1.SessionResumed\"t\n\x19RelaySessionResponseFrame\x12\x0e\n\x06stream\x18\x01 \x01(\x04\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12\x0f\n\x05\x65rror\x18\x03 \x01(\x0cH\x00\x12\x0c\n\x04last\x18\x04 \x01(\x08\x12\x0e\n\x06tokens\x18\x05 \x01(\rB\x07\n\x05\x65ventb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61nabranch/v1/relay.proto\x12\x0c\x61nabranch.v1\x1a\x1d\x61nabranch/v1/generation.proto\x1a\x1a\x61nabranch/v1/session.proto\"\xf7\x01\n\x13RelaySessionRequest\x12\x36\n\x06\x66rames\x18\x01 \x03(\x0b\x32&.anabranch.v1.RelaySessionRequestFrame\x12\x15\n\rauthorization\x18\x02 \x01(\t\x12)\n\x04open\x18\x03 \x01(\x0b\x32\x19.anabranch.v1.SessionOpenH\x00\x12-\n\x06resume\x18\x04 \x01(\x0b\x32\x1b.anabranch.v1.SessionResumeH\x00\x12\x10\n\x08sequence\x18\x05 \x01(\x04\x12\x0b\n\x03\x61\x63k\x18\x06 \x01(\x04\x12\r\n\x05\x63lose\x18\x07 \x01(\x08\x42\t\n\x07opening\"\xda\x01\n\x18RelaySessionRequestFrame\x12\x0e\n\x06stream\x18\x01 \x01(\x04\x12\x0f\n\x05start\x18\x02 \x01(\x0cH\x00\x12-\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x1b.anabranch.v1.SessionCancelH\x00\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\x12*\n\x0con_behalf_of\x18\x05 \x01(\x0b\x32\x14.anabranch.v1.Caller\x12#\n\x04mask\x18\x06 \x03(\x0e\x32\x15.anabranch.v1.PiiKindB\x08\n\x06\x61\x63tion\"\xce\x02\n\x14RelaySessionResponse\x12)\n\x05ready\x18\x01 \x01(\x0b\x32\x1a.anabranch.v1.SessionReady\x12\x37\n\x06\x66rames\x18\x02 \x03(\x0b\x32\'.anabranch.v1.RelaySessionResponseFrame\x12&\n\x04load\x18\x03 \x01(\x0b\x32\x18.anabranch.v1.LoadReport\x12%\n\x07go_away\x18\x04 \x01(\x0b\x32\x14.anabranch.v1.GoAway\x12\x10\n\x08sequence\x18\x05 \x01(\x04\x12\x0b\n\x03\x61\x63k\x18\x06 \x01(\x04\x12-\n\x07resumed\x18\x07 \x01(\x0b\x32\x1c.anabranch.v1.SessionResumed\x12\x35\n\x0cprefix_cache\x18\x08 \x01(\x0b\x32\x1f.anabranch.v1.PrefixCacheEvents\"t\n\x19RelaySessionResponseFrame\x12\x0e\n\x06stream\x18\x01 \x01(\x04\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12\x0f\n\x05\x65rror\x18\x03 \x01(\x0cH\x00\x12\x0c\n\x04last\x18\x04 \x01(\x08\x12\x0e\n\x06tokens\x18\x05 \x01(\rB\x07\n\x05\x65ventb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'anabranch.v1.relay_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RELAYSESSIONREQUEST']._serialized_start=71
-  _globals['_RELAYSESSIONREQUEST']._serialized_end=318
-  _globals['_RELAYSESSIONREQUESTFRAME']._serialized_start=321
-  _globals['_RELAYSESSIONREQUESTFRAME']._serialized_end=502
-  _globals['_RELAYSESSIONRESPONSE']._serialized_start=505
-  _globals['_RELAYSESSIONRESPONSE']._serialized_end=784
-  _globals['_RELAYSESSIONRESPONSEFRAME']._serialized_start=786
-  _globals['_RELAYSESSIONRESPONSEFRAME']._serialized_end=902
+  _globals['_RELAYSESSIONREQUEST']._serialized_start=102
+  _globals['_RELAYSESSIONREQUEST']._serialized_end=349
+  _globals['_RELAYSESSIONREQUESTFRAME']._serialized_start=352
+  _globals['_RELAYSESSIONREQUESTFRAME']._serialized_end=570
+  _globals['_RELAYSESSIONRESPONSE']._serialized_start=573
+  _globals['_RELAYSESSIONRESPONSE']._serialized_end=907
+  _globals['_RELAYSESSIONRESPONSEFRAME']._serialized_start=909
+  _globals['_RELAYSESSIONRESPONSEFRAME']._serialized_end=1025
 # @@protoc_insertion_point(module_scope)

@@ -1,3 +1,4 @@
+from anabranch.v1 import generation_pb2 as _generation_pb2
 from anabranch.v1 import session_pb2 as _session_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
@@ -26,21 +27,23 @@ class RelaySessionRequest(_message.Message):
     def __init__(self, frames: _Optional[_Iterable[_Union[RelaySessionRequestFrame, _Mapping]]] = ..., authorization: _Optional[str] = ..., open: _Optional[_Union[_session_pb2.SessionOpen, _Mapping]] = ..., resume: _Optional[_Union[_session_pb2.SessionResume, _Mapping]] = ..., sequence: _Optional[int] = ..., ack: _Optional[int] = ..., close: _Optional[bool] = ...) -> None: ...
 
 class RelaySessionRequestFrame(_message.Message):
-    __slots__ = ("stream", "start", "cancel", "traceparent", "on_behalf_of")
+    __slots__ = ("stream", "start", "cancel", "traceparent", "on_behalf_of", "mask")
     STREAM_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     ON_BEHALF_OF_FIELD_NUMBER: _ClassVar[int]
+    MASK_FIELD_NUMBER: _ClassVar[int]
     stream: int
     start: bytes
     cancel: _session_pb2.SessionCancel
     traceparent: str
     on_behalf_of: _session_pb2.Caller
-    def __init__(self, stream: _Optional[int] = ..., start: _Optional[bytes] = ..., cancel: _Optional[_Union[_session_pb2.SessionCancel, _Mapping]] = ..., traceparent: _Optional[str] = ..., on_behalf_of: _Optional[_Union[_session_pb2.Caller, _Mapping]] = ...) -> None: ...
+    mask: _containers.RepeatedScalarFieldContainer[_generation_pb2.PiiKind]
+    def __init__(self, stream: _Optional[int] = ..., start: _Optional[bytes] = ..., cancel: _Optional[_Union[_session_pb2.SessionCancel, _Mapping]] = ..., traceparent: _Optional[str] = ..., on_behalf_of: _Optional[_Union[_session_pb2.Caller, _Mapping]] = ..., mask: _Optional[_Iterable[_Union[_generation_pb2.PiiKind, str]]] = ...) -> None: ...
 
 class RelaySessionResponse(_message.Message):
-    __slots__ = ("ready", "frames", "load", "go_away", "sequence", "ack", "resumed")
+    __slots__ = ("ready", "frames", "load", "go_away", "sequence", "ack", "resumed", "prefix_cache")
     READY_FIELD_NUMBER: _ClassVar[int]
     FRAMES_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
@@ -48,6 +51,7 @@ class RelaySessionResponse(_message.Message):
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     ACK_FIELD_NUMBER: _ClassVar[int]
     RESUMED_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_CACHE_FIELD_NUMBER: _ClassVar[int]
     ready: _session_pb2.SessionReady
     frames: _containers.RepeatedCompositeFieldContainer[RelaySessionResponseFrame]
     load: _session_pb2.LoadReport
@@ -55,7 +59,8 @@ class RelaySessionResponse(_message.Message):
     sequence: int
     ack: int
     resumed: _session_pb2.SessionResumed
-    def __init__(self, ready: _Optional[_Union[_session_pb2.SessionReady, _Mapping]] = ..., frames: _Optional[_Iterable[_Union[RelaySessionResponseFrame, _Mapping]]] = ..., load: _Optional[_Union[_session_pb2.LoadReport, _Mapping]] = ..., go_away: _Optional[_Union[_session_pb2.GoAway, _Mapping]] = ..., sequence: _Optional[int] = ..., ack: _Optional[int] = ..., resumed: _Optional[_Union[_session_pb2.SessionResumed, _Mapping]] = ...) -> None: ...
+    prefix_cache: _session_pb2.PrefixCacheEvents
+    def __init__(self, ready: _Optional[_Union[_session_pb2.SessionReady, _Mapping]] = ..., frames: _Optional[_Iterable[_Union[RelaySessionResponseFrame, _Mapping]]] = ..., load: _Optional[_Union[_session_pb2.LoadReport, _Mapping]] = ..., go_away: _Optional[_Union[_session_pb2.GoAway, _Mapping]] = ..., sequence: _Optional[int] = ..., ack: _Optional[int] = ..., resumed: _Optional[_Union[_session_pb2.SessionResumed, _Mapping]] = ..., prefix_cache: _Optional[_Union[_session_pb2.PrefixCacheEvents, _Mapping]] = ...) -> None: ...
 
 class RelaySessionResponseFrame(_message.Message):
     __slots__ = ("stream", "chunk", "error", "last", "tokens")

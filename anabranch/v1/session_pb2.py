@@ -27,7 +27,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x61nabranch/v1/session.proto\x12\x0c\x61nabranch.v1\x1a\x1d\x61nabranch/v1/generation.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\"\xed\x01\n\x0eSessionRequest\x12\x31\n\x06\x66rames\x18\x01 \x03(\x0b\x32!.anabranch.v1.SessionRequestFrame\x12\x15\n\rauthorization\x18\x02 \x01(\t\x12)\n\x04open\x18\x03 \x01(\x0b\x32\x19.anabranch.v1.SessionOpenH\x00\x12-\n\x06resume\x18\x04 \x01(\x0b\x32\x1b.anabranch.v1.SessionResumeH\x00\x12\x10\n\x08sequence\x18\x05 \x01(\x04\x12\x0b\n\x03\x61\x63k\x18\x06 \x01(\x04\x12\r\n\x05\x63lose\x18\x07 \x01(\x08\x42\t\n\x07opening\" \n\x0bSessionOpen\x12\x11\n\tresumable\x18\x01 \x01(\x08\":\n\rSessionResume\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x15\n\rlast_sequence\x18\x02 \x01(\x04\"\xcf\x01\n\x13SessionRequestFrame\x12\x0e\n\x06stream\x18\x01 \x01(\x04\x12.\n\x05start\x18\x02 \x01(\x0b\x32\x1d.anabranch.v1.GenerateRequestH\x00\x12-\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x1b.anabranch.v1.SessionCancelH\x00\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\x12*\n\x0con_behalf_of\x18\x05 \x01(\x0b\x32\x14.anabranch.v1.CallerB\x08\n\x06\x61\x63tion\"\x0f\n\rSessionCancel\"+\n\x06\x43\x61ller\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x11\n\tclient_id\x18\x02 \x01(\t\"\x8d\x02\n\x0fSessionResponse\x12)\n\x05ready\x18\x01 \x01(\x0b\x32\x1a.anabranch.v1.SessionReady\x12\x32\n\x06\x66rames\x18\x02 \x03(\x0b\x32\".anabranch.v1.SessionResponseFrame\x12&\n\x04load\x18\x03 \x01(\x0b\x32\x18.anabranch.v1.LoadReport\x12%\n\x07go_away\x18\x04 \x01(\x0b\x32\x14.anabranch.v1.GoAway\x12\x10\n\x08sequence\x18\x05 \x01(\x04\x12\x0b\n\x03\x61\x63k\x18\x06 \x01(\x04\x12-\n\x07resumed\x18\x07 \x01(\x0b\x32\x1c.anabranch.v1.SessionResumed\"\"\n\x0eSessionResumed\x12\x10\n\x08received\x18\x01 \x01(\x04\"\xa0\x01\n\x14SessionResponseFrame\x12\x0e\n\x06stream\x18\x01 \x01(\x04\x12,\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1b.anabranch.v1.GenerateChunkH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12\x0c\n\x04last\x18\x04 \x01(\x08\x12\x0e\n\x06tokens\x18\x05 \x01(\rB\x07\n\x05\x65vent\"\xef\x01\n\x0cSessionReady\x12\x12\n\nbackend_id\x18\x01 \x01(\t\x12 \n\x04tier\x18\x02 \x01(\x0e\x32\x12.anabranch.v1.Tier\x12\'\n\x06models\x18\x03 \x03(\x0b\x32\x17.anabranch.v1.ModelInfo\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x0c\n\x04zone\x18\x05 \x01(\t\x12\x12\n\nsession_id\x18\x06 \x01(\t\x12\x30\n\rresume_window\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1b\n\x13resume_buffer_bytes\x18\x08 \x01(\x04\"\x86\x03\n\nLoadReport\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0f\n\x07running\x18\x02 \x01(\r\x12\x0f\n\x07waiting\x18\x03 \x01(\r\x12\x1d\n\x15queued_prefill_tokens\x18\x04 \x01(\x04\x12\x16\n\x0e\x63ontext_tokens\x18\x05 \x01(\x04\x12\x16\n\x0ekv_used_tokens\x18\x06 \x01(\x04\x12\x17\n\x0fkv_total_tokens\x18\x07 \x01(\x04\x12\x17\n\x0fstep_time_ratio\x18\x08 \x01(\x02\x12\x1f\n\x17prefill_tokens_per_step\x18\t \x01(\x02\x12 \n\x18output_tokens_per_second\x18\n \x01(\x02\x12\x10\n\x08\x64raining\x18\x0b \x01(\x08\x12\x13\n\x0bmax_running\x18\x0c \x01(\r\x12,\n\tstep_time\x18\r \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0eprefill_budget\x18\x0e \x01(\r\x12\x13\n\x0bstarts_seen\x18\x0f \x01(\x04\"F\n\x06GoAway\x12,\n\ttime_left\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06reason\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x61nabranch/v1/session.proto\x12\x0c\x61nabranch.v1\x1a\x1d\x61nabranch/v1/generation.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\"\xed\x01\n\x0eSessionRequest\x12\x31\n\x06\x66rames\x18\x01 \x03(\x0b\x32!.anabranch.v1.SessionRequestFrame\x12\x15\n\rauthorization\x18\x02 \x01(\t\x12)\n\x04open\x18\x03 \x01(\x0b\x32\x19.anabranch.v1.SessionOpenH\x00\x12-\n\x06resume\x18\x04 \x01(\x0b\x32\x1b.anabranch.v1.SessionResumeH\x00\x12\x10\n\x08sequence\x18\x05 \x01(\x04\x12\x0b\n\x03\x61\x63k\x18\x06 \x01(\x04\x12\r\n\x05\x63lose\x18\x07 \x01(\x08\x42\t\n\x07opening\" \n\x0bSessionOpen\x12\x11\n\tresumable\x18\x01 \x01(\x08\":\n\rSessionResume\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x15\n\rlast_sequence\x18\x02 \x01(\x04\"\xf4\x01\n\x13SessionRequestFrame\x12\x0e\n\x06stream\x18\x01 \x01(\x04\x12.\n\x05start\x18\x02 \x01(\x0b\x32\x1d.anabranch.v1.GenerateRequestH\x00\x12-\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x1b.anabranch.v1.SessionCancelH\x00\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\x12*\n\x0con_behalf_of\x18\x05 \x01(\x0b\x32\x14.anabranch.v1.Caller\x12#\n\x04mask\x18\x06 \x03(\x0e\x32\x15.anabranch.v1.PiiKindB\x08\n\x06\x61\x63tion\"\x0f\n\rSessionCancel\"+\n\x06\x43\x61ller\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x11\n\tclient_id\x18\x02 \x01(\t\"\xc4\x02\n\x0fSessionResponse\x12)\n\x05ready\x18\x01 \x01(\x0b\x32\x1a.anabranch.v1.SessionReady\x12\x32\n\x06\x66rames\x18\x02 \x03(\x0b\x32\".anabranch.v1.SessionResponseFrame\x12&\n\x04load\x18\x03 \x01(\x0b\x32\x18.anabranch.v1.LoadReport\x12%\n\x07go_away\x18\x04 \x01(\x0b\x32\x14.anabranch.v1.GoAway\x12\x10\n\x08sequence\x18\x05 \x01(\x04\x12\x0b\n\x03\x61\x63k\x18\x06 \x01(\x04\x12-\n\x07resumed\x18\x07 \x01(\x0b\x32\x1c.anabranch.v1.SessionResumed\x12\x35\n\x0cprefix_cache\x18\x08 \x01(\x0b\x32\x1f.anabranch.v1.PrefixCacheEvents\"E\n\x11PrefixCacheEvents\x12\x0f\n\x07\x63leared\x18\x01 \x01(\x08\x12\x0e\n\x06stored\x18\x02 \x03(\x06\x12\x0f\n\x07removed\x18\x03 \x03(\x06\"\"\n\x0eSessionResumed\x12\x10\n\x08received\x18\x01 \x01(\x04\"\xa0\x01\n\x14SessionResponseFrame\x12\x0e\n\x06stream\x18\x01 \x01(\x04\x12,\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1b.anabranch.v1.GenerateChunkH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12\x0c\n\x04last\x18\x04 \x01(\x08\x12\x0e\n\x06tokens\x18\x05 \x01(\rB\x07\n\x05\x65vent\"\x8c\x02\n\x0cSessionReady\x12\x12\n\nbackend_id\x18\x01 \x01(\t\x12 \n\x04tier\x18\x02 \x01(\x0e\x32\x12.anabranch.v1.Tier\x12\'\n\x06models\x18\x03 \x03(\x0b\x32\x17.anabranch.v1.ModelInfo\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x0c\n\x04zone\x18\x05 \x01(\t\x12\x12\n\nsession_id\x18\x06 \x01(\t\x12\x30\n\rresume_window\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1b\n\x13resume_buffer_bytes\x18\x08 \x01(\x04\x12\x1b\n\x13prefix_cache_events\x18\t \x01(\x08\"\xba\x03\n\nLoadReport\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0f\n\x07running\x18\x02 \x01(\r\x12\x0f\n\x07waiting\x18\x03 \x01(\r\x12\x1d\n\x15queued_prefill_tokens\x18\x04 \x01(\x04\x12\x16\n\x0e\x63ontext_tokens\x18\x05 \x01(\x04\x12\x16\n\x0ekv_used_tokens\x18\x06 \x01(\x04\x12\x17\n\x0fkv_total_tokens\x18\x07 \x01(\x04\x12\x17\n\x0fstep_time_ratio\x18\x08 \x01(\x02\x12\x1f\n\x17prefill_tokens_per_step\x18\t \x01(\x02\x12 \n\x18output_tokens_per_second\x18\n \x01(\x02\x12\x10\n\x08\x64raining\x18\x0b \x01(\x08\x12\x13\n\x0bmax_running\x18\x0c \x01(\r\x12,\n\tstep_time\x18\r \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0eprefill_budget\x18\x0e \x01(\r\x12\x13\n\x0bstarts_seen\x18\x0f \x01(\x04\x12\x32\n\nstep_model\x18\x10 \x01(\x0b\x32\x1e.anabranch.v1.StepCoefficients\"R\n\x10StepCoefficients\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\x01\x12\x0f\n\x07prefill\x18\x02 \x01(\x01\x12\x0e\n\x06\x64\x65\x63ode\x18\x03 \x01(\x01\x12\x0f\n\x07\x63ontext\x18\x04 \x01(\x01\"F\n\x06GoAway\x12,\n\ttime_left\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06reason\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,21 +41,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SESSIONRESUME']._serialized_start=406
   _globals['_SESSIONRESUME']._serialized_end=464
   _globals['_SESSIONREQUESTFRAME']._serialized_start=467
-  _globals['_SESSIONREQUESTFRAME']._serialized_end=674
-  _globals['_SESSIONCANCEL']._serialized_start=676
-  _globals['_SESSIONCANCEL']._serialized_end=691
-  _globals['_CALLER']._serialized_start=693
-  _globals['_CALLER']._serialized_end=736
-  _globals['_SESSIONRESPONSE']._serialized_start=739
-  _globals['_SESSIONRESPONSE']._serialized_end=1008
-  _globals['_SESSIONRESUMED']._serialized_start=1010
-  _globals['_SESSIONRESUMED']._serialized_end=1044
-  _globals['_SESSIONRESPONSEFRAME']._serialized_start=1047
-  _globals['_SESSIONRESPONSEFRAME']._serialized_end=1207
-  _globals['_SESSIONREADY']._serialized_start=1210
-  _globals['_SESSIONREADY']._serialized_end=1449
-  _globals['_LOADREPORT']._serialized_start=1452
-  _globals['_LOADREPORT']._serialized_end=1842
-  _globals['_GOAWAY']._serialized_start=1844
-  _globals['_GOAWAY']._serialized_end=1914
+  _globals['_SESSIONREQUESTFRAME']._serialized_end=711
+  _globals['_SESSIONCANCEL']._serialized_start=713
+  _globals['_SESSIONCANCEL']._serialized_end=728
+  _globals['_CALLER']._serialized_start=730
+  _globals['_CALLER']._serialized_end=773
+  _globals['_SESSIONRESPONSE']._serialized_start=776
+  _globals['_SESSIONRESPONSE']._serialized_end=1100
+  _globals['_PREFIXCACHEEVENTS']._serialized_start=1102
+  _globals['_PREFIXCACHEEVENTS']._serialized_end=1171
+  _globals['_SESSIONRESUMED']._serialized_start=1173
+  _globals['_SESSIONRESUMED']._serialized_end=1207
+  _globals['_SESSIONRESPONSEFRAME']._serialized_start=1210
+  _globals['_SESSIONRESPONSEFRAME']._serialized_end=1370
+  _globals['_SESSIONREADY']._serialized_start=1373
+  _globals['_SESSIONREADY']._serialized_end=1641
+  _globals['_LOADREPORT']._serialized_start=1644
+  _globals['_LOADREPORT']._serialized_end=2086
+  _globals['_STEPCOEFFICIENTS']._serialized_start=2088
+  _globals['_STEPCOEFFICIENTS']._serialized_end=2170
+  _globals['_GOAWAY']._serialized_start=2172
+  _globals['_GOAWAY']._serialized_end=2242
 # @@protoc_insertion_point(module_scope)

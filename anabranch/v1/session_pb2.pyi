@@ -44,18 +44,20 @@ class SessionResume(_message.Message):
     def __init__(self, session_id: _Optional[str] = ..., last_sequence: _Optional[int] = ...) -> None: ...
 
 class SessionRequestFrame(_message.Message):
-    __slots__ = ("stream", "start", "cancel", "traceparent", "on_behalf_of")
+    __slots__ = ("stream", "start", "cancel", "traceparent", "on_behalf_of", "mask")
     STREAM_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     ON_BEHALF_OF_FIELD_NUMBER: _ClassVar[int]
+    MASK_FIELD_NUMBER: _ClassVar[int]
     stream: int
     start: _generation_pb2.GenerateRequest
     cancel: SessionCancel
     traceparent: str
     on_behalf_of: Caller
-    def __init__(self, stream: _Optional[int] = ..., start: _Optional[_Union[_generation_pb2.GenerateRequest, _Mapping]] = ..., cancel: _Optional[_Union[SessionCancel, _Mapping]] = ..., traceparent: _Optional[str] = ..., on_behalf_of: _Optional[_Union[Caller, _Mapping]] = ...) -> None: ...
+    mask: _containers.RepeatedScalarFieldContainer[_generation_pb2.PiiKind]
+    def __init__(self, stream: _Optional[int] = ..., start: _Optional[_Union[_generation_pb2.GenerateRequest, _Mapping]] = ..., cancel: _Optional[_Union[SessionCancel, _Mapping]] = ..., traceparent: _Optional[str] = ..., on_behalf_of: _Optional[_Union[Caller, _Mapping]] = ..., mask: _Optional[_Iterable[_Union[_generation_pb2.PiiKind, str]]] = ...) -> None: ...
 
 class SessionCancel(_message.Message):
     __slots__ = ()
@@ -70,7 +72,7 @@ class Caller(_message.Message):
     def __init__(self, tenant: _Optional[str] = ..., client_id: _Optional[str] = ...) -> None: ...
 
 class SessionResponse(_message.Message):
-    __slots__ = ("ready", "frames", "load", "go_away", "sequence", "ack", "resumed")
+    __slots__ = ("ready", "frames", "load", "go_away", "sequence", "ack", "resumed", "prefix_cache")
     READY_FIELD_NUMBER: _ClassVar[int]
     FRAMES_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
@@ -78,6 +80,7 @@ class SessionResponse(_message.Message):
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     ACK_FIELD_NUMBER: _ClassVar[int]
     RESUMED_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_CACHE_FIELD_NUMBER: _ClassVar[int]
     ready: SessionReady
     frames: _containers.RepeatedCompositeFieldContainer[SessionResponseFrame]
     load: LoadReport
@@ -85,7 +88,18 @@ class SessionResponse(_message.Message):
     sequence: int
     ack: int
     resumed: SessionResumed
-    def __init__(self, ready: _Optional[_Union[SessionReady, _Mapping]] = ..., frames: _Optional[_Iterable[_Union[SessionResponseFrame, _Mapping]]] = ..., load: _Optional[_Union[LoadReport, _Mapping]] = ..., go_away: _Optional[_Union[GoAway, _Mapping]] = ..., sequence: _Optional[int] = ..., ack: _Optional[int] = ..., resumed: _Optional[_Union[SessionResumed, _Mapping]] = ...) -> None: ...
+    prefix_cache: PrefixCacheEvents
+    def __init__(self, ready: _Optional[_Union[SessionReady, _Mapping]] = ..., frames: _Optional[_Iterable[_Union[SessionResponseFrame, _Mapping]]] = ..., load: _Optional[_Union[LoadReport, _Mapping]] = ..., go_away: _Optional[_Union[GoAway, _Mapping]] = ..., sequence: _Optional[int] = ..., ack: _Optional[int] = ..., resumed: _Optional[_Union[SessionResumed, _Mapping]] = ..., prefix_cache: _Optional[_Union[PrefixCacheEvents, _Mapping]] = ...) -> None: ...
+
+class PrefixCacheEvents(_message.Message):
+    __slots__ = ("cleared", "stored", "removed")
+    CLEARED_FIELD_NUMBER: _ClassVar[int]
+    STORED_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    cleared: bool
+    stored: _containers.RepeatedScalarFieldContainer[int]
+    removed: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, cleared: _Optional[bool] = ..., stored: _Optional[_Iterable[int]] = ..., removed: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SessionResumed(_message.Message):
     __slots__ = ("received",)
@@ -108,7 +122,7 @@ class SessionResponseFrame(_message.Message):
     def __init__(self, stream: _Optional[int] = ..., chunk: _Optional[_Union[_generation_pb2.GenerateChunk, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., last: _Optional[bool] = ..., tokens: _Optional[int] = ...) -> None: ...
 
 class SessionReady(_message.Message):
-    __slots__ = ("backend_id", "tier", "models", "version", "zone", "session_id", "resume_window", "resume_buffer_bytes")
+    __slots__ = ("backend_id", "tier", "models", "version", "zone", "session_id", "resume_window", "resume_buffer_bytes", "prefix_cache_events")
     BACKEND_ID_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
@@ -117,6 +131,7 @@ class SessionReady(_message.Message):
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     RESUME_WINDOW_FIELD_NUMBER: _ClassVar[int]
     RESUME_BUFFER_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_CACHE_EVENTS_FIELD_NUMBER: _ClassVar[int]
     backend_id: str
     tier: _generation_pb2.Tier
     models: _containers.RepeatedCompositeFieldContainer[_generation_pb2.ModelInfo]
@@ -125,10 +140,11 @@ class SessionReady(_message.Message):
     session_id: str
     resume_window: _duration_pb2.Duration
     resume_buffer_bytes: int
-    def __init__(self, backend_id: _Optional[str] = ..., tier: _Optional[_Union[_generation_pb2.Tier, str]] = ..., models: _Optional[_Iterable[_Union[_generation_pb2.ModelInfo, _Mapping]]] = ..., version: _Optional[str] = ..., zone: _Optional[str] = ..., session_id: _Optional[str] = ..., resume_window: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., resume_buffer_bytes: _Optional[int] = ...) -> None: ...
+    prefix_cache_events: bool
+    def __init__(self, backend_id: _Optional[str] = ..., tier: _Optional[_Union[_generation_pb2.Tier, str]] = ..., models: _Optional[_Iterable[_Union[_generation_pb2.ModelInfo, _Mapping]]] = ..., version: _Optional[str] = ..., zone: _Optional[str] = ..., session_id: _Optional[str] = ..., resume_window: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., resume_buffer_bytes: _Optional[int] = ..., prefix_cache_events: _Optional[bool] = ...) -> None: ...
 
 class LoadReport(_message.Message):
-    __slots__ = ("sequence", "running", "waiting", "queued_prefill_tokens", "context_tokens", "kv_used_tokens", "kv_total_tokens", "step_time_ratio", "prefill_tokens_per_step", "output_tokens_per_second", "draining", "max_running", "step_time", "prefill_budget", "starts_seen")
+    __slots__ = ("sequence", "running", "waiting", "queued_prefill_tokens", "context_tokens", "kv_used_tokens", "kv_total_tokens", "step_time_ratio", "prefill_tokens_per_step", "output_tokens_per_second", "draining", "max_running", "step_time", "prefill_budget", "starts_seen", "step_model")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
@@ -144,6 +160,7 @@ class LoadReport(_message.Message):
     STEP_TIME_FIELD_NUMBER: _ClassVar[int]
     PREFILL_BUDGET_FIELD_NUMBER: _ClassVar[int]
     STARTS_SEEN_FIELD_NUMBER: _ClassVar[int]
+    STEP_MODEL_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     running: int
     waiting: int
@@ -159,7 +176,20 @@ class LoadReport(_message.Message):
     step_time: _duration_pb2.Duration
     prefill_budget: int
     starts_seen: int
-    def __init__(self, sequence: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., queued_prefill_tokens: _Optional[int] = ..., context_tokens: _Optional[int] = ..., kv_used_tokens: _Optional[int] = ..., kv_total_tokens: _Optional[int] = ..., step_time_ratio: _Optional[float] = ..., prefill_tokens_per_step: _Optional[float] = ..., output_tokens_per_second: _Optional[float] = ..., draining: _Optional[bool] = ..., max_running: _Optional[int] = ..., step_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., prefill_budget: _Optional[int] = ..., starts_seen: _Optional[int] = ...) -> None: ...
+    step_model: StepCoefficients
+    def __init__(self, sequence: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., queued_prefill_tokens: _Optional[int] = ..., context_tokens: _Optional[int] = ..., kv_used_tokens: _Optional[int] = ..., kv_total_tokens: _Optional[int] = ..., step_time_ratio: _Optional[float] = ..., prefill_tokens_per_step: _Optional[float] = ..., output_tokens_per_second: _Optional[float] = ..., draining: _Optional[bool] = ..., max_running: _Optional[int] = ..., step_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., prefill_budget: _Optional[int] = ..., starts_seen: _Optional[int] = ..., step_model: _Optional[_Union[StepCoefficients, _Mapping]] = ...) -> None: ...
+
+class StepCoefficients(_message.Message):
+    __slots__ = ("base", "prefill", "decode", "context")
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_FIELD_NUMBER: _ClassVar[int]
+    DECODE_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    base: float
+    prefill: float
+    decode: float
+    context: float
+    def __init__(self, base: _Optional[float] = ..., prefill: _Optional[float] = ..., decode: _Optional[float] = ..., context: _Optional[float] = ...) -> None: ...
 
 class GoAway(_message.Message):
     __slots__ = ("time_left", "reason")
