@@ -1,0 +1,64 @@
+"""Names the beginnings of a prompt, so that router and engine can speak of cached prefixes.
+
+Its text is cut into blocks of BLOCK_BYTES; each block's name is a chain hash over all blocks up
+to it, as prefix caches name theirs, but independent of any tokenizer. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from hashlib import blake2b
+
+from anabranch.v1 import generation_pb2 as pb
+
+BLOCK_BYTES = 256
+MOST_BLOCKS = 512
+"""Beyond these a longer prompt has no more names: what follows changes no choice."""
+TYPICAL_BYTES_PER_TOKEN = 4
+
+
+def prompt_blocks(request: pb.GenerateRequest) -> tuple[int, ...]:
+    """The names of the whole blocks of a request's prompt, 64-bit, from its beginning.
+
+    Empty for prompts shorter than a block.
+    """
+    if request.ByteSize() < BLOCK_BYTES:
+        return ()
+    return block_names(_text(request))
+
+
+def block_names(text: bytes) -> tuple[int, ...]:
+    """The names of the whole blocks of a text."""
+    whole = min(len(text) // BLOCK_BYTES, MOST_BLOCKS)
+    names = []
+    chain = blake2b(digest_size=8)
+    for start in range(0, whole * BLOCK_BYTES, BLOCK_BYTES):
+        chain.update(text[start : start + BLOCK_BYTES])
+        names.append(int.from_bytes(chain.digest(), "little"))
+    return tuple(names)
+
+
+def _text(request: pb.GenerateRequest) -> bytes:
+    """What a tokenizer would see, roughly: equal beginnings of prompts have equal beginnings here."""
+    limit = BLOCK_BYTES * MOST_BLOCKS
+    if request.prompt_token_ids:
+        count = limit // TYPICAL_BYTES_PER_TOKEN
+        ids = request.prompt_token_ids[:count]
+        return b"".join([token.to_bytes(4, "little", signed=True) for token in ids])
+    if request.prompt:
+        return request.prompt[:limit].encode()[:limit]
+    return b"".join(_turns(request.messages, limit))[:limit]
+
+
+def _turns(messages: Iterable[pb.Message], limit: int) -> Iterable[bytes]:
+    size = 0
+    for message in messages:
+        head = b"\x1e%d\x1f" % message.role
+        size += len(head)
+        yield head
+        for part in message.content:
+            piece = part.text.encode() if part.text else part.image.data or part.image.uri.encode()
+            size += len(piece)
+            yield piece
+        if size >= limit:
+            return
