@@ -39,7 +39,7 @@ def block_names(text: bytes) -> tuple[int, ...]:
 
 
 def _text(request: pb.GenerateRequest) -> bytes:
-    """What a tokenizer would see, roughly: equal beginnings of prompts have equal beginnings here."""
+    """What a tokenizer would see, roughly: prompts that begin alike do so here too."""
     limit = BLOCK_BYTES * MOST_BLOCKS
     if request.prompt_token_ids:
         count = limit // TYPICAL_BYTES_PER_TOKEN

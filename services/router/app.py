@@ -19,6 +19,7 @@ from services.chassis.version import VERSION
 from services.chassis.workers import Worker
 from services.router.admin import RouterAdmin
 from services.router.admin_of_all import AdminOfAll
+from services.router.core.policy import Objective, Policy
 from services.router.exchange import RoutingLimits
 from services.router.handler import RouterHandler
 from services.router.observation import Observer
@@ -48,11 +49,12 @@ async def running(
         )
     async with Host.open(SERVICE, settings, registry=registry, worker=worker) as host:
         assert host.tokens is not None, "the settings hold an identity"
+        policy = Policy(objective=Objective(ttft=settings.ttft_slo))
         pool = Pool(
             host.tokens,
             host.tasks,
             time.monotonic,
-            default_ttft_slo=settings.ttft_slo,
+            policy=lambda: policy,
             max_waiting=settings.max_waiting,
         )
         handler = RouterHandler(

@@ -15,7 +15,12 @@ from services.chassis.host import Tasks
 from services.chassis.registry import Instance, Registry
 from services.router.core import values
 from services.router.core.decide import choose, decide, open_backends
+from services.router.core.policy import Policy
+from services.router.core.terms import terms_of
 from services.router.uplink import Uplink
+
+# Callers make names up; what is remembered of them is bounded.
+_REMEMBERED_MODELS = 1000
 
 BACKEND_SERVICES = ("anabranch-engine", "anabranch-cloud")
 
@@ -40,14 +45,16 @@ class Pool:
         tasks: Tasks,
         clock: Callable[[], float],
         *,
-        default_ttft_slo: float,
+        policy: Callable[[], Policy],
         max_waiting: int,
         seed: int | None = None,
     ) -> None:
         self._tokens = tokens
         self._tasks = tasks
         self._clock = clock
-        self._default_ttft_slo = default_ttft_slo
+        self._policy = policy
+        self._terms: dict[str, values.Terms] = {}
+        self._terms_of: Policy | None = None
         self.max_waiting = max_waiting
         # Breaks ties and spreads reconnects; nothing secret hangs on it.
         self._random = random.Random(seed)  # noqa: S311
@@ -78,9 +85,8 @@ class Pool:
         """Nothing new for a backend, or again; also for one that is not known yet, or returns."""
         (self._drained.add if drained else self._drained.discard)(backend_id)
         uplink = self._uplinks.get(backend_id)
-        if uplink is not None and uplink.backend.drained != drained:
-            uplink.backend.drained = drained
-            uplink.backend.changed()
+        if uplink is not None:
+            uplink.backend.set_drained(drained)
 
     def is_connected(self, services: Collection[str]) -> bool:
         """Whether these services have been looked up, and each backend found has a session."""
@@ -89,33 +95,37 @@ class Pool:
             uplink.backend.health in without for uplink in self._uplinks.values()
         )
 
+    def terms(self, model: str) -> values.Terms:
+        """What the policy in force says about a model."""
+        policy = self._policy()
+        if policy is not self._terms_of or len(self._terms) > _REMEMBERED_MODELS:
+            self._terms_of = policy
+            self._terms = {}
+        found = self._terms.get(model)
+        if found is None:
+            found = self._terms[model] = terms_of(policy, model)
+        return found
+
     def choose(self, request: values.Request) -> values.Verdict:
         """Decides a request against the backends as they are now."""
-        return choose(
-            request,
-            self._snapshot(),
-            self._clock(),
-            self._random,
-            default_ttft_slo=self._default_ttft_slo,
-        )
+        terms = self.terms(request.model)
+        return choose(request, self._snapshot(), terms, self._clock(), self._random)
 
     def decide(self, request: values.Request) -> values.Decision:
         """The same, with all that was weighed."""
-        return decide(
-            request,
-            self._snapshot(),
-            self._clock(),
-            self._random,
-            default_ttft_slo=self._default_ttft_slo,
-        )
+        terms = self.terms(request.model)
+        return decide(request, self._snapshot(), terms, self._clock(), self._random)
 
     def open_to(self, request: values.Request) -> list[Uplink]:
         """Backends for a small question about the model, best first, whatever their load."""
-        found = open_backends(request, self._snapshot(), self._clock())
+        terms = self.terms(request.model)
+        found = open_backends(request, self._snapshot(), terms, self._clock())
         return [self._uplinks[backend.id] for backend in found]
 
     def _snapshot(self) -> values.Pool:
-        return values.Pool(tuple([uplink.backend.view() for uplink in self._uplinks.values()]))
+        return values.Pool(
+            tuple([uplink.backend.tracker.view() for uplink in self._uplinks.values()])
+        )
 
     def wait(self, waiter: Waiter) -> bool:
         """Puts a request at the end of the line; false when the line is full."""
@@ -168,7 +178,7 @@ class Pool:
         elif present is not None:
             self._unlist(instance.id)
         uplink = Uplink(instance, self._tokens, self.changed, self._clock, self._random)
-        uplink.backend.drained = instance.id in self._drained
+        uplink.backend.set_drained(instance.id in self._drained)
         task = self._tasks.create_task(uplink.run(), name=f"uplink-{instance.id}")
         self._uplinks[instance.id] = uplink
         self._running[instance.id] = task

@@ -99,7 +99,7 @@ class Uplink:
         self._next += 1
         self._starts += 1
         self._receivers[number] = receiver
-        self.backend.started(self._starts, prompt_tokens)
+        self.backend.tracker.started(self._starts, prompt_tokens)
         frame = relay_pb2.RelaySessionRequestFrame(
             stream=number, start=request, traceparent=traceparent
         )

@@ -52,7 +52,12 @@ class Scene:
 
 @asynccontextmanager
 async def scene(directory: Path, engines=({"max_num_seqs": 1},), **cloud):
-    async with simulator(KEY) as provider, cluster(directory, engines=engines) as running:
+    # An engine whose only slot is taken for long cannot meet this, one that is free can.
+    router = {"ttft_slo": 1.0}
+    async with (
+        simulator(KEY) as provider,
+        cluster(directory, engines=engines, router=router) as running,
+    ):
         models = routes_file(
             directory, provider.url, **{MODEL: {"provider": "simulator", "model": "sim-chat"}}
         )

@@ -22,6 +22,7 @@ from services.chassis.errors import Fault, to_status
 from services.chassis.host import Tasks
 from services.chassis.model_handler import CallContext
 from services.chassis.registry import Instance
+from services.router.core.policy import Objective, Policy
 from services.router.core.values import Health
 from services.router.exchange import RoutingLimits
 from services.router.handler import RouterHandler
@@ -30,6 +31,8 @@ from services.router.pool import Pool
 from tests.support.auth import until
 
 MODEL = "river"
+# What a backend without a free slot cannot meet, and any other can.
+_POLICY = Policy(objective=Objective(ttft=1.0))
 CALLER = Principal("tester", "shop", frozenset({"generate"}), float("inf"), "t")
 Frame = relay_pb2.RelaySessionResponseFrame
 
@@ -222,7 +225,7 @@ async def scene(*, max_queue_time: float = 10.0) -> AsyncIterator[Scene]:
     tokens = Tokens()
     async with asyncio.TaskGroup() as group:
         tasks = Tasks(group)
-        pool = Pool(tokens, tasks, time.monotonic, default_ttft_slo=10, max_waiting=10, seed=1)
+        pool = Pool(tokens, tasks, time.monotonic, policy=lambda: _POLICY, max_waiting=10, seed=1)
         handler = RouterHandler(
             pool,
             tokens,
