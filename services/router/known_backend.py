@@ -6,15 +6,20 @@ Bookkeeping only: the session that feeds it is in uplink.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from math import inf
 
 from anabranch.v1 import errors_pb2, generation_pb2, session_pb2
 from services.chassis.errors import Fault
 from services.chassis.registry import Instance
+from services.router.core.breaker import Breaker
+from services.router.core.policy import BreakerRules
+from services.router.core.prediction import outlook, time_to_first_token
+from services.router.core.quantiles import RecentQuantile
 from services.router.core.tracker import Tracker
 from services.router.core.values import Coefficients, Health, Load, Prices, Resume, Tier
 
-FAILURES_TO_REST = 3
-REST_S = 5.0
+# A prompt may take so many times as long as expected before its backend counts as silent.
+_PATIENCE = 5.0
 
 _TIERS = {generation_pb2.TIER_LOCAL: Tier.LOCAL, generation_pb2.TIER_CLOUD: Tier.CLOUD}
 _RESUMES = {
@@ -54,7 +59,8 @@ class KnownBackend:
         self.tracker.zone = instance.meta.get("zone", "")
         self._on_change = on_change
         self._clock = clock
-        self._failures = 0
+        self.breaker = Breaker(BreakerRules())
+        self._ttft = RecentQuantile(default=0.0)
 
     @property
     def id(self) -> str:
@@ -149,24 +155,71 @@ class KnownBackend:
         self.tracker.disconnected(health)
         self.set_health(health, detail)
 
-    def answered(self) -> None:
-        """A request went well: earlier failures no longer count."""
-        self._failures = 0
+    # What its breaker is told. `generation` is what `sent` said of the request.
 
-    def failed(self, fault: Fault) -> None:
-        """A request failed there; after a few in a row the backend rests."""
-        if fault.reason not in _BACKEND_FAILURES:
-            return
-        self._failures += 1
-        if self._failures >= FAILURES_TO_REST:
-            self.tracker.cooling_until = self._clock() + REST_S
-            self.changed()
+    def sent(self) -> int:
+        """A request goes there."""
+        generation = self.breaker.sent(self._clock())
+        if self.breaker.open_until != self.tracker.cooling_until:
+            self._show_breaker()
+        return generation
+
+    def heard(self) -> None:
+        """News of requests came."""
+        self.breaker.heartbeat(self._clock())
+
+    def answers(self, generation: int, seconds: float) -> None:
+        """A first token came, so long after its request was sent."""
+        now = self._clock()
+        tracker = self.tracker
+        tracker.first_token(seconds)
+        if tracker.tier is Tier.CLOUD:
+            self._ttft.add(seconds, now)
+            tracker.ttft_p95 = self._ttft.value(now)
+        self.breaker.proved(generation, now)
+        self._show_breaker()
+
+    def answered(self, generation: int) -> None:
+        """A request ended well."""
+        self.breaker.succeeded(generation, self._clock())
+        self._show_breaker()
+
+    def failed(self, generation: int, fault: Fault) -> None:
+        """A request failed there; after a few in a row, or too many of all, the backend rests."""
+        now = self._clock()
+        if fault.reason in _BACKEND_FAILURES:
+            self.breaker.failed(generation, now)
+        else:
+            self.breaker.abandoned(generation, now)
+        self._show_breaker()
+
+    def is_silent(self, decoding: int) -> bool:
+        """Whether it has work and brought no token for too long; it rests then.
+
+        Those that decode bring one with each step. One that only reads prompts may be silent for
+        several times as long as that is expected to take, and for any time until it has said how
+        fast it is.
+        """
+        tracker = self.tracker
+        excused = 0.0
+        if not decoding:
+            known = tracker.load.step_time > 0
+            excused = _PATIENCE * time_to_first_token(outlook(tracker.view()), 0) if known else inf
+        silent = self.breaker.check_silence(self._clock(), tracker.in_flight, excused)
+        if silent:
+            self._show_breaker()
+        return silent
 
     def reset_breaker(self) -> None:
         """Forgets failures: the backend is tried again at once."""
-        self._failures = 0
-        self.tracker.cooling_until = float("-inf")
-        self.changed()
+        self.breaker.reset()
+        self._show_breaker()
+
+    def _show_breaker(self) -> None:
+        """Decisions see it."""
+        if self.tracker.cooling_until != self.breaker.open_until:
+            self.tracker.cooling_until = self.breaker.open_until
+            self.changed()
 
 
 def _load(report: session_pb2.LoadReport) -> Load:

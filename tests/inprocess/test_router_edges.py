@@ -224,7 +224,7 @@ async def test_a_resumed_answer_waits_for_a_slot_beyond_its_time_to_first_token(
         await first.crash()
 
         async def in_line() -> bool:
-            return s.pool.waiting == 1 or bool(answer.ends)
+            return len(s.routing.line) == 1 or bool(answer.ends)
 
         await until(in_line)
         with pytest.raises(TimeoutError):

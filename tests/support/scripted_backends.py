@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -22,12 +23,13 @@ from services.chassis.errors import Fault, to_status
 from services.chassis.host import Tasks
 from services.chassis.model_handler import CallContext
 from services.chassis.registry import Instance
+from services.router.app import assemble
+from services.router.budget_leases import ShareOfBudget
 from services.router.core.policy import Objective, Policy
 from services.router.core.values import Health
-from services.router.exchange import RoutingLimits
 from services.router.handler import RouterHandler
+from services.router.legs import Routing
 from services.router.observation import Observer
-from services.router.pool import Pool
 from tests.support.auth import until
 
 MODEL = "river"
@@ -169,8 +171,9 @@ class Answer:
 class Scene:
     """A pool in front of scripted backends, and a registry that says what the test says."""
 
-    def __init__(self, pool: Pool, handler: RouterHandler, tokens: Tokens) -> None:
-        self.pool = pool
+    def __init__(self, routing: Routing, handler: RouterHandler, tokens: Tokens) -> None:
+        self.routing = routing
+        self.pool = routing.pool
         self.handler = handler
         self.tokens = tokens
         self.listings: asyncio.Queue[tuple[Instance, ...]] = asyncio.Queue()
@@ -221,19 +224,23 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene(*, max_queue_time: float = 10.0) -> AsyncIterator[Scene]:
+async def scene(*, max_queue_time: float = 10.0, policy: Policy = _POLICY) -> AsyncIterator[Scene]:
+    admission = replace(policy.admission, max_wait=max_queue_time, max_waiting=20)
+    policy = replace(policy, admission=admission)
     tokens = Tokens()
     async with asyncio.TaskGroup() as group:
         tasks = Tasks(group)
-        pool = Pool(tokens, tasks, time.monotonic, policy=lambda: _POLICY, max_waiting=10, seed=1)
+        leases = ShareOfBudget(1, time.time)
+        routing = assemble(tokens, tasks, lambda: policy, leases, seed=1)
+        pool = routing.pool
         handler = RouterHandler(
-            pool,
+            routing,
             tokens,
-            RoutingLimits(max_queue_time, time.monotonic),
             Observer(metrics.NoOpMeter("test"), trace.NoOpTracer()),
             session_pb2.SessionReady,
         )
-        running = Scene(pool, handler, tokens)
+        running = Scene(routing, handler, tokens)
+        tasks.create_task(routing.spending.keep_supplied())
         tasks.create_task(pool.follow(running, "anabranch-engine"))
         try:
             async with running.stack:

@@ -288,7 +288,8 @@ class _Decider:
             rules.ttft_margin * rules.leave * found.ttft <= self._slo
             and rules.tpot_margin * rules.leave * outlook(backend).tpot <= self._tpot
         )
-        return Dispatch(backend.id, tier, found.ttft, overflow, cost, comfortable, late)
+        tokens = request.prompt_tokens - self._saved(backend)
+        return Dispatch(backend.id, tier, found.ttft, overflow, tokens, cost, comfortable, late)
 
     def _overflow(self, preferred: Tier) -> Overflow:
         there = [backend for backend in self.serving if backend.tier is preferred]

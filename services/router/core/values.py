@@ -241,13 +241,15 @@ class Candidate(NamedTuple):
 
 
 class Dispatch(NamedTuple):
-    """Send it there. `cost` is what to reserve for it, `comfortable` whether an open overflow
-    valve may close; `late` that the objective will be missed."""
+    """Send it there. `tokens` is what its prompt will take to prefill, `cost` what to reserve for
+    it, `comfortable` whether an open overflow valve may close, `late` that the objective will be
+    missed."""
 
     backend_id: str
     tier: Tier
     predicted_ttft: float
     overflow: Overflow | None
+    tokens: int = 0
     cost: int = 0
     comfortable: bool = False
     late: bool = False
