@@ -28,8 +28,6 @@ from services.router.resume import can_resume, rest_of
 
 _log = logging.getLogger(__name__)
 
-_NOBODY: frozenset[str] = frozenset()
-
 
 class _Phase(Enum):
     WAITING = auto()
@@ -71,7 +69,7 @@ class Exchange:
         self._phase = _Phase.WAITING
         self._resume = values.Resume.FRESH
         self._next_request = request
-        self._tried = _NOBODY
+        self._tried: frozenset[str] = frozenset()
         self._work = Work.NOT_DISPATCHED
         self._leg: Leg | None = None
         self._hedge: Hedge | None = None
