@@ -229,6 +229,7 @@ def _affordable(request: pb.GenerateRequest, route: Route) -> int | None:
 
 
 def _info(route: Route) -> pb.ModelInfo:
+    prices = route.model.prices
     return pb.ModelInfo(
         name=route.name,
         context_length=route.model.context_length,
@@ -237,4 +238,9 @@ def _info(route: Route) -> pb.ModelInfo:
         capabilities=sorted(_CAPABILITIES[c] for c in route.model.capabilities),
         provider=route.profile.name,
         served_model=route.model.name,
+        prices=None
+        if prices is None
+        else pb.TokenPrices(
+            input=prices.input, cached_input=prices.cached_input, output=prices.output
+        ),
     )

@@ -17,9 +17,9 @@ from services.chassis.auth_client import TokenSource
 from services.chassis.errors import Fault, fault_from_rpc_error
 from services.chassis.model_handler import CallContext, Cancel, Outlet
 from services.router.asking import Asking
+from services.router.catalogue import catalogue
 from services.router.core import values
 from services.router.exchange import Exchange
-from services.router.known_backend import model_union
 from services.router.legs import Routing
 from services.router.observation import Observer
 from services.router.refusals import refused
@@ -89,8 +89,9 @@ class RouterHandler:
         return await self._forward(about, context, send)
 
     async def list_models(self) -> Sequence[generation_pb2.ModelInfo]:
-        """What the ready backends serve."""
-        return model_union(uplink.backend for uplink in self._pool.uplinks())
+        """What the ready backends serve, under the policy's names too."""
+        backends = [uplink.backend for uplink in self._pool.uplinks()]
+        return catalogue(backends, self._routing.decisions.policy)
 
     def ready(self) -> session_pb2.SessionReady:
         """The greeting of a session."""

@@ -5,7 +5,7 @@ Bookkeeping only: the session that feeds it is in uplink.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from math import inf
 
 from anabranch.v1 import errors_pb2, generation_pb2, session_pb2
@@ -245,26 +245,3 @@ def _coefficients(report: session_pb2.LoadReport) -> Coefficients:
     return Coefficients(
         model.base / 1e6, model.prefill / 1e6, model.decode / 1e6, model.context / 1e6
     )
-
-
-def model_union(backends: Iterable[KnownBackend]) -> list[generation_pb2.ModelInfo]:
-    """The models of all ready backends, one entry a name, tiers and counts joined."""
-    merged: dict[str, generation_pb2.ModelInfo] = {}
-    for backend in backends:
-        if backend.health is not Health.READY:
-            continue
-        for name, info in backend.models.items():
-            entry = merged.get(name)
-            if entry is None:
-                entry = merged[name] = generation_pb2.ModelInfo()
-                entry.CopyFrom(info)
-                entry.backends = 0
-            entry.backends += 1
-            entry.tiers.extend(t for t in info.tiers if t not in entry.tiers)
-            # Every backend must be able to do what is promised for the name.
-            both = [c for c in entry.capabilities if c in info.capabilities]
-            del entry.capabilities[:]
-            entry.capabilities.extend(both)
-            lengths = [n for n in (entry.context_length, info.context_length) if n]
-            entry.context_length = min(lengths, default=0)
-    return list(merged.values())
