@@ -81,12 +81,10 @@ class Asking:
 
     def must_wait(self, verdict: values.Verdict) -> bool:
         """Whether a verdict means to wait: for capacity, or for money that is being asked for."""
-        if isinstance(verdict, values.Wait):
-            return True
-        if not isinstance(verdict, values.Refuse):
+        if isinstance(verdict, values.Dispatch):
             return False
-        poor = verdict.refusal is values.Refusal.NO_BUDGET
-        return poor and self._spending.is_pending(self.tenant)
+        coming = bool(verdict.money) and self._spending.ask_for(self.tenant, verdict.money)
+        return coming or isinstance(verdict, values.Wait)
 
     def values(
         self,

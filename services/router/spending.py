@@ -89,9 +89,13 @@ class Spending:
             self._want(account)
         return found
 
-    def is_pending(self, tenant: str) -> bool:
-        """Whether somebody is being asked for more, so that it is not known yet what there is."""
-        return ALL in self._asked or tenant_account(tenant) in self._asked
+    def ask_for(self, tenant: str, amount: int) -> bool:
+        """Whether more is being asked for, so that so much may be there in a moment."""
+        accounts = (ALL, tenant_account(tenant))
+        for account in accounts:
+            self._budget.expect(account, amount)
+            self._want(account)
+        return not self._asked.isdisjoint(accounts)
 
     def reserve(self, tenant: str, amount: int) -> Reservation | None:
         """Sets money aside for one request; None when there is not enough."""

@@ -56,7 +56,12 @@ class Backend:
     """One scripted backend."""
 
     def __init__(
-        self, id: str, tier: pb.Tier.ValueType, capabilities: Sequence[pb.Capability.ValueType]
+        self,
+        id: str,
+        tier: pb.Tier.ValueType,
+        capabilities: Sequence[pb.Capability.ValueType],
+        models: Sequence[str] = (MODEL,),
+        prices: pb.TokenPrices | None = None,
     ) -> None:
         self.id = id
         self.sessions = 0
@@ -64,10 +69,14 @@ class Backend:
         self.may_greet.set()
         self.reject: grpc.StatusCode | None = None
         self.cancelled: list[int] = []
+        self.masks: list[tuple[int, ...]] = []
         self._ready = session_pb2.SessionReady(
             backend_id=id,
             tier=tier,
-            models=[pb.ModelInfo(name=MODEL, tiers=[tier], capabilities=capabilities)],
+            models=[
+                pb.ModelInfo(name=model, tiers=[tier], capabilities=capabilities, prices=prices)
+                for model in models
+            ],
         )
         self._starts: asyncio.Queue[tuple[int, pb.GenerateRequest]] = asyncio.Queue()
         self._context: grpc.aio.ServicerContext | None = None
@@ -102,6 +111,11 @@ class Backend:
         assert self._context is not None
         await self._context.write(relay_pb2.RelaySessionResponse(frames=frames, load=load))
 
+    async def says(self, **fields: Any) -> None:
+        """Sends a message of other things than frames."""
+        assert self._context is not None
+        await self._context.write(relay_pb2.RelaySessionResponse(**fields))
+
     async def refuse(self, fault: Fault) -> None:
         """Answers the next start with an error."""
         number, _ = await self.next_start()
@@ -122,6 +136,7 @@ class Backend:
                 if frame.WhichOneof("action") == "cancel":
                     self.cancelled.append(frame.stream)
                 else:
+                    self.masks.append(tuple(frame.mask))
                     self._starts.put_nowait(
                         (frame.stream, pb.GenerateRequest.FromString(frame.start))
                     )
@@ -194,8 +209,9 @@ class Scene:
             pb.CAPABILITY_RESUME_TOKENS,
             pb.CAPABILITY_RESUME_TEXT,
         ),
+        **more: Any,
     ) -> Backend:
-        backend = Backend(id, tier, capabilities)
+        backend = Backend(id, tier, capabilities, **more)
         await backend.open()
         self.stack.push_async_callback(backend.server.stop, 0)
         return backend

@@ -146,6 +146,12 @@ class CloudBudget:
             book.reserved += amount
         return Reservation(amount, tuple(books))
 
+    def expect(self, account: str, amount: int) -> None:
+        """A request of this size could not be reserved for: `wants` is to cover the next."""
+        if self.budget_of(account) is not None:
+            known = self._account(account)
+            known.largest = max(amount, known.largest)
+
     def settle(self, reservation: Reservation, actual: int) -> None:
         """The request cost `actual`, all of which is charged, also what exceeds the reservation.
 

@@ -275,6 +275,20 @@ class _Decider:
             return False
         return self._cheapest(self._slo) is not None
 
+    def _missing_money(self) -> int:
+        """What a budget would have to hold for the cheapest of those that it does not cover."""
+        request, terms = self._request, self._terms
+        if request.budget is None:
+            return 0
+        costs = [
+            cost
+            for backend in self.serving
+            if is_about_money(standing_objection(request, backend, terms, self._now))
+            and (cost := cost_of(request, backend, terms)) is not None
+            and (request.max_cost is None or cost <= request.max_cost)
+        ]
+        return min(costs, default=0)
+
     def _dispatch(self, found: Choice, tier: Tier, *, late: bool = False) -> Dispatch:
         request, terms = self._request, self._terms
         preferred = request.residency.tiers[0]
@@ -321,11 +335,13 @@ class _Decider:
                 for backend, objection in zip(serving, objections, strict=True)
                 if not objection
             )
-            return Wait(f"{could} backends serve it, all of them busy", expected)
+            why = f"{could} backends serve it, all of them busy"
+            return Wait(why, expected, self._missing_money())
         if request.resume is not Resume.FRESH:
             return Refuse(Refusal.CANNOT_RESUME, "no other backend can go on with this answer")
         if money := next(filter(is_about_money, objections), ""):
-            return Refuse(Refusal.NO_BUDGET, f"only the cloud could take it, but it is {money}")
+            why = f"only the cloud could take it, but it is {money}"
+            return Refuse(Refusal.NO_BUDGET, why, self._missing_money())
         if not any(backend.tier in tiers for backend in serving):
             allowed = ", ".join(tier.value for tier in tiers)
             why = f"{request.model!r} is not served in the allowed tier ({allowed})"

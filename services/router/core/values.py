@@ -256,17 +256,20 @@ class Dispatch(NamedTuple):
 
 
 class Wait(NamedTuple):
-    """Capacity exists; wait for it. `expected` is how long that may take."""
+    """Capacity exists; wait for it. `expected` is how long that may take, `money` what a budget
+    would have to hold for the cloud to take it now, 0 where that is not the matter."""
 
     why: str
     expected: float = 0.0
+    money: int = 0
 
 
 class Refuse(NamedTuple):
-    """It cannot be served."""
+    """It cannot be served. `money` as in Wait."""
 
     refusal: Refusal
     why: str
+    money: int = 0
 
 
 Verdict = Dispatch | Wait | Refuse
