@@ -94,6 +94,27 @@ def test_a_probe_that_fails_doubles_the_rest_up_to_the_longest():
     assert rests == [5.0, 10.0, 20.0, 40.0, 60.0, 60.0]
 
 
+def test_a_long_healthy_life_before_does_not_shorten_the_rest_after_a_failed_probe():
+    breaker = opened()
+    breaker.succeeded(breaker.sent(NOW + 5), NOW + 5)
+    breaker.succeeded(breaker.sent(NOW + 900), NOW + 900)
+    for _ in range(3):
+        breaker.failed(breaker.sent(NOW + 901), NOW + 901)
+    breaker.failed(breaker.sent(NOW + 906), NOW + 906)
+    assert breaker.open_until == NOW + 906 + 10.0
+
+
+def test_failures_from_before_a_recovery_do_not_count_afterwards():
+    breaker = Breaker(RULES)
+    for _ in range(10):
+        breaker.succeeded(breaker.sent(NOW), NOW)
+        breaker.failed(breaker.sent(NOW), NOW)
+    assert not breaker.may_send(NOW)
+    breaker.succeeded(breaker.sent(NOW + 5), NOW + 5)
+    breaker.failed(breaker.sent(NOW + 5), NOW + 5)
+    assert breaker.may_send(NOW + 5)
+
+
 def test_a_relapse_soon_after_a_recovery_rests_longer():
     breaker = opened()
     breaker.succeeded(breaker.sent(NOW + 5), NOW + 5)

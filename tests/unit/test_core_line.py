@@ -196,6 +196,19 @@ def test_who_cannot_use_a_place_is_offered_it_once_and_keeps_none_from_others():
     assert offered == ["B", "d", "e", "f"]
 
 
+def test_who_was_offered_a_place_in_turn_is_not_offered_another_for_starving():
+    line: Line[str] = Line(PATIENT)
+    line.join("P", INTERACTIVE, NOW)
+    for key in "abcd":
+        line.join(key, INTERACTIVE, NOW + 11)
+    walked = []
+    for key in line.in_order(NOW + 12):
+        walked.append(key)
+        if key != "P":
+            line.serve(key, NOW + 12)
+    assert walked == ["P", "a", "b", "c", "d"]
+
+
 def test_a_backlog_of_batch_work_does_not_hold_up_interactive_requests():
     """A thousand old batch requests; an interactive one still goes within two places."""
     line: Line[str] = Line(AdmissionRules(max_waiting=2000, max_wait=1e6))
@@ -274,7 +287,18 @@ def test_a_class_that_may_wait_is_not_shed_for_waiting():
 
 def test_system_is_never_shed_for_standing():
     line = standing(SYSTEM, 100)
-    assert run_until(line, NOW, NOW + 1000) == []
+    line.join("batch", BATCH, NOW)
+    assert [line.shed(NOW + half / 2) for half in range(100)] == [[]] * 100
+
+
+def test_who_comes_after_a_standing_line_has_gone_is_not_shed_for_it():
+    line = standing(INTERACTIVE, 5)
+    line.shed(NOW + 1)
+    for number in range(5):
+        line.leave(f"interactive{number}")
+    for key in "abc":
+        line.join(key, INTERACTIVE, NOW + 1.4, target=0.05)
+    assert line.shed(NOW + 1.5) == []
 
 
 def test_a_burst_that_drains_is_served_whole():

@@ -72,7 +72,9 @@ class CoDel:
 
     def next_look(self, overdue_since: float) -> float:
         """When one may have to be shed if nothing happens until then; see observe."""
-        return min(self._next_shed, max(overdue_since, self._fine_at) + self.interval)
+        if self._next_shed != inf:
+            return self._next_shed
+        return max(overdue_since, self._fine_at) + self.interval
 
     def sheds(self, now: float) -> bool:
         """Whether one is to be shed now. To be asked again, after an observation, until false."""
@@ -95,9 +97,9 @@ class CoDel:
         return True
 
     def _growth(self, now: float) -> float:
-        """By how many the line grew per interval, but for sheds; 0 before one has passed."""
+        """By how many the line grew per interval, but for sheds; 0 until most of one has passed."""
         elapsed = now - self._marked_at
-        if elapsed < self.interval:
+        if elapsed < 0.9 * self.interval:
             return 0.0
         growth = (self._net - self._marked_net) * self.interval / elapsed
         self._mark(now)

@@ -11,6 +11,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from itertools import islice
+from math import inf
 from typing import Generic, NamedTuple, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -66,7 +67,10 @@ class Lane(Generic[K]):
 
     def ahead_of(self, deadline: float) -> int:
         """How many go before one that arrives now with this deadline."""
-        return bisect_right(self._by_deadline, deadline, key=_deadline)
+        entries = self._by_deadline
+        if not entries or entries[-1].deadline <= deadline:
+            return len(entries)
+        return bisect_right(entries, (deadline, inf))
 
     def in_order(self, before: int) -> Iterator[Entry[K]]:
         """Entries of a lower number than `before`, by deadline; the lane may change on the way."""
@@ -80,7 +84,3 @@ class Lane(Generic[K]):
                 at += 1
             else:
                 at = bisect_right(entries, entry)
-
-
-def _deadline(entry: Entry[K]) -> float:
-    return entry.deadline

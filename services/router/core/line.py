@@ -272,12 +272,15 @@ class Line(Generic[K]):
 
     def _starving(self, now: float) -> list[Entry[K]]:
         """The first one last."""
-        found = [
-            entry
-            for lane in self._lanes
-            for entry in lane.longest_waiting(OFFERED)
-            if self._starves_at(entry) <= now < entry.deadline
-        ]
+        found: list[Entry[K]] = []
+        for lane in self._lanes:
+            oldest = lane.oldest()
+            if oldest is not None and self._starves_at(oldest) <= now:
+                found += [
+                    entry
+                    for entry in lane.longest_waiting(OFFERED)
+                    if self._starves_at(entry) <= now < entry.deadline
+                ]
         found.sort(key=lambda entry: (self._starves_at(entry), entry.number), reverse=True)
         return found
 
@@ -285,15 +288,21 @@ class Line(Generic[K]):
         """Whether the class's waits demand that one be shed now."""
         lane, codel = self._lanes[rank], self._codels[rank]
         oldest = lane.oldest()
-        gap = self._pace.gap
-        if oldest is None or len(lane) == 1:
+        if oldest is None:
+            return False  # the next one who joins makes a new line
+        overdue_since = oldest.arrived + oldest.target
+        if overdue_since <= now and self._is_short(rank, oldest.target):
             codel.fine(now)
             return False
-        if gap is not None and gap * self._ahead(rank, inf) <= oldest.target:
-            codel.fine(now)  # so short that one who joins now would not wait above the target
-            return False
-        codel.observe(now, oldest.arrived + oldest.target)
+        codel.observe(now, overdue_since)
         return codel.sheds(now)
+
+    def _is_short(self, rank: int, target: float) -> bool:
+        """Whether one waits alone, or one who joined now would not wait longer than the target."""
+        gap = self._pace.gap
+        if len(self._lanes[rank]) == 1:
+            return True
+        return gap is not None and gap * self._ahead(rank, inf) <= target
 
 
 def _passed(last: Entry[K] | None, entry: Entry[K]) -> bool:

@@ -38,9 +38,8 @@ class Split:
             raise ValueError(f"{alias}: no variant has a weight")
         self._models = tuple(weights)
         self._cumulative = tuple(accumulate(weights.values()))
-        # Of equal draws the first one wins: the order must not be the document's.
         self._draws = tuple(
-            (model, weights[model], f"{alias}\0{model}\0".encode()) for model in sorted(weights)
+            (model, weight, f"{alias}\0{model}\0".encode()) for model, weight in weights.items()
         )
 
     def choose(self, key: str, random: Random) -> str:
