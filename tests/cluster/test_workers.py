@@ -70,7 +70,7 @@ async def test_both_workers_get_sessions_and_one_address_tells_of_both(router):
             return await in_flight(router) == 24
 
         # Whoever is asked adds up what all have in flight.
-        await until(all_run, 20.0)
+        await until(all_run)
         each = await ask_each(router, "ListBackends", admin_pb2.ListBackendsRequest())
         shares = [sum(backend.in_flight for backend in reply.backends) for reply in each]
         assert sum(shares) == 24
@@ -132,7 +132,7 @@ async def test_requests_without_output_survive_the_kill_of_their_worker(tmp_path
         async def all_run() -> bool:
             return await in_flight(router) == 16
 
-        await until(all_run, 20.0)
+        await until(all_run)
         os.kill(workers(router)[0].pid, signal.SIGKILL)
         answers = await asyncio.gather(*asked)
     assert all(len(answer.choices[0].token_ids) == 3 for answer in answers)
@@ -178,7 +178,7 @@ async def test_a_restart_one_by_one_under_load_fails_no_call(router):
         async def most_run() -> bool:
             return await in_flight(router) >= 100
 
-        await until(most_run, 20.0)
+        await until(most_run)
         os.kill(router.processes["router"].record.pid, signal.SIGHUP)
         answers = await asyncio.gather(*long)
         async with asyncio.timeout(90):
@@ -252,7 +252,7 @@ async def test_a_request_is_cancelled_and_a_level_set_wherever_they_are_asked_fo
         async def all_run() -> bool:
             return await in_flight(router) == 8
 
-        await until(all_run, 20.0)
+        await until(all_run)
         for one in ids:
             await ask_any(router, "CancelRequest", admin_pb2.CancelRequestRequest(request_id=one))
         await asyncio.wait(asked, timeout=20)
@@ -287,7 +287,7 @@ async def test_the_ordered_end_finishes_streams_and_leaves_no_process(router):
         async def all_run() -> bool:
             return await in_flight(router) == 12
 
-        await until(all_run, 20.0)
+        await until(all_run)
         assert await router.end("router") == 0
         answers = await asyncio.gather(*asked)
     assert all(len(answer.choices[0].token_ids) == 200 for answer in answers)
@@ -301,7 +301,7 @@ async def test_workers_end_when_their_supervisor_is_killed(router):
     async def none_left() -> bool:
         return left(present) == []
 
-    await until(none_left, 20.0)
+    await until(none_left)
 
 
 async def test_a_second_signal_ends_all_at_once(router):
@@ -314,13 +314,13 @@ async def test_a_second_signal_ends_all_at_once(router):
         async def all_run() -> bool:
             return await in_flight(router) == 4
 
-        await until(all_run, 20.0)
+        await until(all_run)
         os.kill(supervisor.record.pid, signal.SIGTERM)
 
         async def leaving() -> bool:
             return supervisor.log.read_text().count('"not serving"') >= 2
 
-        await until(leaving, 20.0)
+        await until(leaving)
         os.kill(supervisor.record.pid, signal.SIGTERM)
         assert await supervisor.wait(5.0) == 130
         await asyncio.gather(*asked, return_exceptions=True)
@@ -328,7 +328,7 @@ async def test_a_second_signal_ends_all_at_once(router):
     async def none_left() -> bool:
         return left(present) == []
 
-    await until(none_left, 5.0)
+    await until(none_left)
 
 
 def left(present: Sequence[WorkerProcess]) -> list[str]:

@@ -22,6 +22,7 @@ from services.auth.store import Store, database_url, open_store
 from services.auth.vault import Vault, VaultError
 from services.chassis.errors import Fault
 from tests.support.postgres import binaries, postgres_server
+from tests.support.waiting import BOUND_S
 
 CLIENT = Client("orders", "shop", "Orders", ("generate",), None, "$argon2id$x", 1000.25)
 POLICY = RotationPolicy(period=86_400, publish_ahead=900)
@@ -301,7 +302,7 @@ async def test_callers_that_go_away_in_the_middle_leave_the_store_usable(store: 
             await asyncio.sleep(0)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(BOUND_S):
         await asyncio.gather(*(write(f"stays-{i}") for i in range(5)))
     async with store.reading() as records:
         found = await records.clients_after("stays", 100)

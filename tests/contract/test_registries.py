@@ -15,7 +15,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from services.chassis.registry import Instance, Registration, Registry, open_registry
 from tests.support.consul import ConsulAgent, running_consul
 
-WITHIN = 30.0  # s, a bound for waiting that no healthy run comes near
+WITHIN = 60.0  # s, a bound for waiting that no healthy run comes near
 
 
 class Process:

@@ -31,6 +31,7 @@ from anabranch import (
     build_request,
 )
 from tests.support.session_server import Script, scripted_server, server_process
+from tests.support.waiting import BOUND_S
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ async def client(target: str) -> AsyncIterator[AsyncClient]:
         yield client
 
 
-async def until(condition: Callable[[], object], bound: float = 5.0) -> None:
+async def until(condition: Callable[[], object], bound: float = BOUND_S) -> None:
     async with asyncio.timeout(bound):
         while not condition():
             await asyncio.sleep(0.005)
@@ -200,7 +201,7 @@ async def test_refused_sessions_are_tried_again_with_growing_delays(
 
 @pytest.mark.slow
 async def test_an_unreachable_service_is_named_soon() -> None:
-    async with AsyncClient("127.0.0.1:1") as client, asyncio.timeout(15):
+    async with AsyncClient("127.0.0.1:1") as client, asyncio.timeout(BOUND_S):
         with pytest.raises(UnavailableError, match=r"cannot reach 127\.0\.0\.1:1") as caught:
             await client.generate(model="m", prompt="say 1")
         assert caught.value.work is Work.NOT_DISPATCHED
@@ -422,7 +423,7 @@ def test_the_blocking_client_serves_threads_at_once_and_ends_its_loop(remote: st
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30)
+            thread.join(BOUND_S)
     assert results == {n: words(n) for n in range(16)}
     assert not [t for t in threading.enumerate() if t.name == "anabranch-loop"]
     with pytest.raises(RuntimeError, match="closed"):

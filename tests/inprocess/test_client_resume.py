@@ -33,6 +33,7 @@ from services.chassis.detached_sessions import ResumableSessions
 from tests.support.auth import bearer, until
 from tests.support.cuttable import CuttableProxy, cuttable
 from tests.support.inprocess import MODEL, Cluster, cluster, model_stub
+from tests.support.waiting import BOUND_S
 
 
 @dataclass
@@ -77,14 +78,16 @@ class Scene:
         async def idle() -> bool:
             return await self.in_flight() == 0
 
-        await until(idle, 10.0)
+        await until(idle)
 
 
 @asynccontextmanager
 async def scene(
     folder: Path, *, speed: float = 20.0, router: dict[str, Any] | None = None, **options: Any
 ) -> AsyncIterator[Scene]:
-    async with cluster(folder, engines=({"sim_speed": speed},), router=router) as running:
+    # Nothing here ends because the window is over, unless a test says so.
+    patient = {"session_resume_window": 600.0, **(router or {})}
+    async with cluster(folder, engines=({"sim_speed": speed},), router=patient) as running:
         secret = await running.new_client("shop", "generate")
         token = await running.token("shop", secret)
         assert running.router is not None
@@ -107,7 +110,7 @@ async def until_detached(s: Scene, count: int = 1) -> None:
     async def detached() -> bool:
         return s.sessions.detached == count
 
-    await until(detached, 15.0)
+    await until(detached)
 
 
 async def test_an_answer_goes_on_after_a_cut_as_if_there_had_been_none(tmp_path):
@@ -162,7 +165,7 @@ async def test_answers_across_cuts_at_random_places_are_exact(tmp_path, caplog):
             st.lists(st.integers(1, 4000), min_size=1, max_size=3),
         )
         def run(sizes: list[int], cuts: list[int]) -> None:
-            asyncio.run_coroutine_threadsafe(example(sizes, cuts), loop).result(30)
+            asyncio.run_coroutine_threadsafe(example(sizes, cuts), loop).result(BOUND_S)
 
         await asyncio.to_thread(run)
         await s.until_idle()
@@ -227,7 +230,7 @@ async def test_starts_that_were_lost_on_their_way_are_sent_again_once(tmp_path):
 async def test_what_is_given_up_during_an_outage_is_cancelled_when_it_ends(tmp_path):
     async with scene(tmp_path, speed=0.5) as s, s.ask("kept", 60) as kept:
         await begun(kept)
-        async with s.ask("given up", 5000) as stream:
+        async with s.ask("given up", 10_000) as stream:
             await begun(stream)
             s.network.close()
             await until_detached(s)
@@ -236,13 +239,13 @@ async def test_what_is_given_up_during_an_outage_is_cancelled_when_it_ends(tmp_p
         async def only_one() -> bool:
             return await s.in_flight() == 1
 
-        await until(only_one, 10.0)
+        await until(only_one)
         await kept.finish()
 
 
 async def test_after_the_window_each_request_fails_once_and_the_backend_is_free(tmp_path):
     async with scene(tmp_path, speed=0.5, router={"session_resume_window": 0.5}) as s:
-        async with s.ask("one", 5000) as one, s.ask("two", 5000) as two:
+        async with s.ask("one", 10_000) as one, s.ask("two", 10_000) as two:
             await begun(one)
             await begun(two)
             s.network.close()
@@ -260,7 +263,7 @@ async def test_after_the_window_each_request_fails_once_and_the_backend_is_free(
 
 async def test_a_router_that_started_anew_says_that_the_session_is_lost(tmp_path):
     async with scene(tmp_path, speed=0.5) as s:
-        async with s.ask("one", 5000) as one:
+        async with s.ask("one", 10_000) as one:
             await begun(one)
             s.network.close()
             await until_detached(s)
@@ -274,7 +277,7 @@ async def test_a_router_that_started_anew_says_that_the_session_is_lost(tmp_path
 
 async def test_a_client_that_is_told_not_to_resume_fails_at_once(tmp_path):
     async with scene(tmp_path, speed=0.5, resume=False) as s:
-        async with s.ask("one", 5000) as one:
+        async with s.ask("one", 10_000) as one:
             await begun(one)
             s.network.cut()
             with pytest.raises(BackendLostError) as caught:
@@ -286,7 +289,7 @@ async def test_a_client_that_is_told_not_to_resume_fails_at_once(tmp_path):
 
 async def test_a_router_without_a_window_is_met_as_before(tmp_path):
     async with scene(tmp_path, speed=0.5, router={"session_resume_window": 0.0}) as s:
-        async with s.ask("one", 5000) as one:
+        async with s.ask("one", 10_000) as one:
             await begun(one)
             s.network.cut()
             with pytest.raises(UnavailableError):
@@ -305,7 +308,7 @@ async def test_a_credential_revoked_meanwhile_is_replaced_before_the_session_goe
             client_id="shop",
             client_secret=s.secret,
         ) as client,
-        client.stream(model=MODEL, prompt="story", max_tokens=5000, ignore_eos=True) as stream,
+        client.stream(model=MODEL, prompt="story", max_tokens=10_000, ignore_eos=True) as stream,
     ):
         seen = await begun(stream)
         revoked = (await client._tokens.authorization()).removeprefix("Bearer ")
@@ -324,7 +327,7 @@ async def test_a_credential_revoked_meanwhile_is_replaced_before_the_session_goe
                     return error.code() is grpc.StatusCode.UNAUTHENTICATED
                 return False
 
-            await until(refused, 10.0)
+            await until(refused)
         s.network.cut()
 
         async def back() -> bool:
@@ -340,7 +343,7 @@ async def test_a_credential_revoked_meanwhile_is_replaced_before_the_session_goe
 
 async def test_closing_the_client_frees_the_backend_at_once(tmp_path):
     async with scene(tmp_path, speed=0.5) as s:
-        stream = s.ask("one", 5000)
+        stream = s.ask("one", 10_000)
         await stream.__aenter__()
         await begun(stream)
         await s.client.close()

@@ -22,6 +22,7 @@ from services.chassis.http2 import headers
 from services.chassis.http2.frames import Code
 from services.chassis.http2.server import Server
 from tests.support.raw_http2 import (
+    BOUND_S,
     Peer,
     generous,
     is_empty,
@@ -75,7 +76,7 @@ async def target(**limits: Any) -> AsyncIterator[Target]:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
                 echoed = channel.unary_unary("/t.T/Echo")
                 while True:
-                    assert await echoed(b"well", timeout=10) == b"well"
+                    assert await echoed(b"well", timeout=BOUND_S) == b"well"
                     one.calls += 1
                     await asyncio.sleep(0.001)
 

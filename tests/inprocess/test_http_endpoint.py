@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 
 from services.chassis.http_endpoint import HttpEndpoint
+from tests.support.waiting import BOUND_S
 
 
 @asynccontextmanager
@@ -91,7 +92,7 @@ async def test_a_request_that_never_ends_is_answered_and_its_connection_closed()
         host, port = started.address.rsplit(":", 1)
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(b"POST /read HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND_S):
             answer = await reader.read()
         assert answer.startswith(b"HTTP/1.1 503 ")
         writer.close()
@@ -102,7 +103,7 @@ async def test_a_connection_that_sends_no_request_is_closed():
         host, port = started.address.rsplit(":", 1)
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(b"GET /healthz HT")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND_S):
             await reader.read()
         writer.close()
 

@@ -120,7 +120,7 @@ class Cluster:
             states = [backend.state for backend in await self.backends()]
             return states.count(admin_pb2.BACKEND_STATE_READY) == count
 
-        await until(ready, 10.0)
+        await until(ready)
 
     def common(self, service_id: str) -> dict[str, Any]:
         return {

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_START_SECONDS = 30.0
+_START_SECONDS = 60.0
 _INIT = ("-A", "scram-sha-256", "--no-sync", "-E", "UTF8", "--locale=C.UTF-8")
 _RUN = ("-c", "listen_addresses=127.0.0.1", "-c", "fsync=off")
 
@@ -74,7 +74,7 @@ def postgres_server() -> Iterator[str]:
         finally:
             # SIGINT: fast shutdown, which ends the sessions that are left.
             server.send_signal(2)
-            server.wait(timeout=30)
+            server.wait(timeout=60)
     finally:
         shutil.rmtree(home, ignore_errors=True)
 

@@ -28,6 +28,7 @@ from services.router.handler import RouterHandler
 from services.router.observation import Observer
 from services.router.pool import Pool
 from tests.support.auth import until
+from tests.support.waiting import BOUND_S
 
 MODEL = "river"
 CALLER = Principal("tester", "shop", frozenset({"generate"}), float("inf"), "t")
@@ -90,7 +91,7 @@ class Backend:
         return Instance(self.id, "anabranch-engine", self.address, {"models": MODEL})
 
     async def next_start(self) -> tuple[int, pb.GenerateRequest]:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND_S):
             return await self._starts.get()
 
     async def send(self, *frames: Frame, load: session_pb2.LoadReport | None = None) -> None:
@@ -157,7 +158,7 @@ class Answer:
         await until(enough)
 
     async def _end(self) -> pb.GenerateChunk | Fault:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND_S):
             await self._over.wait()
         (end,) = self.ends
         return end
@@ -209,7 +210,7 @@ class Scene:
         """Starts a request; a refusal is its answer's fault, as it is for every caller."""
         answer = Answer()
         request = pb.GenerateRequest(**{"model": MODEL, "prompt": "p", **fields})
-        context = CallContext(CALLER, "r", asyncio.get_running_loop().time() + 30)
+        context = CallContext(CALLER, "r", asyncio.get_running_loop().time() + 600)
         try:
             self.handler.open(request, context, answer)
         except Fault as fault:
@@ -218,7 +219,7 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene(*, max_queue_time: float = 10.0) -> AsyncIterator[Scene]:
+async def scene(*, max_queue_time: float = 600.0) -> AsyncIterator[Scene]:
     tokens = Tokens()
     async with asyncio.TaskGroup() as group:
         tasks = Tasks(group)

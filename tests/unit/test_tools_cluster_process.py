@@ -10,6 +10,7 @@ import time
 import psutil
 import pytest
 
+from tests.support.waiting import BOUND_S
 from tools.cluster import process, state
 from tools.cluster.health import until_serving
 from tools.cluster.ports import free_port, is_free
@@ -43,7 +44,7 @@ def spec(*arguments: str, drain: float = 5.0, program: str = PARENT) -> ProcessS
 
 async def started(tmp_path, spec: ProcessSpec) -> Running:
     running = Running(spec, tmp_path, detached=False)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(BOUND_S):
         while "ready" not in running.last_lines():
             await asyncio.sleep(0.02)
     assert len(running.record.members()) == 2
