@@ -24,9 +24,9 @@ from services.chassis.http2.server import Server
 from tests.support.raw_http2 import (
     BOUND_S,
     Peer,
-    generous,
     is_empty,
     message,
+    only_for_new_connections,
     peer,
     request,
     serving,
@@ -69,7 +69,7 @@ async def target(**limits: Any) -> AsyncIterator[Target]:
         "Wait": grpc.stream_unary_rpc_method_handler(wait),
         "Large": grpc.unary_stream_rpc_method_handler(large),
     }
-    async with serving(methods, generous(**limits)) as (server, port):
+    async with serving(methods) as (server, port):
         one = Target(server, port)
 
         async def call() -> None:
@@ -83,6 +83,7 @@ async def target(**limits: Any) -> AsyncIterator[Target]:
         caller = asyncio.create_task(call())
         try:
             await until(lambda: one.calls > 0)
+            only_for_new_connections(server, **limits)
             yield one
             before = one.calls
             await until(lambda: one.calls > before or caller.done())
@@ -521,7 +522,7 @@ async def test_gzip_bombs_that_nobody_reads_are_within_the_budget(monkeypatch):
 
 async def test_a_request_of_which_only_half_comes_ends(monkeypatch):
     monkeypatch.setattr("services.chassis.http2.server_connection._REQUEST_PATIENCE_S", 0.05)
-    async with target(ping_every=0.05, ping_answer=0.05) as at, at.attacker() as attacker:
+    async with target(ping_every=0.05, ping_answer=1.0) as at, at.attacker() as attacker:
         attacker.open(1)
         attacker.data(1, message(b"abc")[:6])
         for _ in range(400):

@@ -14,12 +14,14 @@ import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from services.chassis.channels import channel_options
+from services.chassis.http2 import frames as h2
 from services.chassis.http2.server import Server
 from tests.support.raw_http2 import (
     BOUND_S,
     generous,
     is_empty,
     message,
+    only_for_new_connections,
     peer,
     request,
     serving,
@@ -216,7 +218,8 @@ async def test_a_handler_that_fails_ends_its_call_and_no_other(at, body):
 
 async def test_a_deadline_ends_the_call_and_the_handler(at):
     async with peer(at.port) as caller:
-        caller.open(1, request("/t.T/Wait", ("grpc-timeout", "20m")))
+        # Long enough for the handler to have begun, however busy the machine.
+        caller.open(1, request("/t.T/Wait", ("grpc-timeout", "1500m")))
         caller.data(1, message(b"late"), end=True)
         assert await caller.status(1) == "DEADLINE_EXCEEDED"
     await until(lambda: at.handlers.cancelled == ["late"])
@@ -412,21 +415,26 @@ async def test_listeners_can_be_closed_alone(at):
 
 async def test_a_peer_that_answers_no_ping_is_gone():
     handlers = Handlers()
-    limits = generous(ping_every=0.03, ping_answer=0.03)
-    async with (
-        serving(handlers.methods(), limits) as (server, port),
-        dial(port) as channel,
-        peer(port) as silent,
-    ):
-        silent.open(1)
-        silent.data(1, message(b"x"))
+    async with serving(handlers.methods()) as (server, port), dial(port) as channel:
         call = channel.unary_unary("/t.T/Wait")(b"")
         await until(lambda: handlers.running == 1)
-        assert await silent.ended_with() == ("", "")
-        assert silent.of(6)  # it was asked
-        await until(lambda: server.connections == 1)
+        only_for_new_connections(server, ping_every=0.03, ping_answer=0.03)
+        async with peer(port) as silent:
+            silent.open(1)
+            silent.data(1, message(b"x"))
+            assert await silent.ended_with() == ("", "")
+            assert silent.of(6)  # it was asked
+            await until(lambda: server.connections == 1)
         handlers.release.set()
         await call
+
+
+async def test_a_peer_that_answers_is_asked_again():
+    limits = generous(ping_every=0.05, ping_answer=1.0)
+    async with serving(Handlers().methods(), limits) as (_, port), peer(port) as one:
+        asked = await one.until(lambda: one.of(h2.PING))
+        one.send(h2.pack(h2.PING, h2.ACK, 0, asked[0][3]))
+        await one.until(lambda: len(one.of(h2.PING)) == 2)
 
 
 # Where it listens
@@ -524,6 +532,9 @@ async def test_nothing_of_a_call_or_a_connection_outlives_it():
             each.cancel()
             del waiting, each
         await is_empty(server, connections=0)
-        await asyncio.sleep(0)
-        gc.collect()
-        assert [one() for one in left if one() is not None] == []
+
+        def collected() -> bool:
+            gc.collect()
+            return all(one() is None for one in left)
+
+        await until(collected)

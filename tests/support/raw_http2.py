@@ -161,6 +161,15 @@ def generous(**changed: Any) -> TransportLimits:
     return TransportLimits(**values)
 
 
+def only_for_new_connections(server: Server, **changed: Any) -> None:
+    """Limits for the connections that come from now on.
+
+    Where a limit is a short time, a proper caller's connection must be there before: on a busy
+    machine that caller, too, may take longer to greet or to answer a ping.
+    """
+    server._limits = generous(**changed)
+
+
 @asynccontextmanager
 async def serving(
     methods: dict[str, grpc.RpcMethodHandler], limits: TransportLimits | None = None, **options: Any
