@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,13 @@ class Cluster:
         )
         self.router = await self.stack.enter_async_context(router_app.running(settings))
         return self.router
+
+    def lets_callers_pause(self) -> None:
+        """The router cuts nobody for not reading for a while: a busy machine makes it long."""
+        assert self.router is not None
+        assert self.router.model_service is not None
+        requests = self.router.model_service.requests
+        requests.limits = replace(requests.limits, write_stall=600.0)
 
     async def backends(self) -> list[admin_pb2.BackendStatus]:
         assert self.router is not None
