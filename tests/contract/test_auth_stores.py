@@ -29,6 +29,13 @@ POLICY = RotationPolicy(period=86_400, publish_ahead=900)
 HAVE_POSTGRES = binaries() is not None
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine may take longer to let a connection in than a caller would wait for."""
+    monkeypatch.setattr("services.auth.store._CONNECT_SECONDS", 60.0)
+    monkeypatch.setattr("services.auth.store._BUSY_SECONDS", 60.0)
+
+
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[str]:
     with postgres_server() as url:
@@ -253,7 +260,7 @@ async def test_a_connection_that_is_cut_is_one_fault_and_the_next_one_works(post
                 plain = make_url(postgres).set(drivername="postgresql")
                 other = await asyncpg.connect(plain.render_as_string(hide_password=False))
                 await other.execute(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity"
                     " WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
                 )
                 await other.close()

@@ -10,13 +10,14 @@ import os
 import pwd
 import secrets
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from tools.cluster.ports import free_port
 
 _START_SECONDS = 60.0
 _INIT = ("-A", "scram-sha-256", "--no-sync", "-E", "UTF8", "--locale=C.UTF-8")
@@ -57,7 +58,7 @@ def postgres_server() -> Iterator[str]:
         )
         if made.returncode:
             raise RuntimeError(f"initdb failed: {made.stderr}")
-        port = _free_port()
+        port = free_port()
         log = (home / "log").open("wb")
         with log:
             server = subprocess.Popen(
@@ -77,12 +78,6 @@ def postgres_server() -> Iterator[str]:
             server.wait(timeout=60)
     finally:
         shutil.rmtree(home, ignore_errors=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _await_ready(server: subprocess.Popen[bytes], bin_dir: Path, port: int, home: Path) -> None:
