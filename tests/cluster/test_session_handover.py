@@ -19,7 +19,7 @@ from tests.support.workers import until_workers, values, workers
 from tools.cluster import Cluster, EngineKind, EngineSpec
 from tools.cluster.recipes import SIM_MODEL
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 CALLERS = 8
 TOKENS = 400
@@ -28,7 +28,7 @@ TOKENS = 400
 @pytest.fixture
 async def router(tmp_path: Path) -> AsyncIterator[Cluster]:
     # Slow enough that no answer ends before the last cut.
-    engines = [EngineSpec("sim-1", EngineKind.SIM, SIM_MODEL, {"SIM_SLOWDOWN": "3"})]
+    engines = [EngineSpec("sim-1", EngineKind.SIM, SIM_MODEL, {"SIM_SLOWDOWN": "6"})]
     async with Cluster(tmp_path, engines=engines, cloud=False, router_workers=2) as cluster:
         await until_workers(cluster, 2)
         yield cluster

@@ -340,7 +340,7 @@ async def test_metrics_tell_the_times_of_requests():
 
 
 @pytest.mark.vllm
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 async def test_vllm_answers_the_same_through_every_rpc():
     if not MODEL.is_dir():
         pytest.skip("no model: run tools/fetch_model.py")
