@@ -12,6 +12,7 @@ from services.chassis.settings import Secret
 from tests.support.auth import bearer
 from tests.support.inprocess import MODEL, Cluster, cluster, model_stub
 from tests.support.provider import KEY, Provider, routes_file, simulator
+from tests.support.waiting import BOUND_S
 
 
 def ask(residency: int = pb.RESIDENCY_UNSPECIFIED, **fields) -> pb.GenerateRequest:
@@ -36,7 +37,7 @@ class Scene:
         self.auth = auth
 
     async def answer(self, request: pb.GenerateRequest) -> pb.GenerateResponse:
-        return await self.stub.Generate(request, metadata=self.auth, timeout=20)
+        return await self.stub.Generate(request, metadata=self.auth, timeout=BOUND_S)
 
     @asynccontextmanager
     async def local_is_full(self):

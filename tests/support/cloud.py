@@ -17,6 +17,7 @@ from services.cloud_proxy.app import running
 from services.cloud_proxy.settings import Settings
 from tests.support.local_keys import LocalKeys
 from tests.support.provider import KEY, Provider, routes_file, simulator
+from tests.support.waiting import BOUND_S
 
 
 class Proxy:
@@ -32,7 +33,7 @@ class Proxy:
         """The whole answer. Raises Fault."""
         try:
             answer: pb.GenerateResponse = await self.stub.Generate(
-                request, metadata=self.metadata, timeout=20
+                request, metadata=self.metadata, timeout=BOUND_S
             )
         except grpc.aio.AioRpcError as error:
             raise fault_from_rpc_error(error) from None
@@ -41,7 +42,7 @@ class Proxy:
     async def chunks(self, request: pb.GenerateRequest) -> tuple[list[pb.GenerateChunk], Any]:
         """Every chunk, and the Fault that ended the stream or None."""
         got: list[pb.GenerateChunk] = []
-        call = self.stub.StreamGenerate(request, metadata=self.metadata, timeout=20)
+        call = self.stub.StreamGenerate(request, metadata=self.metadata, timeout=BOUND_S)
         ended: Fault | None = None
         try:
             async for chunk in call:

@@ -31,6 +31,7 @@ from services.router.handler import RouterHandler
 from services.router.legs import Routing
 from services.router.observation import Observer
 from tests.support.auth import until
+from tests.support.waiting import BOUND_S
 
 MODEL = "river"
 # What a backend without a free slot cannot meet, and any other can.
@@ -104,7 +105,7 @@ class Backend:
         return Instance(self.id, "anabranch-engine", self.address, {"models": MODEL})
 
     async def next_start(self) -> tuple[int, pb.GenerateRequest]:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND_S):
             return await self._starts.get()
 
     async def send(self, *frames: Frame, load: session_pb2.LoadReport | None = None) -> None:
@@ -177,7 +178,7 @@ class Answer:
         await until(enough)
 
     async def _end(self) -> pb.GenerateChunk | Fault:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND_S):
             await self._over.wait()
         (end,) = self.ends
         return end
@@ -231,7 +232,7 @@ class Scene:
         """Starts a request; a refusal is its answer's fault, as it is for every caller."""
         answer = Answer()
         request = pb.GenerateRequest(**{"model": MODEL, "prompt": "p", **fields})
-        context = CallContext(CALLER, "r", asyncio.get_running_loop().time() + 30)
+        context = CallContext(CALLER, "r", asyncio.get_running_loop().time() + 600)
         try:
             self.handler.open(request, context, answer)
         except Fault as fault:
@@ -240,7 +241,7 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene(*, max_queue_time: float = 10.0, policy: Policy = _POLICY) -> AsyncIterator[Scene]:
+async def scene(*, max_queue_time: float = 600.0, policy: Policy = _POLICY) -> AsyncIterator[Scene]:
     admission = replace(policy.admission, max_wait=max_queue_time, max_waiting=20)
     policy = replace(policy, admission=admission)
     tokens = Tokens()
