@@ -25,6 +25,7 @@ from services.router.observation import Observation
 from services.router.receipt import ReceiptBuilder
 from services.router.receivers import Receiver
 from services.router.resume import can_resume, rest_of
+from services.router.waiting_line import Turn
 
 _log = logging.getLogger(__name__)
 
@@ -119,16 +120,17 @@ class Exchange:
         claim = self._asking.claim(resuming=self._resume is not values.Resume.FRESH)
         return (self, None) if claim is None else (claim, self._resume, self._tried)
 
-    def retry_now(self) -> bool:
-        """The pool changed while this request waited; true when it waits no longer."""
+    def retry_now(self) -> Turn:
+        """The pool changed while this request waited."""
         verdict = self._routing.decisions.choose(self._values(), self._asking.terms)
         if self._asking.must_wait(verdict):
-            return False
+            return Turn.WAITS
         try:
             self._act(verdict)
         except Fault as fault:
             self._fail(fault)
-        return True
+            return Turn.REFUSED
+        return Turn.SERVED
 
     def shed(self, fault: Fault) -> None:
         """It was taken out of the line: it waited too long, or for the good of others."""
@@ -357,8 +359,7 @@ class Exchange:
 
     def is_late(self) -> bool:
         """See Hedged."""
-        running = self._phase is _Phase.RUNNING
-        return running and not self._seen_output and not self._cancelled
+        return self._phase is _Phase.RUNNING and not (self._seen_output or self._cancelled)
 
     def asked_elsewhere(self) -> values.Request:
         """See Hedged."""

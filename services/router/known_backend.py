@@ -184,6 +184,11 @@ class KnownBackend:
         self.breaker.succeeded(generation, self._clock())
         self._show_breaker()
 
+    def abandoned(self, generation: int) -> None:
+        """A request's caller left: its end says nothing about the backend."""
+        self.breaker.abandoned(generation, self._clock())
+        self._show_breaker()
+
     def failed(self, generation: int, fault: Fault) -> None:
         """A request failed there; after a few in a row, or too many of all, the backend rests."""
         now = self._clock()

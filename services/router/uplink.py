@@ -31,6 +31,7 @@ from services.chassis.http2.client import ClientCall, connect
 from services.chassis.http2.frames import Code
 from services.chassis.registry import Instance
 from services.chassis.turn import Soon, turn_of
+from services.router.core.breaker import UNKNOWN
 from services.router.core.prefix import PrefixIndex
 from services.router.core.values import Health
 from services.router.known_backend import KnownBackend
@@ -121,6 +122,8 @@ class Uplink:
     def cancel(self, number: int) -> None:
         """Asks the backend to stop a request; its last frame still comes."""
         if number in self._receivers:
+            generation = self._sent_in.pop(number, UNKNOWN)
+            self.backend.abandoned(generation)
             frame = relay_pb2.RelaySessionRequestFrame(stream=number)
             frame.cancel.SetInParent()
             self._outgoing.append(frame)
@@ -301,10 +304,10 @@ class Uplink:
         """A last chunk, an error, or a chunk that says nothing."""
         if not raw and frame.error:
             fault = _read_error(frame.error)
-            self.backend.failed(self._sent_in.pop(frame.stream, 0), fault)
+            self.backend.failed(self._sent_in.pop(frame.stream, UNKNOWN), fault)
             receiver.on_failure(fault)
             return
-        generation = self._sent_in.pop(frame.stream, 0) if frame.last else 0
+        generation = self._sent_in.pop(frame.stream, UNKNOWN) if frame.last else UNKNOWN
         receiver.on_chunk(raw, frame.last, frame.tokens)
         if frame.last:
             self.backend.answered(generation)
@@ -335,7 +338,7 @@ class Uplink:
         self._prefixes.forget(self.backend.id)
         if receivers:
             # One loss, however many requests it takes with it.
-            self.backend.failed(max(sent_in.values()), fault)
+            self.backend.failed(max(sent_in.values(), default=UNKNOWN), fault)
         self.backend.disconnected(Health.LOST, fault.message)
         for receiver in receivers.values():
             receiver.on_failure(_lost(f"backend {self.backend.id} was lost"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Hashable
+from enum import Enum, auto
 from math import inf
 from typing import NamedTuple, Protocol
 
@@ -23,6 +24,14 @@ from services.router.core.policy import AdmissionRules, Objective, PriorityClass
 _IN_VAIN = 32
 
 
+class Turn(Enum):
+    """What became of a request whose turn it was."""
+
+    WAITS = auto()
+    SERVED = auto()
+    REFUSED = auto()
+
+
 class Waiter(Hashable, Protocol):
     """A request in the line."""
 
@@ -30,8 +39,8 @@ class Waiter(Hashable, Protocol):
     def claim(self) -> Hashable:
         """What it waits for; equal claims are decided alike."""
 
-    def retry_now(self) -> bool:
-        """Decides again; true when it no longer waits."""
+    def retry_now(self) -> Turn:
+        """Decides again, and acts on it."""
 
     def shed(self, fault: Fault) -> None:
         """It has been taken out of the line, unserved, for this reason."""
@@ -95,7 +104,10 @@ class WaitingLine:
         now = self._clock()
         by_deadline = limit is None or left < limit
         latest = now + (left if limit is None else min(left, limit))
-        outcome = line.join(waiter, klass, now, latest, codel_target(rules, objective))
+        # Nobody is there whom a standing line of batch work could make wait.
+        patient = klass is PriorityClass.BATCH and rules.codel_target is None
+        target = inf if patient else codel_target(rules, objective)
+        outcome = line.join(waiter, klass, now, latest, target)
         if isinstance(outcome, Refused):
             return refusals.kept_out(outcome.reason, outcome.retry_after, by_deadline=by_deadline)
         self._waiters[waiter] = _Place(line, by_deadline)
@@ -137,13 +149,17 @@ class WaitingLine:
             claim = waiter.claim
             if claim in in_vain:
                 continue
-            if waiter.retry_now():
-                self._waiters.pop(waiter, None)
-                line.serve(waiter, now)
-            else:
+            turn = waiter.retry_now()
+            if turn is Turn.WAITS:
                 in_vain.add(claim)
                 if len(in_vain) >= _IN_VAIN:
                     break
+                continue
+            self._waiters.pop(waiter, None)
+            if turn is Turn.SERVED:
+                line.serve(waiter, now)
+            else:
+                line.leave(waiter)
 
     def _look_again(self) -> None:
         """Sets the timer: sheddings are due at their times, and nobody is left to a silent pool."""

@@ -18,7 +18,8 @@ from services.router.core.policy import BreakerRules
 from services.router.core.sliding_count import SlidingCount
 
 _CLOSED = -inf
-_DISREGARDED = -1
+UNKNOWN = -1
+"""The generation of what says nothing about a backend."""
 
 
 class BreakerState(Enum):
@@ -98,7 +99,7 @@ class Breaker:
         """
         if self.open_until != _CLOSED:
             if now < self.open_until:
-                return _DISREGARDED
+                return UNKNOWN
             self._probing = True
             self.open_until = now + self._rules.longest_rest
             self._quiet_since = now
