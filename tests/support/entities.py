@@ -6,7 +6,11 @@ service. Keys are put together from parts, so that no scanner takes this file fo
 
 from __future__ import annotations
 
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""No test of these fails for a busy machine."""
 
 EMAIL = "jane.doe+orders@mail.example.com"
 MOBILE = "13812345678"

@@ -5,7 +5,7 @@ import random
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from anabranch.v1 import generation_pb2 as pb
@@ -275,8 +275,8 @@ def test_numbers_that_bound_something_in_a_schema_stay_numbers():
 # Properties
 
 
+@entities.UNHURRIED
 @given(st.lists(entities.texts, min_size=1, max_size=5), st.integers(0, 2**32))
-@settings(deadline=None)
 def test_what_leaves_holds_no_entity(texts, seed):
     roles = [pb.ROLE_SYSTEM, pb.ROLE_USER, pb.ROLE_ASSISTANT, pb.ROLE_TOOL]
     messages = [said(text, roles[n % 4]) for n, text in enumerate(texts)]
@@ -297,8 +297,8 @@ json_values = st.recursive(
 )
 
 
+@entities.UNHURRIED
 @given(json_values, st.booleans(), st.integers(0, 2**32))
-@settings(deadline=None)
 def test_masked_json_is_json_of_the_same_shape(document, ascii_only, seed):
     arguments = json.dumps(document, ensure_ascii=ascii_only)
     call = pb.ToolCall(id="c", name="f", arguments=arguments)
@@ -327,6 +327,7 @@ def unmasked(made: Masked, text: str) -> str:
     return text
 
 
+@entities.UNHURRIED
 @given(st.text('\\"/bnu0048dceD @a.', max_size=30))
 def test_a_string_with_any_escapes_stays_what_it_is_around_its_entity(content):
     try:

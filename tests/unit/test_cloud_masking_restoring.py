@@ -4,7 +4,7 @@ import json
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from anabranch.v1 import generation_pb2 as pb
@@ -47,8 +47,8 @@ def naively(placeholders: Placeholders, text: str) -> str:
     return text
 
 
+@entities.UNHURRIED
 @given(st.lists(entities.texts, min_size=1, max_size=3), ANY_CUTS, st.integers(0, 2**32))
-@settings(deadline=None)
 def test_masked_cut_anywhere_and_restored_is_what_it_was(texts, cuts, seed):
     whole = " ".join([*texts, EMAIL])
     made = masked(whole, seed=seed)
@@ -72,8 +72,8 @@ def answers(draw) -> tuple[Placeholders, str]:
     return made.placeholders, "".join(draw(st.lists(parts, max_size=10)))
 
 
+@entities.UNHURRIED
 @given(answers(), ANY_CUTS)
-@settings(deadline=None)
 def test_no_known_placeholder_is_told_and_unknown_ones_pass(answer, cuts):
     placeholders, text = answer
     told = read(Restorer(placeholders, json_text=False), cut(text, cuts))
@@ -81,8 +81,8 @@ def test_no_known_placeholder_is_told_and_unknown_ones_pass(answer, cuts):
     assert not any(known in told for known, _ in placeholders.items())
 
 
+@entities.UNHURRIED
 @given(answers(), ANY_CUTS)
-@settings(deadline=None)
 def test_only_the_beginning_of_a_placeholder_waits(answer, cuts):
     placeholders, text = answer
     restorer = Restorer(placeholders, json_text=False)
@@ -104,8 +104,8 @@ def test_only_the_beginning_of_a_placeholder_waits(answer, cuts):
         assert told == naively(placeholders, come[: len(come) - len(waits)])
 
 
+@entities.UNHURRIED
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 3), st.integers(1, 5)), max_size=80))
-@settings(deadline=None)
 def test_every_choice_field_and_call_is_a_stream_of_its_own(turns):
     made = masked(f"to {EMAIL}, or call {MOBILE}", PEM)
     text, key = sent(made), sent(made, 1)
@@ -147,8 +147,8 @@ def test_every_choice_field_and_call_is_a_stream_of_its_own(turns):
             assert answer == f'{{"{field}": "{value}"}}', choice
 
 
+@entities.UNHURRIED
 @given(entities.texts, ANY_CUTS)
-@settings(deadline=None)
 def test_values_are_escaped_where_the_answer_is_json(text, cuts):
     wanted = pb.ResponseFormat(json_object=pb.ResponseFormat.JsonObject())
     whole = f"{text} {PEM}"

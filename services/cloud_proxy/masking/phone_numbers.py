@@ -14,7 +14,7 @@ from collections.abc import Iterator
 _RUN = re.compile(r"[+(0-9][0-9 ().+/-]{6,}")
 
 _FORMS = re.compile(
-    r"""(?<![0-9$€£¥\#])(?<![0-9]\.)
+    r"""(?<![0-9$€£¥\#])(?<!(?<![0-9])0\.)  # an amount, an order's number, a fraction
     (?:
       # E.164, first in the two shapes that say where they end
       (?<![A-Za-z)]) (?: \+|00(?=86[ -]?1|1[ -]) ) (?:
@@ -27,8 +27,8 @@ _FORMS = re.compile(
       # Chinese landline, with an extension
     | (?:\(0[1-9][0-9]{1,2}\)[ -]?|0[1-9][0-9]{1,2}-)[2-9][0-9]{6,7}(?:-[0-9]{1,6})?
       # North America
-    | (?:1[ .-])?(?:\([2-9][0-9]{2}\)[ .-]?|[2-9][0-9]{2}[.-])[2-9][0-9]{2}[ .-][0-9]{4}
-      # a trunk 0, an area and a number in one to four groups
+    | (?<![0-9]\.)(?:1[ .-])?(?:\([2-9][0-9]{2}\)[ .-]?|[2-9][0-9]{2}[.-])[2-9][0-9]{2}[ .-][0-9]{4}
+      # a trunk 0, an area and a number, whole or in groups
     | (?P<trunk> 0[1-9][0-9]{1,3}[ /-] (?:
           [0-9]{5,8} | [0-9]{3,4}[ -][0-9]{3,4} | [0-9]{2,3}(?:[ -][0-9]{2}){2,3} ) )
     | 0[1-9]-[0-9]{4}-[0-9]{4}
