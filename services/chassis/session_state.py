@@ -15,6 +15,8 @@ from services.chassis.model_handler import ModelHandler
 from services.chassis.model_streams import ActiveRequest, ActiveRequests
 from services.chassis.session_output import SessionOutput, Wake
 
+_NO_MASK: frozenset[int] = frozenset()
+
 
 def protocol_fault(message: str) -> Fault:
     """FAILED_PRECONDITION for messages that no caller should send; it ends the session."""
@@ -187,6 +189,7 @@ class SessionState:
         try:
             self._verifier.check_live(self.principal)
             caller = self._caller(frame)
+            mask = self._mask(frame)
         except Fault as fault:
             stream.fail(fault)
             return
@@ -199,7 +202,9 @@ class SessionState:
                 )
             )
             return
-        request = self._requests.open(frame.start, stream, caller, traceparent=frame.traceparent)
+        request = self._requests.open(
+            frame.start, stream, caller, traceparent=frame.traceparent, mask=mask
+        )
         if not request.ended:
             self._streams[number] = request
 
@@ -221,6 +226,15 @@ class SessionState:
         if not principal.has("generate"):
             raise denied(frozenset({"generate"}))
         return principal
+
+    def _mask(self, frame: relay_pb2.RelaySessionRequestFrame) -> frozenset[int]:
+        """What must be masked in the request: for relays to say, since they know the policy."""
+        kinds = frame.mask
+        if not kinds:
+            return _NO_MASK
+        if not self.principal.has("relay"):
+            raise denied(frozenset({"relay"}))
+        return frozenset(kinds)
 
     # To the caller
 
