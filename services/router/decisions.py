@@ -56,6 +56,7 @@ class Decisions:
         self._turn = 0
         self.retries = RetryBudget(self._policy.retry)
         self.hedging = Hedging(self._policy.hedge)
+        pool.set_rules(self._policy.breaker, self._policy.affinity)
 
     @property
     def policy(self) -> Policy:

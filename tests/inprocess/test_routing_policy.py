@@ -17,6 +17,7 @@ from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault, Work
 from services.router.core.policy import (
     AdmissionRules,
+    Affinity,
     BreakerRules,
     Budget,
     ClassRules,
@@ -379,13 +380,26 @@ async def test_a_lost_backend_is_replaced_whatever_the_budget():
         assert (await answer.last()).receipt.backend_id == second.id
 
 
+async def test_the_first_policy_holds_from_the_first_request_on():
+    policy = replace(
+        PLAIN,
+        breaker=BreakerRules(consecutive=1, rest=30.0),
+        affinity=Affinity(blocks_per_backend=7),
+    )
+    async with pool_of(policy, a={}) as (s, at):
+        answer = s.ask()
+        await at["a"].refuse(Fault(errors_pb2.ERROR_REASON_INTERNAL, "down"))
+        await answer.fault()
+        assert s.pool.uplink("a").backend.breaker.open_until > 0
+        assert s.pool.prefixes.capacity == 7
+
+
 # Silence
 
 
 async def test_a_backend_that_falls_silent_while_it_decodes_is_given_up_and_its_work_goes_on():
     policy = replace(PLAIN, breaker=BreakerRules(silence=0.2, rest=30.0))
     async with pool_of(policy, a={}, b={}) as (s, at):
-        s.routing.decisions.terms(MODEL)  # as the first request of a router does
         answer = s.ask()
         first, second = await late(s, at)
         number, _ = await first.next_start()
