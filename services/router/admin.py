@@ -121,7 +121,7 @@ class RouterAdmin(admin_pb2_grpc.RouterAdminServiceServicer):
     def _status(self, uplink: Uplink) -> admin_pb2.BackendStatus:
         return _status(
             uplink,
-            slow_start=self._routing.decisions.policy.slow_start,
+            slow_start=self._routing.decisions.policy_now().slow_start,
             prefix_blocks=self._pool.prefixes.count(uplink.backend.id),
         )
 
@@ -165,7 +165,7 @@ def _status(uplink: Uplink, *, slow_start: float, prefix_blocks: int) -> admin_p
         zone=backend.zone,
         detail=backend.detail,
         breaker=_BREAKERS[backend.breaker.state(time.monotonic())],
-        warmth=warmth(time.monotonic() - backend.tracker.ready_since, slow_start),
+        warmth=warmth(time.monotonic() - backend.tracker.state.ready_since, slow_start),
         prefix_blocks=prefix_blocks,
     )
     if backend.drained and backend.health is values.Health.READY:

@@ -137,7 +137,7 @@ def assemble(
     clock = time.monotonic
     pool = Pool(tokens, tasks, clock, seed=seed)
     decisions = Decisions(pool, policy, clock, seed)
-    line = WaitingLine(lambda: decisions.policy.admission, clock)
+    line = WaitingLine(lambda: decisions.policy_now().admission, clock)
     spending = Spending(policy, leases, time.time)
     pool.on_change = spending.on_change = line.changed
     return Routing(pool, decisions, line, spending, clock)

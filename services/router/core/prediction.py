@@ -7,6 +7,7 @@ follow the score and the expected times of docs/adr/0006.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf
 from typing import NamedTuple
 
@@ -88,6 +89,11 @@ def _outlook(backend: Backend) -> Outlook:
         tpot,
         kv_free if n else inf,
     )
+
+
+def with_coefficients(load: Load) -> Load:
+    """The report, completed by what is assumed where it says nothing of its steps."""
+    return load if load.coefficients else replace(load, coefficients=_assumed(load))
 
 
 def _assumed(load: Load) -> Coefficients:
