@@ -13,7 +13,7 @@ from enum import Enum, auto
 from google.protobuf.message import DecodeError
 
 from anabranch.v1 import generation_pb2 as pb
-from services.chassis.errors import Fault, Work, reason_name
+from services.chassis.errors import Fault, Work, internal, reason_name
 from services.chassis.model_handler import CallContext, Outlet
 from services.chassis.model_streams import onward
 from services.router import refusals
@@ -37,10 +37,7 @@ class _Phase(Enum):
 
 
 class Exchange:
-    """One request between its caller's outlet and the backends that work on it.
-
-    `running` holds it from `begin` to its end.
-    """
+    """One request between its caller's outlet and its backends; `running` holds it to its end."""
 
     __slots__ = (
         *("_asking", "_cancelled", "_check_position", "_context", "_delivered", "_hedge"),
@@ -96,6 +93,8 @@ class Exchange:
             self._over()
             self._observation.failed(fault)
             raise
+        except Exception as exc:  # noqa: BLE001 - it is known here, and must not stay
+            self.on_bug(internal(exc))
 
     def cancel(self) -> None:
         """The caller wants no more."""
@@ -124,7 +123,8 @@ class Exchange:
         if self._asking.must_wait(verdict):
             return Turn.WAITS
         try:
-            self._act(verdict)
+            # Not asked again whether it must wait: it does already.
+            self._act(verdict, may_wait=False)
         except Fault as fault:
             self._fail(fault)
             return Turn.REFUSED
@@ -144,10 +144,10 @@ class Exchange:
             begun_in=leg.dispatch.tier if leg is not None else None,
         )
 
-    def _act(self, verdict: values.Verdict) -> None:
+    def _act(self, verdict: values.Verdict, *, may_wait: bool = True) -> None:
         if isinstance(verdict, values.Dispatch):
             self._dispatch(verdict)
-        elif self._asking.must_wait(verdict):
+        elif may_wait and self._asking.must_wait(verdict):
             self._queue()
         elif self._seen_output or isinstance(verdict, values.Wait):
             raise self._lost(verdict.why)
@@ -302,15 +302,9 @@ class Exchange:
         self._phase = _Phase.WAITING
         self._relaying = False
         verdict = self._routing.decisions.choose(self._values(), self._asking.terms)
-        _log.info(
-            "going on elsewhere",
-            extra={
-                "request_id": self.request_id,
-                "cause": fault.message,
-                "delivered": self._delivered,
-                "verdict": type(verdict).__name__,
-            },
-        )
+        about: dict[str, object] = {"request_id": self.request_id, "delivered": self._delivered}
+        about |= {"cause": fault.message, "verdict": type(verdict).__name__}
+        _log.info("going on elsewhere", extra=about)
         try:
             self._act(verdict)
         except Fault as refusal:
@@ -353,6 +347,15 @@ class Exchange:
         self._observation.failed(fault)
         self._outlet.fail(fault)
 
+    def on_bug(self, fault: Fault) -> None:
+        """See Receiver. It ends, whatever it was in the midst of."""
+        self._routing.line.leave(self)
+        if self._leg is not None:
+            self._leg.drop()
+        self._over()
+        self._observation.failed(fault)
+        self._outlet.fail(fault)  # without effect where it had ended
+
     # Hedging
 
     def is_late(self) -> bool:
@@ -367,15 +370,8 @@ class Exchange:
 
     def send_to(self, verdict: values.Dispatch, receiver: Receiver) -> Leg:
         """See Hedged."""
-        return send(
-            self._routing,
-            self._asking,
-            self._next_request,
-            verdict,
-            self._context,
-            self._observation.traceparent,
-            receiver,
-        )
+        request, context, trace = self._next_request, self._context, self._observation.traceparent
+        return send(self._routing, self._asking, request, verdict, context, trace, receiver)
 
     def hedge_answered(self, leg: Leg, raw: bytes, last: bool, tokens: int) -> None:
         """See Hedged."""
@@ -387,6 +383,11 @@ class Exchange:
         self._receipt.attempt_failed("CANCELLED")
         self._go_on_with(hedge)
         self.on_chunk(raw, last, tokens)
+
+    def hedge_failed(self, leg: Leg, fault: Fault) -> None:
+        """See Hedged."""
+        self._work = fault.after(self._work).work
+        self._tried |= {leg.uplink.backend.id}
 
     def _go_on_with(self, hedge: Hedge) -> None:
         self._hedge = None

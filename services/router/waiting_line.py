@@ -18,6 +18,7 @@ from services.router.core.admission import Seats, codel_target
 from services.router.core.decide import PATIENCE_S
 from services.router.core.line import Line, Refused
 from services.router.core.policy import AdmissionRules, Objective, PriorityClass
+from services.router.receivers import end_for_bug
 
 # One who waits in vain, and those who want the same, are asked again with the next change; so
 # many at most, for requests with limits of their own are all different.
@@ -44,6 +45,9 @@ class Waiter(Hashable, Protocol):
 
     def shed(self, fault: Fault) -> None:
         """It has been taken out of the line, unserved, for this reason."""
+
+    def on_bug(self, fault: Fault) -> None:
+        """Something of ours went wrong while it was asked or told; it ends."""
 
 
 class _Place(NamedTuple):
@@ -119,6 +123,8 @@ class WaitingLine:
         place = self._waiters.pop(waiter, None)
         if place is not None:
             place.line.leave(waiter)
+            if not self._waiters:
+                self.close()
 
     def changed(self) -> None:
         """A backend changed, or time passed: whoever waits decides again, in order."""
@@ -141,15 +147,24 @@ class WaitingLine:
     def _serve(self, line: Line[Waiter]) -> None:
         now = self._clock()
         for waiter, reason in line.shed(now):
-            place = self._waiters.pop(waiter)
+            place = self._waiters.pop(waiter, None)
+            if place is None:
+                continue  # it left while others were told
             wait = line.expected_wait(PriorityClass.INTERACTIVE, now)
-            waiter.shed(refusals.kept_out(reason, wait, by_deadline=place.by_deadline))
+            try:
+                waiter.shed(refusals.kept_out(reason, wait, by_deadline=place.by_deadline))
+            except Exception as exc:  # noqa: BLE001 - the others' turns come all the same
+                end_for_bug(waiter, exc)
         in_vain: set[Hashable] = set()
         for waiter in line.in_order(now):
             claim = waiter.claim
             if claim in in_vain:
                 continue
-            turn = waiter.retry_now()
+            try:
+                turn = waiter.retry_now()
+            except Exception as exc:  # noqa: BLE001 - the others' turns come all the same
+                turn = Turn.REFUSED
+                end_for_bug(waiter, exc)
             if turn is Turn.WAITS:
                 in_vain.add(claim)
                 if len(in_vain) >= _IN_VAIN:
