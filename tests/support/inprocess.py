@@ -108,7 +108,7 @@ class Cluster:
         return self.cloud
 
     async def add_router(self, *, patient: bool = True, **changes: Any) -> Host:
-        """Starts the router; a patient one sheds nobody because a busy machine makes a line stand."""
+        """Starts the router; a patient one lets nobody go because a line stands."""
         secret = await self.new_client("router", "relay", tenant="operators")
         if patient:
             changes.setdefault("max_queue_time", 600.0)
