@@ -89,6 +89,13 @@ async def engine(simulation: SimEngine | None = None, **changes: Any) -> AsyncIt
         yield Caller(host, channel, keys.token("generate", "relay"))
 
 
+def usage_of(messages: list[session_pb2.SessionResponse]) -> pb.Usage:
+    """Of a session's one request."""
+    (last,) = [f.chunk for message in messages for f in message.frames if f.last]
+    usage: pb.Usage = last.usage
+    return usage
+
+
 async def refusal(call: Any) -> Any:
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await call
@@ -161,8 +168,8 @@ async def test_every_session_is_told_which_prompts_the_cache_holds():
         held = {name for events in told for name in events.stored}
         # The text's end may fill no block of the engine's own.
         assert names - held <= {prompt_blocks(long)[-1]}
-    assert first[-1].frames[0].chunk.usage.cached_prompt_tokens == 0
-    assert third[-1].frames[0].chunk.usage.cached_prompt_tokens > 1000
+    assert usage_of(first).cached_prompt_tokens == 0
+    assert usage_of(third).cached_prompt_tokens > 1000
 
 
 async def test_an_engine_that_is_told_not_to_tells_nothing_of_its_cache():
@@ -392,6 +399,9 @@ async def test_vllm_answers_the_same_through_every_rpc():
         whole = await caller.generate(**fields)
         chunks = await caller.stream(**fields)
         messages = await caller.session(request(**fields))
+        long = request(text="The river runs to the sea. " * 90)
+        before = await caller.session(long)
+        after = await caller.session(long)
         choice = pb.GenerateRequest(
             model=MODEL_NAME,
             prompt="Is water wet? Answer:",
@@ -410,6 +420,13 @@ async def test_vllm_answers_the_same_through_every_rpc():
             metrics = await response.text()
     framed = [frame.chunk for message in messages for frame in message.frames]
     tokens = list(whole.choices[0].token_ids)
+    told = [m.prefix_cache for m in after if m.HasField("prefix_cache")]
+    held = {name for events in told for name in events.stored}
+    usage = [usage_of(messages) for messages in (before, after)]
+    assert usage[0].cached_prompt_tokens == 0
+    assert usage[1].cached_prompt_tokens > usage[1].prompt_tokens / 2
+    assert len(held & set(prompt_blocks(long))) > len(prompt_blocks(long)) / 2
+    assert any(m.load.step_model.base > 0 for m in after)
     assert "Paris" in whole.choices[0].text
     assert whole.choices[0].finish_reason == pb.FINISH_REASON_STOP
     assert [t for c in chunks for t in c.token_ids] == tokens
