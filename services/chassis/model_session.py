@@ -256,12 +256,16 @@ class Session:
         # The first report goes at once: until it comes, a relay knows of no limit here.
         self._wake.set()
         last = self._clock()
+        was_busy = False
         while True:
             await asyncio.sleep(self._limits.load_busy_interval)
             now = self._clock()
             state = self._state
-            due = self._is_busy() or now - last >= self._limits.load_idle_interval
-            if due or state.prefixes_wait:
+            busy = self._is_busy()
+            # What became idle says so once more; and what is due stays so until it has been said.
+            due = busy or was_busy or state.load_due or state.prefixes_wait
+            was_busy = busy
+            if due or now - last >= self._limits.load_idle_interval:
                 last = now
                 state.load_due = True
                 # While output flows the report rides along: a message of its own costs its

@@ -101,7 +101,7 @@ class VllmEngine:
         logging.getLogger("vllm").setLevel(max(_log.getEffectiveLevel(), logging.WARNING))
         started = self._clock()
         self._guard = OrphanGuard()
-        self._events = KvEventSocket() if self._options.prefix_events else None
+        self._events = _event_socket() if self._options.prefix_events else None
         try:
             self._state = await in_own_thread(self._load, name="model-load")
         except Exception as error:
@@ -129,9 +129,6 @@ class VllmEngine:
             await asyncio.to_thread(guard.close)
         if events is not None:
             events.close()
-
-    def _run(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        self._tasks.append(asyncio.create_task(work, name=name))
 
     async def lost(self) -> str:
         """Waits until vLLM's engine core is dead."""
@@ -176,6 +173,9 @@ class VllmEngine:
                 errors_pb2.ERROR_REASON_MODEL_LOADING, "the model is not loaded", retry_after=2.0
             )
         return self._state
+
+    def _run(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        self._tasks.append(asyncio.create_task(work, name=name))
 
     def _load(self) -> _Loaded:
         import vllm
@@ -287,6 +287,17 @@ def _engine_arguments(options: VllmOptions, *, is_cpu: bool) -> dict[str, Any]:
         if getattr(options, name):
             arguments[name] = getattr(options, name)
     return arguments
+
+
+def _event_socket() -> KvEventSocket | None:
+    try:
+        return KvEventSocket()
+    except OSError as error:
+        _log.warning(
+            "no socket for events of the KV cache: routers assume what it holds",
+            extra={"cause": str(error)},
+        )
+        return None
 
 
 def _event_arguments(endpoint: str, known: frozenset[str]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ store one, so blocks are counted. Socket and message format come with vLLM's own
 
 from __future__ import annotations
 
+import errno
 import logging
 import shutil
 import tempfile
@@ -18,6 +19,7 @@ from services.local_engine.prefix_events import ROOT, PrefixNames, next_key
 
 _log = logging.getLogger(__name__)
 
+_LONGEST_PATH = 100  # bytes, with some room: systems allow 103 to 107
 # Events were arrays of these before they became maps; what follows in them is of no use here.
 _FIELDS: Mapping[str, Sequence[str]] = {
     "BlockStored": (
@@ -103,11 +105,18 @@ class BlockEvents:
 
 
 class KvEventSocket:
-    """Where vLLM publishes its events: a socket in a directory that only this user can enter."""
+    """Where vLLM publishes its events: a socket in a directory that only this user can enter.
+
+    Raises OSError where there is no place for one.
+    """
 
     def __init__(self) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="anabranch-kv-"))
-        self.endpoint = f"ipc://{self._directory}/events"
+        path = f"{self._directory}/events"
+        if len(path.encode()) > _LONGEST_PATH:
+            self.close()
+            raise OSError(errno.ENAMETOOLONG, "the temporary directory's name is too long", path)
+        self.endpoint = f"ipc://{path}"
 
     async def listen(self, events: BlockEvents) -> None:
         """Passes events on until cancelled, or until one cannot be understood, which is logged."""

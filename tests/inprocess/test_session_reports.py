@@ -30,6 +30,7 @@ class Handler:
     def __init__(self, log: PrefixLog | None) -> None:
         self.outlets: list[Outlet] = []
         self.reports = 0
+        self.running = 0
         self._log = log
 
     def open(self, request: Any, context: Any, outlet: Outlet) -> Callable[[], None]:
@@ -41,7 +42,7 @@ class Handler:
 
     def load(self) -> session_pb2.LoadReport:
         self.reports += 1
-        return session_pb2.LoadReport(sequence=self.reports)
+        return session_pb2.LoadReport(sequence=self.reports, running=self.running)
 
     def prefix_log(self) -> PrefixLog | None:
         return self._log
@@ -175,13 +176,17 @@ async def test_a_relay_hears_of_the_load_that_others_bring():
         plain = await s.session("generate")
         await busy.start()
         outlet = await s.handler.next()
+        s.handler.running = 1
         for _ in range(5):
             assert (await idle.read()).HasField("load")
         # One that balances nothing was told when it came, and now with its refusal.
         await plain.start(model="")
         await plain.read_frame()
         assert len([m for m in plain.messages if m.HasField("load")]) == 2
+        s.handler.running = 0
         outlet.chunk(chunk(finish_reason=pb.FINISH_REASON_STOP), last=True, tokens=0)
+        while (await idle.read()).load.running:
+            pass
 
 
 async def test_a_new_session_is_told_what_is_held_and_then_every_one_what_changes():

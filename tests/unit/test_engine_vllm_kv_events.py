@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -163,3 +164,23 @@ async def test_the_socket_passes_on_what_vllm_publishes_until_it_makes_no_sense(
         await asyncio.wait({listening})
         publisher.close()
         socket.close()
+
+
+def test_a_temporary_directory_whose_name_is_too_long_is_refused_and_left_clean(
+    tmp_path, monkeypatch
+):
+    deep = tmp_path / ("x" * 100)
+    deep.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(deep))
+    with pytest.raises(OSError, match="too long"):
+        KvEventSocket()
+    assert not list(deep.iterdir())
+
+
+def test_the_socket_s_directory_is_ours_alone_and_goes_with_it():
+    socket = KvEventSocket()
+    directory = Path(socket.endpoint.removeprefix("ipc://")).parent
+    assert directory.stat().st_mode & 0o777 == 0o700
+    socket.close()
+    socket.close()
+    assert not directory.exists()
