@@ -31,11 +31,14 @@ def admit(names: PrefixNames, token_ids: Sequence[int]) -> int:
     return names.admit(*names_of(token_ids), token_ids)
 
 
-def store(names: PrefixNames, token_ids: Sequence[int], blocks: int = 10**6) -> list[int]:
+def store(
+    names: PrefixNames, token_ids: Sequence[int], blocks: int = 10**6, *, after: int = 0
+) -> list[int]:
+    """Stores the prompt's first blocks, but for so many at its beginning."""
     keys = list(chain_keys(token_ids, names.block))[:blocks]
-    for parent, key in pairwise([ROOT, *keys]):
+    for parent, key in list(pairwise([ROOT, *keys]))[after:]:
         names.store(key, parent)
-    return keys
+    return keys[after:]
 
 
 PROMPT = list(range(1000, 1000 + 200))  # 800 bytes: three whole blocks of text, twelve of tokens
@@ -154,9 +157,18 @@ def test_nothing_is_kept_of_what_has_gone():
     assert not names._blocks
 
 
-prompts = st.lists(
-    st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(1, 40)), min_size=1, max_size=4
-).map(lambda parts: [ident * 7 + kind for ident, kind, count in parts for _ in range(count)])
+BEGINNING = list(range(70))
+# Few, long enough for names, and alike at their beginnings: so that they meet.
+prompts = st.sampled_from(
+    [
+        BEGINNING,
+        BEGINNING + list(range(1000, 1080)),
+        BEGINNING + list(range(2000, 2130)),
+        BEGINNING + list(range(1000, 1064)) + list(range(3000, 3064)),
+        list(range(4000, 4130)),
+        list(range(5000, 5010)),
+    ]
+)
 
 
 @given(
@@ -164,6 +176,7 @@ prompts = st.lists(
         st.one_of(
             st.tuples(st.just("admit"), prompts),
             st.tuples(st.just("store"), prompts),
+            st.tuples(st.just("store the end"), prompts),
             st.tuples(st.just("remove"), st.integers(0, 10**6)),
             st.tuples(st.just("clear"), st.just(None)),
         ),
@@ -184,6 +197,8 @@ def test_a_listener_reconstructs_what_the_cache_holds(events):
             needs |= {name: keys[: 16 * n] for n, name in enumerate(blocks, 1)}
         elif what == "store":
             cache.update(store(names, with_))
+        elif what == "store the end":
+            cache.update(store(names, with_, after=3))
         elif what == "clear":
             names.clear()
             cache.clear()
