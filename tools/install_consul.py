@@ -173,6 +173,7 @@ def _download(scratch: Path, source: Source) -> Path:
         "APT::Architecture": "amd64",
         "APT::Get::AllowUnauthenticated": "false",
         "APT::Update::Error-Mode": "any",
+        "Acquire::Retries": "5",
     }
     if os.geteuid() == 0:
         # apt's own unprivileged user cannot enter a folder that only root may enter.

@@ -2,7 +2,8 @@
 # Installs the named Debian packages that are missing: tools/install_debian.sh PACKAGE…
 #
 # As root, or through sudo. It changes nothing when everything is there, starts no service,
-# and on another system only says what is missing.
+# and on another system only says what is missing. A mirror that fails, or another apt that holds
+# the lock, is tried again.
 set -euo pipefail
 
 missing=()
@@ -27,6 +28,19 @@ fi
 
 echo "  → installing ${missing[*]} (Debian)" >&2
 # RUNLEVEL=1 keeps a package's maintainer scripts from starting its service.
-install=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get)
-"${install[@]}" -qq update
-"${install[@]}" -qq install --yes --no-install-recommends "${missing[@]}" >/dev/null
+apt=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get -qq
+    -o Acquire::Retries=5 -o DPkg::Lock::Timeout=300)
+
+again() {
+    local pause
+    for pause in 5 15 45; do
+        "$@" && return
+        sleep "$pause"
+    done
+    "$@"
+}
+
+# Lists that are incomplete are fetched again; a source of the machine's own that is broken for good
+# is no reason not to try.
+again "${apt[@]}" -o APT::Update::Error-Mode=any update || true
+again "${apt[@]}" install --yes --no-install-recommends "${missing[@]}" >/dev/null

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from anabranch.transcript import Chunk, Transcript
 from anabranch.types import Backend, Explanation, Model, as_dict
+from anabranch.vocabulary import BackendState, BreakerState
 
 _CONTROLS = dict.fromkeys({*range(0x20), *range(0x7F, 0xA0)} - {ord("\n"), ord("\t")})
 
@@ -75,8 +76,14 @@ def print_receipt(answer: Transcript) -> None:
     parts: list[str] = []
     if (receipt := answer.receipt) is not None:
         parts.append(f"{receipt.tier} {receipt.backend_id}".strip())
+        if receipt.resolved_model:
+            parts.append(f"as {receipt.resolved_model}")
         if receipt.overflow_reason is not None:
             parts.append(f"overflowed: {receipt.overflow_reason}")
+        if receipt.cache is not None:
+            parts.append(f"cached: {receipt.cache}")
+        if receipt.masked_entities:
+            parts.append(f"{receipt.masked_entities} masked")
         if receipt.ttft is not None:
             parts.append(f"first token {milliseconds(receipt.ttft)}")
         if len(receipt.attempts) > 1:
@@ -125,7 +132,7 @@ def print_backends(backends: Sequence[Backend]) -> None:
         return (
             b.backend_id,
             str(b.tier),
-            f"{b.state}{' (drained)' if b.drained else ''}",
+            _state(b),
             b.address,
             ", ".join(b.models),
             str(b.in_flight),
@@ -145,6 +152,16 @@ def print_backends(backends: Sequence[Backend]) -> None:
     )  # fmt: skip
 
 
+def _state(backend: Backend) -> str:
+    """Its state, and what keeps it from its full share."""
+    notes = ["drained"] if backend.drained else []
+    if backend.breaker in (BreakerState.OPEN, BreakerState.HALF_OPEN):
+        notes.append(f"breaker {backend.breaker}")
+    if backend.state is BackendState.READY and 0 < backend.warmth < 1:
+        notes.append(f"{backend.warmth:.0%} warm")
+    return f"{backend.state} ({', '.join(notes)})" if notes else str(backend.state)
+
+
 def print_explanation(explanation: Explanation) -> None:
     """Prints a verdict and the candidates behind it."""
     where = explanation.backend_id or explanation.refusal_reason
@@ -152,8 +169,11 @@ def print_explanation(explanation: Explanation) -> None:
     click.echo(f"{explanation.verdict} {where}".rstrip() + why)
     if explanation.explanation:
         click.echo(explanation.explanation)
+    click.echo(_circumstances(explanation))
     print_table(
-        ("CANDIDATE", "TIER", "SCORE", "FIRST TOKEN", "PER TOKEN", "OBJECTION"),
+        (
+            "CANDIDATE", "TIER", "SCORE", "FIRST TOKEN", "PER TOKEN", "CACHED", "COST", "OBJECTION",
+        ),
         (
             (
                 c.backend_id,
@@ -161,12 +181,32 @@ def print_explanation(explanation: Explanation) -> None:
                 f"{c.score:.3f}" if c.feasible else "-",
                 milliseconds(c.predicted_ttft),
                 milliseconds(c.predicted_tpot),
+                str(c.cached_tokens or "-"),
+                f"$ {c.expected_cost_microusd / 1e6:.6f}" if c.expected_cost_microusd else "-",
                 c.objection,
             )
             for c in explanation.candidates
         ),
         "There was no candidate.",
-    )
+    )  # fmt: skip
+
+
+def _circumstances(explanation: Explanation) -> str:
+    """What the decision was made with, in one line."""
+    parts = [f"about {explanation.prompt_tokens} tokens for {explanation.resolved_model}"]
+    goals = []
+    if explanation.ttft_objective is not None:
+        goals.append(f"first token within {milliseconds(explanation.ttft_objective)}")
+    if explanation.tpot_objective is not None:
+        goals.append(f"{milliseconds(explanation.tpot_objective)} a token")
+    if goals:
+        parts.append("objective: " + ", ".join(goals))
+    parts.append(f"algorithm {explanation.algorithm}, policy {explanation.policy_version}")
+    if explanation.overflowing:
+        parts.append("the overflow valve is open")
+    if explanation.waiting:
+        parts.append(f"{explanation.waiting} wait in line")
+    return " · ".join(parts)
 
 
 def milliseconds(seconds: float | None) -> str:

@@ -35,12 +35,17 @@ class Outlet(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CallContext:
-    """One request's circumstances. `deadline` is in seconds of the loop's clock."""
+    """One request's circumstances. `deadline` is in seconds of the loop's clock.
+
+    `mask` holds the PiiKinds that a relay asks to have masked before the prompt leaves; one that
+    this process does not know may be among them.
+    """
 
     caller: Principal
     request_id: str
     deadline: float
     traceparent: str = ""
+    mask: frozenset[int] = frozenset()
 
 
 class ModelHandler(Protocol):

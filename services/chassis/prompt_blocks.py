@@ -51,7 +51,7 @@ def block_names(text: bytes) -> tuple[int, ...]:
 
 
 def _text(request: pb.GenerateRequest) -> bytes:
-    """What a tokenizer would see, roughly: prompts that begin alike begin alike here."""
+    """What a tokenizer would see, roughly: prompts that begin alike do so here too."""
     limit = BLOCK_BYTES * MOST_BLOCKS
     if request.prompt_token_ids:
         ids = request.prompt_token_ids[: limit // TOKEN_BYTES]

@@ -17,6 +17,8 @@ from services.chassis.model_streams import ActiveRequest, ActiveRequests
 from services.chassis.prefix_log import PrefixReader
 from services.chassis.session_output import SessionOutput, Wake
 
+_NO_MASK: frozenset[int] = frozenset()
+
 
 def protocol_fault(message: str) -> Fault:
     """FAILED_PRECONDITION for messages that no caller should send; it ends the session."""
@@ -205,6 +207,7 @@ class SessionState:
         try:
             self._verifier.check_live(self.principal)
             caller = self._caller(frame)
+            mask = self._mask(frame)
         except Fault as fault:
             stream.fail(fault)
             return
@@ -217,7 +220,9 @@ class SessionState:
                 )
             )
             return
-        request = self._requests.open(frame.start, stream, caller, traceparent=frame.traceparent)
+        request = self._requests.open(
+            frame.start, stream, caller, traceparent=frame.traceparent, mask=mask
+        )
         if not request.ended:
             self._streams[number] = request
 
@@ -239,6 +244,15 @@ class SessionState:
         if not principal.has("generate"):
             raise denied(frozenset({"generate"}))
         return principal
+
+    def _mask(self, frame: relay_pb2.RelaySessionRequestFrame) -> frozenset[int]:
+        """What must be masked in the request: for relays to say, since they know the policy."""
+        kinds = frame.mask
+        if not kinds:
+            return _NO_MASK
+        if not self.principal.has("relay"):
+            raise denied(frozenset({"relay"}))
+        return frozenset(kinds)
 
     # To the caller
 

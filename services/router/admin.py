@@ -13,14 +13,16 @@ import grpc
 
 from anabranch.v1 import admin_pb2, admin_pb2_grpc, errors_pb2
 from services.chassis import logs
-from services.chassis.errors import Fault, Violation, invalid, reason_name
+from services.chassis.authn import current_principal
+from services.chassis.errors import Fault, Violation, invalid
 from services.chassis.validation import validate_generate
 from services.router.core import values
+from services.router.core.breaker import BreakerState
+from services.router.core.slow_start import warmth
+from services.router.explanation import explain
 from services.router.handler import RouterHandler
-from services.router.pool import Pool
-from services.router.receipt import OVERFLOWS, TIERS
-from services.router.refusals import refused
-from services.router.route_requests import route_request
+from services.router.legs import Routing
+from services.router.receipt import TIERS
 from services.router.uplink import Uplink
 
 _log = logging.getLogger(__name__)
@@ -31,6 +33,11 @@ _STATES = {
     values.Health.DRAINING: admin_pb2.BACKEND_STATE_DRAINING,
     values.Health.LOST: admin_pb2.BACKEND_STATE_LOST,
 }
+_BREAKERS = {
+    BreakerState.CLOSED: admin_pb2.BREAKER_STATE_CLOSED,
+    BreakerState.OPEN: admin_pb2.BREAKER_STATE_OPEN,
+    BreakerState.HALF_OPEN: admin_pb2.BREAKER_STATE_HALF_OPEN,
+}
 _LEVELS = ("debug", "info", "warning", "error")
 Context: TypeAlias = grpc.aio.ServicerContext
 
@@ -38,8 +45,9 @@ Context: TypeAlias = grpc.aio.ServicerContext
 class RouterAdmin(admin_pb2_grpc.RouterAdminServiceServicer):
     """The admin RPCs of one router process."""
 
-    def __init__(self, pool: Pool, handler: RouterHandler) -> None:
-        self._pool = pool
+    def __init__(self, routing: Routing, handler: RouterHandler) -> None:
+        self._routing = routing
+        self._pool = routing.pool
         self._handler = handler
 
     async def ListBackends(
@@ -47,7 +55,7 @@ class RouterAdmin(admin_pb2_grpc.RouterAdminServiceServicer):
     ) -> admin_pb2.ListBackendsResponse:
         """Every known backend."""
         return admin_pb2.ListBackendsResponse(
-            backends=[_status(uplink) for uplink in self._pool.uplinks()]
+            backends=[self._status(uplink) for uplink in self._pool.uplinks()]
         )
 
     async def DrainBackend(
@@ -70,15 +78,14 @@ class RouterAdmin(admin_pb2_grpc.RouterAdminServiceServicer):
         """Forgets its failures."""
         uplink = self._find(request.backend_id)
         uplink.backend.reset_breaker()
-        return admin_pb2.ResetBreakerResponse(backend=_status(uplink))
+        return admin_pb2.ResetBreakerResponse(backend=self._status(uplink))
 
     async def ExplainRoute(
         self, request: admin_pb2.ExplainRouteRequest, context: Context
     ) -> admin_pb2.ExplainRouteResponse:
         """The decision, without acting on it."""
         validate_generate(request.request, path="request.")
-        decision = self._pool.decide(route_request(request.request))
-        return _explanation(decision, request.request.model)
+        return explain(self._routing, request.request, current_principal().tenant)
 
     async def CancelRequest(
         self, request: admin_pb2.CancelRequestRequest, context: Context
@@ -111,6 +118,13 @@ class RouterAdmin(admin_pb2_grpc.RouterAdminServiceServicer):
         """Not built yet, and says so."""
         raise _no_policy()
 
+    def _status(self, uplink: Uplink) -> admin_pb2.BackendStatus:
+        return _status(
+            uplink,
+            slow_start=self._routing.decisions.policy_now().slow_start,
+            prefix_blocks=self._pool.prefixes.count(uplink.backend.id),
+        )
+
     def _find(self, backend_id: str) -> Uplink:
         if not backend_id:
             raise invalid([Violation("backend_id", "is required; ListBackends lists the ids")])
@@ -126,7 +140,7 @@ class RouterAdmin(admin_pb2_grpc.RouterAdminServiceServicer):
         uplink = self._find(backend_id)
         self._pool.set_drained(backend_id, drained)
         _log.info("drain by operator", extra={"backend": backend_id, "drained": drained})
-        return _status(uplink)
+        return self._status(uplink)
 
 
 def _no_policy() -> Fault:
@@ -137,7 +151,7 @@ def _no_policy() -> Fault:
     )
 
 
-def _status(uplink: Uplink) -> admin_pb2.BackendStatus:
+def _status(uplink: Uplink, *, slow_start: float, prefix_blocks: int) -> admin_pb2.BackendStatus:
     backend = uplink.backend
     status = admin_pb2.BackendStatus(
         backend_id=backend.id,
@@ -150,6 +164,9 @@ def _status(uplink: Uplink) -> admin_pb2.BackendStatus:
         version=backend.version,
         zone=backend.zone,
         detail=backend.detail,
+        breaker=_BREAKERS[backend.breaker.state(time.monotonic())],
+        warmth=warmth(time.monotonic() - backend.tracker.state.ready_since, slow_start),
+        prefix_blocks=prefix_blocks,
     )
     if backend.drained and backend.health is values.Health.READY:
         status.state = admin_pb2.BACKEND_STATE_DRAINING
@@ -158,36 +175,6 @@ def _status(uplink: Uplink) -> admin_pb2.BackendStatus:
         status.load.CopyFrom(backend.report)
         _set(status.load_age, time.monotonic() - backend.report_at)
     return status
-
-
-def _explanation(decision: values.Decision, model: str) -> admin_pb2.ExplainRouteResponse:
-    response = admin_pb2.ExplainRouteResponse()
-    verdict = decision.verdict
-    if isinstance(verdict, values.Dispatch):
-        response.verdict = admin_pb2.ExplainRouteResponse.VERDICT_DISPATCH
-        response.backend_id = verdict.backend_id
-        response.explanation = f"{verdict.backend_id} ({verdict.tier.value}) has the lowest score"
-        if verdict.overflow is not None:
-            response.overflow_reason = OVERFLOWS[verdict.overflow]
-            response.explanation += f"; the preferred tier is {verdict.overflow.value}"
-    elif isinstance(verdict, values.Wait):
-        response.verdict = admin_pb2.ExplainRouteResponse.VERDICT_WAIT
-        response.explanation = verdict.why
-    else:
-        response.verdict = admin_pb2.ExplainRouteResponse.VERDICT_REFUSE
-        response.refusal_reason = reason_name(refused(verdict, model).reason)
-        response.explanation = verdict.why
-    for candidate in decision.candidates:
-        entry = response.candidates.add(
-            backend_id=candidate.backend_id,
-            tier=TIERS[candidate.tier],
-            feasible=candidate.feasible,
-            objection=candidate.objection,
-            score=candidate.score,
-        )
-        _set(entry.predicted_ttft, candidate.predicted_ttft)
-        _set(entry.predicted_tpot, candidate.predicted_tpot)
-    return response
 
 
 def _set(target: Any, seconds: float) -> None:

@@ -19,7 +19,7 @@ from services.chassis.workers.worker import LOG_LEVEL
 from services.router.admin import Context, RouterAdmin
 from services.router.admin_merge import merge_backends, merge_statuses
 from services.router.handler import RouterHandler
-from services.router.pool import Pool
+from services.router.legs import Routing
 
 _log = logging.getLogger(__name__)
 
@@ -32,8 +32,8 @@ class AdminOfAll(RouterAdmin):
     ExplainRoute answers as this worker would decide: any worker may get the request.
     """
 
-    def __init__(self, pool: Pool, handler: RouterHandler, worker: Worker) -> None:
-        super().__init__(pool, handler)
+    def __init__(self, routing: Routing, handler: RouterHandler, worker: Worker) -> None:
+        super().__init__(routing, handler)
         self._worker = worker
 
     def follow_shared(self) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 
 from opentelemetry.metrics import Observation
 
 from anabranch.v1 import admin_pb2_grpc, session_pb2
+from services.chassis.auth_client import TokenSource
 from services.chassis.detached_sessions import ResumeLimits
-from services.chassis.host import Host
+from services.chassis.host import Host, Tasks
 from services.chassis.model_streams import StreamLimits
 from services.chassis.registry import Registry
 from services.chassis.settings import SettingsError
@@ -19,12 +20,17 @@ from services.chassis.version import VERSION
 from services.chassis.workers import Worker
 from services.router.admin import RouterAdmin
 from services.router.admin_of_all import AdminOfAll
-from services.router.exchange import RoutingLimits
+from services.router.budget_leases import ShareOfBudget
+from services.router.core.policy import AdmissionRules, Objective, Policy
+from services.router.decisions import Decisions
 from services.router.handler import RouterHandler
+from services.router.legs import Routing
 from services.router.observation import Observer
-from services.router.pool import BACKEND_SERVICES, Pool
+from services.router.pool import BACKEND_SERVICES, WORKERS, Pool
 from services.router.session_metrics import observe_sessions
 from services.router.settings import PREFIX, SERVICE, Settings
+from services.router.spending import LeaseSource, Spending
+from services.router.waiting_line import WaitingLine
 
 _REMEMBERED_REQUEST_IDS = 10_000
 _CONNECT_S = 1.0
@@ -48,17 +54,14 @@ async def running(
         )
     async with Host.open(SERVICE, settings, registry=registry, worker=worker) as host:
         assert host.tokens is not None, "the settings hold an identity"
-        pool = Pool(
-            host.tokens,
-            host.tasks,
-            time.monotonic,
-            default_ttft_slo=settings.ttft_slo,
-            max_waiting=settings.max_waiting,
-        )
+        workers = settings.workers or 1
+        policy = _default_policy(settings)
+        leases = ShareOfBudget(workers, time.time)
+        routing = assemble(host.tokens, host.tasks, lambda: policy, leases)
+        pool = routing.pool
         handler = RouterHandler(
-            pool,
+            routing,
             host.tokens,
-            RoutingLimits(settings.max_queue_time, time.monotonic),
             Observer(host.meter, host.tracer if settings.otlp_endpoint else None),
             lambda: session_pb2.SessionReady(
                 backend_id=host.instance_id,
@@ -78,16 +81,16 @@ async def running(
                 most_detached=settings.max_detached_sessions,
             ),
         )
-        admin = RouterAdmin(pool, handler)
+        admin = RouterAdmin(routing, handler)
         add_admin = admin_pb2_grpc.add_RouterAdminServiceServicer_to_server
-        of_all = AdminOfAll(pool, handler, worker) if worker is not None else None
+        of_all = AdminOfAll(routing, handler, worker) if worker is not None else None
         if of_all is not None:
             # What a sibling asks is asked of this worker alone, so no question goes round.
             host.add_private_servicer(add_admin, admin)
         host.add_servicer(add_admin, of_all or admin, "anabranch.v1.RouterAdminService")
         host.meter.create_observable_gauge(
             "anabranch.router.waiting",
-            callbacks=[lambda _: [Observation(pool.waiting)]],
+            callbacks=[lambda _: [Observation(len(routing.line))]],
             description="Requests that wait for a free slot",
         )
         observe_sessions(host.meter, model_service.resumable)
@@ -96,6 +99,10 @@ async def running(
             of_all.follow_shared()
         for service in BACKEND_SERVICES:
             host.tasks.create_task(pool.follow(host.registry, service), name=f"discover-{service}")
+        host.set_meta({WORKERS: str(workers)})
+        host.tasks.create_task(pool.count_peers(host.registry, workers), name="count-peers")
+        host.tasks.create_task(pool.look_for_silence(), name="look-for-silence")
+        host.tasks.create_task(routing.spending.keep_supplied(), name="cloud-budgets")
         if worker is not None:
             # Callers reach it from the moment it serves, and others stop because it does.
             await _connected(pool)
@@ -106,6 +113,34 @@ async def running(
 def running_worker(settings: Settings, worker: Worker) -> AbstractAsyncContextManager[Host]:
     """A router as one of several processes."""
     return running(settings, worker=worker)
+
+
+def _default_policy(settings: Settings) -> Policy:
+    """What holds where no document says otherwise."""
+    return Policy(
+        objective=Objective(ttft=settings.ttft_slo),
+        admission=AdmissionRules(
+            max_waiting=settings.max_waiting, max_wait=settings.max_queue_time
+        ),
+    )
+
+
+def assemble(
+    tokens: TokenSource,
+    tasks: Tasks,
+    policy: Callable[[], Policy],
+    leases: LeaseSource,
+    *,
+    seed: int | None = None,
+) -> Routing:
+    """What the requests of a router share, each part told of the others' changes."""
+    clock = time.monotonic
+    pool = Pool(tokens, tasks, clock, seed=seed)
+    decisions = Decisions(pool, policy, clock, seed)
+    line = WaitingLine(lambda: decisions.policy_now().admission, clock)
+    spending = Spending(policy, leases, time.time)
+    pool.on_change = spending.on_change = line.changed
+    return Routing(pool, decisions, line, spending, clock)
 
 
 async def _connected(pool: Pool) -> None:

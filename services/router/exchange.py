@@ -1,4 +1,4 @@
-"""One request's life in the router: choose, relay, retry, resume, account.
+"""One request's life in the router: choose, relay, retry, resume, hedge, account.
 
 Everything happens in callbacks on the event loop, without a task per request.
 Wire and sessions are elsewhere; the choice is core's.
@@ -6,52 +6,34 @@ Wire and sessions are elsewhere; the choice is core's.
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from collections.abc import Hashable
 from enum import Enum, auto
 
 from google.protobuf.message import DecodeError
 
-from anabranch.v1 import errors_pb2
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault, Work, reason_name
 from services.chassis.model_handler import CallContext, Outlet
 from services.chassis.model_streams import onward
 from services.router import refusals
+from services.router.asking import Asking
 from services.router.core import values
-from services.router.core.decide import wait_limit
+from services.router.hedge import Hedge
+from services.router.legs import DEADLINE_MARGIN_S, Leg, Routing, send
 from services.router.observation import Observation
-from services.router.pool import Pool
-from services.router.receipt import ReceiptBuilder, write_seconds
-from services.router.resume import Delivered, can_resume, continued
-from services.router.route_requests import route_request
-from services.router.uplink import MAX_START_BYTES, Uplink
+from services.router.receipt import ReceiptBuilder
+from services.router.receivers import Receiver
+from services.router.resume import can_resume, rest_of
+from services.router.waiting_line import Turn
 
 _log = logging.getLogger(__name__)
-
-MAX_ATTEMPTS = 4
-# A backend's deadline is a little earlier than the caller's, so that its own word arrives.
-DEADLINE_MARGIN_S = 0.05
-
-
-_NOBODY: frozenset[str] = frozenset()
 
 
 class _Phase(Enum):
     WAITING = auto()
     RUNNING = auto()
     OVER = auto()
-
-
-@dataclass(frozen=True, slots=True)
-class RoutingLimits:
-    """Seconds that a request waits at most, and the clocks: deadlines are on that of the loop."""
-
-    max_queue_time: float
-    clock: Callable[[], float]
-    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
 
 class Exchange:
@@ -61,55 +43,41 @@ class Exchange:
     """
 
     __slots__ = (
-        *("_asked", "_cancelled", "_check_position", "_context", "_delivered", "_kept", "_limits"),
-        *(
-            "_next_request",
-            "_number",
-            "_observation",
-            "_onward",
-            "_outlet",
-            "_phase",
-            "_pool",
-            "_receipt",
-        ),
-        *("_relaying", "_request", "_resumable", "_resume", "_running", "_seen_output"),
-        *("_timer", "_tried", "_uplink", "_work"),
+        *("_asking", "_cancelled", "_check_position", "_context", "_delivered", "_hedge"),
+        *("_kept", "_leg", "_next_request", "_observation", "_onward", "_outlet"),
+        *("_phase", "_receipt", "_relaying", "_request", "_resumable", "_resume", "_routing"),
+        *("_running", "_seen_output", "_tried", "_work"),
     )
 
     def __init__(
         self,
-        pool: Pool,
-        limits: RoutingLimits,
+        routing: Routing,
         request: pb.GenerateRequest,
         context: CallContext,
         outlet: Outlet,
         observation: Observation,
         running: set[Exchange],
     ) -> None:
-        self._pool = pool
-        self._limits = limits
+        self._routing = routing
         self._request = request
         self._context = context
         self._outlet = outlet
         self._onward = onward(outlet)
         self._observation = observation
         self._running = running
-        self._receipt = ReceiptBuilder(limits.clock)
+        self._receipt = ReceiptBuilder(routing.clock)
+        self._asking = Asking(request, context.caller.tenant, routing.decisions, routing.spending)
         self._phase = _Phase.WAITING
         self._resume = values.Resume.FRESH
         self._next_request = request
-        self._asked: values.Request
-        self._tried = _NOBODY
+        self._tried: frozenset[str] = frozenset()
         self._work = Work.NOT_DISPATCHED
-        self._uplink: Uplink | None = None
-        self._number = 0
-        self._timer: asyncio.TimerHandle | None = None
-        self._cancelled = False
+        self._leg: Leg | None = None
+        self._hedge: Hedge | None = None
         self._resumable = can_resume(request)
         self._kept: list[bytes] = []
         self._delivered = 0
-        self._seen_output = False
-        self._check_position = False
+        self._cancelled = self._seen_output = self._check_position = False
         # Whether the next chunk is one like any other: seen output, right position, not over.
         self._relaying = False
 
@@ -121,8 +89,9 @@ class Exchange:
     def begin(self) -> None:
         """Decides and starts, or queues. Raises Fault when it is refused at once."""
         self._running.add(self)
+        self._routing.decisions.count_request()
         try:
-            self._act(self._choose())
+            self._act(self._routing.decisions.choose(self._values(), self._asking.terms))
         except Fault as fault:
             self._over()
             self._observation.failed(fault)
@@ -134,112 +103,76 @@ class Exchange:
             return
         self._cancelled = True
         self._relaying = False
+        self._drop_hedge()
         if self._phase is _Phase.WAITING:
-            self._leave_line()
+            self._routing.line.leave(self)
             self._end_early(pb.FINISH_REASON_CANCELLED)
-        elif self._uplink is not None:
-            self._uplink.cancel(self._number)
+        elif self._leg is not None:
+            self._leg.uplink.cancel(self._leg.number)
 
     # Choosing
 
     @property
     def claim(self) -> Hashable:
         """What it waits for: where one waits in vain, the next with the same claim does too."""
-        routing = self._request.routing
-        limited = self._resume is values.Resume.FRESH and routing.HasField("ttft_slo")
-        return (
-            self._request.model,
-            routing.residency,
-            routing.backend_id,
-            self._resume,
-            self._tried,
-            # A limit of its own makes a request pickier than its neighbours.
-            self if limited else None,
-        )
+        claim = self._asking.claim(resuming=self._resume is not values.Resume.FRESH)
+        return (self, None) if claim is None else (claim, self._resume, self._tried)
 
-    def retry_now(self) -> bool:
+    def retry_now(self) -> Turn:
         """The pool changed while this request waited."""
-        verdict = self._choose()
-        if isinstance(verdict, values.Wait):
-            return False
-        self._leave_line()
+        verdict = self._routing.decisions.choose(self._values(), self._asking.terms)
+        if self._asking.must_wait(verdict):
+            return Turn.WAITS
         try:
             self._act(verdict)
         except Fault as fault:
             self._fail(fault)
-        return True
+            return Turn.REFUSED
+        return Turn.SERVED
 
-    def _choose(self) -> values.Verdict:
-        self._asked = route_request(
-            self._next_request,
+    def shed(self, fault: Fault) -> None:
+        """It was taken out of the line: it waited too long, or for the good of others."""
+        self._fail(self._lost("no other backend came free") if self._seen_output else fault)
+
+    def _values(self) -> values.Request:
+        leg = self._leg
+        return self._asking.values(
             elapsed=self._receipt.elapsed(),
             resume=self._resume,
+            delivered=self._delivered,
             tried=self._tried,
+            begun_in=leg.dispatch.tier if leg is not None else None,
         )
-        return self._pool.choose(self._asked)
 
     def _act(self, verdict: values.Verdict) -> None:
         if isinstance(verdict, values.Dispatch):
             self._dispatch(verdict)
-        elif isinstance(verdict, values.Wait):
-            self._queue(verdict.why)
-        elif self._seen_output:
+        elif self._asking.must_wait(verdict):
+            self._queue()
+        elif self._seen_output or isinstance(verdict, values.Wait):
             raise self._lost(verdict.why)
         else:
             raise refusals.refused(verdict, self._request.model)
 
-    def _queue(self, why: str) -> None:
-        if not self._pool.wait(self):
-            raise refusals.overloaded(f"the waiting line is full ({self._pool.max_waiting})")
-        limit = wait_limit(self._asked, self._limits.max_queue_time)
-        loop = self._limits.loop
-        left = self._context.deadline - loop.time() - DEADLINE_MARGIN_S
-        if left < limit:
-            self._timer = loop.call_later(left, self._out_of_time)
-        else:
-            self._timer = loop.call_later(limit, self._waited_too_long, why)
-
-    def _waited_too_long(self, why: str) -> None:
-        self._pool.leave_line(self)
-        self._fail(self._lost(why) if self._seen_output else refusals.overloaded(why))
-
-    def _out_of_time(self) -> None:
-        """The caller's time ends in the line: whoever says so here knows that nothing ran."""
-        self._pool.leave_line(self)
-        self._fail(
-            Fault(
-                errors_pb2.ERROR_REASON_DEADLINE_EXCEEDED,
-                "the request's time ran out while it waited for a free slot",
-            )
+    def _queue(self) -> None:
+        routing, asking = self._routing, self._asking
+        left = self._context.deadline - routing.loop.time() - DEADLINE_MARGIN_S
+        limit = self._values().ttft_slo
+        kept_out = routing.line.join(
+            self, asking.model, asking.klass, left, limit, asking.terms.objective
         )
-
-    def _leave_line(self) -> None:
-        self._pool.leave_line(self)
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if kept_out is not None:
+            raise self._lost("no other backend comes free") if self._seen_output else kept_out
 
     # Relaying
 
     def _dispatch(self, verdict: values.Dispatch) -> None:
-        uplink = self._pool.uplink(verdict.backend_id)
-        assert uplink is not None, "decided on the pool as it is now"
-        request = self._next_request
-        left = self._context.deadline - self._limits.loop.time() - DEADLINE_MARGIN_S
-        write_seconds(request.timeout, max(left, 0.001))
-        raw = request.SerializeToString()
-        if len(raw) > MAX_START_BYTES:
-            raise refusals.too_large_to_forward(len(raw), MAX_START_BYTES)
+        self._leg = self.send_to(verdict, self)
         self._receipt.dispatched(verdict)
-        self._uplink = uplink
         self._phase = _Phase.RUNNING
-        self._number = uplink.start(
-            raw,
-            self._asked.prompt_tokens,
-            self._context.caller,
-            self._observation.traceparent,
-            self,
-        )
+        delay = self._routing.decisions.hedging.hedge_delay(verdict.predicted_ttft)
+        if delay is not None and self._receipt.attempts == 1:
+            self._hedge = Hedge(self, self._routing, self._receipt, delay)
 
     def on_chunk(self, raw: bytes, last: bool, tokens: int) -> None:
         """A chunk of the answer: passed on as it is, but for the last."""
@@ -253,11 +186,15 @@ class Exchange:
 
     def _on_rare_chunk(self, raw: bytes, last: bool, tokens: int) -> None:
         """The first chunk of a backend, the last one, or one that comes too late."""
-        if self._phase is _Phase.OVER:
+        leg = self._leg
+        if self._phase is _Phase.OVER or leg is None:
             return
         if not self._seen_output:
             self._seen_output = True
             self._receipt.first_chunk()
+            self._drop_hedge()
+        if not self._relaying and not self._cancelled:
+            leg.uplink.answers(leg.number, self._routing.clock() - leg.sent_at)
         if self._check_position:
             self._check_position = False
             if not self._goes_on(raw):
@@ -292,8 +229,8 @@ class Exchange:
             return None
 
     def _give_up(self, why: str) -> None:
-        if self._uplink is not None:
-            self._uplink.cancel(self._number)
+        if self._leg is not None:
+            self._leg.uplink.cancel(self._leg.number)
         self._fail(self._lost(why))
 
     def _finish(self, raw: bytes, tokens: int) -> None:
@@ -304,13 +241,21 @@ class Exchange:
             self._receipt.attempt_failed("BACKEND_LOST")
             self._fail(self._lost("the backend ended the answer without a finish reason"))
             return
+        leg = self._leg
+        if leg is not None:
+            leg.settle(self._routing.spending, chunk.receipt.cost_microusd)
+            leg.uplink.backend.tracker.answered(self._delivered + tokens)
         self._end_with(chunk, tokens)
 
     def _end_with(self, chunk: pb.GenerateChunk, tokens: int = 0) -> None:
         """The last chunk, however it came about, with its receipt."""
+        leg = self._leg
+        served = None
+        if leg is not None:
+            name = self._asking.terms.name_in(leg.dispatch.tier)
+            served = leg.uplink.backend.models.get(name)
         self._over()
-        served = self._uplink.backend.models.get(self._request.model) if self._uplink else None
-        self._receipt.complete(chunk, served.served_model if served else "")
+        self._receipt.complete(chunk, served.served_model if served else "", self._asking.resolved)
         self._observation.finished(chunk, self._receipt)
         self._outlet.chunk(chunk.SerializeToString(), last=True, tokens=tokens)
 
@@ -319,33 +264,44 @@ class Exchange:
         self._relaying = False
         self._kept.clear()
         self._running.discard(self)
+        self._drop_hedge()
+        if self._leg is not None:
+            # What was not settled ended without a word about its cost.
+            self._leg.settle(self._routing.spending, None)
 
     # Failing, and going on elsewhere
 
     def on_failure(self, fault: Fault) -> None:
         """The backend failed the request, or was lost."""
-        if self._phase is _Phase.OVER:
+        leg = self._leg
+        if self._phase is _Phase.OVER or leg is None:
             return
         self._receipt.attempt_failed(reason_name(fault.reason))
         self._work = fault.after(self._work).work
-        if self._uplink is not None:
-            self._tried |= {self._uplink.backend.id}
+        nothing_ran = fault.work is Work.NOT_DISPATCHED
+        leg.settle(self._routing.spending, 0 if nothing_ran else None)
+        self._tried |= {leg.uplink.backend.id}
         if self._cancelled:
             self._end_early(pb.FINISH_REASON_CANCELLED)
             return
+        hedge = self._hedge
+        if hedge is not None and hedge.is_running:
+            self._go_on_with(hedge)
+            return
+        self._drop_hedge()
         if fault.reason not in refusals.ELSEWHERE:
             self._fail(fault)
             return
-        if self._receipt.attempts >= MAX_ATTEMPTS:
-            why = f"gave up after {MAX_ATTEMPTS} attempts: {fault.message}"
-            self._fail_for(fault, self._lost(why))
+        decisions = self._routing.decisions
+        lost = fault.reason in refusals.LOSSES
+        if why := decisions.objection_to_repeat(self._receipt.attempts, lost=lost):
+            self._fail_for(fault, self._lost(f"{why}: {fault.message}"))
             return
         if self._seen_output and not self._prepare_resume():
             return
         self._phase = _Phase.WAITING
         self._relaying = False
-        self._uplink = None
-        verdict = self._choose()
+        verdict = self._routing.decisions.choose(self._values(), self._asking.terms)
         _log.info(
             "going on elsewhere",
             extra={
@@ -362,18 +318,16 @@ class Exchange:
 
     def _prepare_resume(self) -> bool:
         """Builds the request for the rest; false when the request was ended instead."""
-        existing = len(self._request.continuation.token_ids)
-        delivered = Delivered(self._kept, after=existing, tokens=self._delivered)
-        if not self._resumable or not delivered.complete:
+        rest = rest_of(self._request, self._kept, self._delivered) if self._resumable else None
+        if rest is None:
             self._fail(self._lost("this kind of answer cannot be gone on with elsewhere"))
             return False
-        rest = continued(self._request, delivered)
-        if rest is None:
+        if rest.request is None:
             # Every token was delivered; only the word that it was the last one is missing.
             self._end_early(pb.FINISH_REASON_LENGTH)
             return False
-        self._next_request = rest
-        self._resume = delivered.kind
+        self._next_request = rest.request
+        self._resume = rest.kind
         self._check_position = True
         self._receipt.resuming_at(self._delivered)
         return True
@@ -398,3 +352,47 @@ class Exchange:
         self._over()
         self._observation.failed(fault)
         self._outlet.fail(fault)
+
+    # Hedging
+
+    def is_late(self) -> bool:
+        """See Hedged."""
+        return self._phase is _Phase.RUNNING and not (self._seen_output or self._cancelled)
+
+    def asked_elsewhere(self) -> values.Request:
+        """See Hedged."""
+        asked = self._values()
+        here = {self._leg.uplink.backend.id} if self._leg is not None else set()
+        return asked._replace(tried=asked.tried | here)
+
+    def send_to(self, verdict: values.Dispatch, receiver: Receiver) -> Leg:
+        """See Hedged."""
+        return send(
+            self._routing,
+            self._asking,
+            self._next_request,
+            verdict,
+            self._context,
+            self._observation.traceparent,
+            receiver,
+        )
+
+    def hedge_answered(self, leg: Leg, raw: bytes, last: bool, tokens: int) -> None:
+        """See Hedged."""
+        first, hedge = self._leg, self._hedge
+        if first is None or hedge is None:
+            return
+        first.drop()
+        first.settle(self._routing.spending, None)
+        self._receipt.attempt_failed("CANCELLED")
+        self._go_on_with(hedge)
+        self.on_chunk(raw, last, tokens)
+
+    def _go_on_with(self, hedge: Hedge) -> None:
+        self._hedge = None
+        self._leg = hedge.take_over(self)
+
+    def _drop_hedge(self) -> None:
+        if self._hedge is not None:
+            self._hedge.drop()
+            self._hedge = None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -16,13 +16,13 @@ from anabranch.v1 import generation_pb2, model_pb2, model_pb2_grpc, session_pb2
 from services.chassis.auth_client import TokenSource
 from services.chassis.errors import Fault, fault_from_rpc_error
 from services.chassis.model_handler import CallContext, Cancel, Outlet
+from services.router.asking import Asking
+from services.router.catalogue import catalogue
 from services.router.core import values
-from services.router.exchange import Exchange, RoutingLimits
-from services.router.known_backend import model_union
+from services.router.exchange import Exchange
+from services.router.legs import Routing
 from services.router.observation import Observer
-from services.router.pool import Pool
 from services.router.refusals import refused
-from services.router.route_requests import route_request
 
 Reply = TypeVar("Reply", bound=Message)
 _UNARY_ATTEMPTS = 3
@@ -33,15 +33,14 @@ class RouterHandler:
 
     def __init__(
         self,
-        pool: Pool,
+        routing: Routing,
         tokens: TokenSource,
-        limits: RoutingLimits,
         observer: Observer,
         ready: Callable[[], session_pb2.SessionReady],
     ) -> None:
-        self._pool = pool
+        self._routing = routing
+        self._pool = routing.pool
         self._tokens = tokens
-        self._limits = limits
         self._observer = observer
         self._ready = ready
         self._exchanges: set[Exchange] = set()
@@ -54,9 +53,7 @@ class RouterHandler:
     ) -> Cancel:
         """Starts a request; see ModelHandler."""
         observation = self._observer.begin(request, context)
-        exchange = Exchange(
-            self._pool, self._limits, request, context, outlet, observation, self._exchanges
-        )
+        exchange = Exchange(self._routing, request, context, outlet, observation, self._exchanges)
         exchange.begin()
         return exchange.cancel
 
@@ -72,20 +69,29 @@ class RouterHandler:
     ) -> model_pb2.EmbedResponse:
         """Forwards to a backend of the model."""
         about = generation_pb2.GenerateRequest(model=request.model)
-        return await self._forward(about, context, lambda stub, **how: stub.Embed(request, **how))
+
+        def send(stub: model_pb2_grpc.ModelServiceStub, model: str, **how: Any) -> Any:
+            request.model = model
+            return stub.Embed(request, **how)
+
+        return await self._forward(about, context, send)
 
     async def count_tokens(
         self, request: model_pb2.CountTokensRequest, context: CallContext
     ) -> model_pb2.CountTokensResponse:
         """Forwards to a backend of the model that the measured request itself may use."""
         about = generation_pb2.GenerateRequest(model=request.model, routing=request.request.routing)
-        return await self._forward(
-            about, context, lambda stub, **how: stub.CountTokens(request, **how)
-        )
+
+        def send(stub: model_pb2_grpc.ModelServiceStub, model: str, **how: Any) -> Any:
+            request.model = request.request.model = model
+            return stub.CountTokens(request, **how)
+
+        return await self._forward(about, context, send)
 
     async def list_models(self) -> Sequence[generation_pb2.ModelInfo]:
-        """What the ready backends serve."""
-        return model_union(uplink.backend for uplink in self._pool.uplinks())
+        """What the ready backends serve, under the policy's names too."""
+        backends = [uplink.backend for uplink in self._pool.uplinks()]
+        return catalogue(backends, self._routing.decisions.policy_now())
 
     def ready(self) -> session_pb2.SessionReady:
         """The greeting of a session."""
@@ -102,13 +108,16 @@ class RouterHandler:
         send: Callable[..., grpc.aio.UnaryUnaryCall[Message, Reply]],
     ) -> Reply:
         """Asks backends of the model in turn. Both RPCs are idempotent."""
-        asked = route_request(about)
+        routing = self._routing
+        asking = Asking(about, context.caller.tenant, routing.decisions, routing.spending)
+        asked = asking.values()
         failure: Fault | None = None
-        for uplink in self._pool.open_to(asked)[:_UNARY_ATTEMPTS]:
+        for uplink in routing.decisions.open_to(asked, asking.terms)[:_UNARY_ATTEMPTS]:
             token = await self._tokens.token()
             try:
                 reply: Reply = await send(
                     model_pb2_grpc.ModelServiceStub(uplink.channel),
+                    asking.terms.name_in(uplink.backend.tier),
                     timeout=max(context.deadline - asyncio.get_running_loop().time(), 0.001),
                     metadata=(("authorization", f"Bearer {token.value}"),),
                 )
@@ -123,7 +132,7 @@ class RouterHandler:
                     raise failure from error
         if failure is not None:
             raise failure
-        verdict = self._pool.choose(asked)
+        verdict = routing.decisions.decide(asked, asking.terms).verdict
         if isinstance(verdict, values.Refuse):
             raise refused(verdict, about.model)
         raise refused(

@@ -5,16 +5,21 @@ Bookkeeping only: the session that feeds it is in uplink.py.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from math import inf
 
 from anabranch.v1 import errors_pb2, generation_pb2, session_pb2
 from services.chassis.errors import Fault
 from services.chassis.registry import Instance
-from services.router.core.values import Backend, Health, Load, Resume, Tier
+from services.router.core.breaker import Breaker
+from services.router.core.policy import BreakerRules
+from services.router.core.prediction import outlook, time_to_first_token
+from services.router.core.quantiles import RecentQuantile
+from services.router.core.tracker import Tracker
+from services.router.core.values import Coefficients, Health, Load, Prices, Resume, Tier
 
-FAILURES_TO_REST = 3
-REST_S = 5.0
+# A prompt may take so many times as long as expected before its backend counts as silent.
+_PATIENCE = 5.0
 
 _TIERS = {generation_pb2.TIER_LOCAL: Tier.LOCAL, generation_pb2.TIER_CLOUD: Tier.CLOUD}
 _RESUMES = {
@@ -33,36 +38,29 @@ _BACKEND_FAILURES = frozenset(
 
 
 class KnownBackend:
-    """A backend's identity, health, load and recent failures."""
+    """A backend's identity, health, load and recent failures.
+
+    What decisions see of it is in `tracker`.
+    """
 
     def __init__(
         self, instance: Instance, on_change: Callable[[], None], clock: Callable[[], float]
     ) -> None:
         self.instance = instance
-        self.health = Health.CONNECTING
         self.detail = "opening the session"
-        self.drained = False
         self.models: dict[str, generation_pb2.ModelInfo] = {}
         self.version = instance.meta.get("version", "")
-        self.zone = instance.meta.get("zone", "")
-        # What does not say that it is local may lead anywhere: nothing private goes there.
-        self.tier = Tier.LOCAL if instance.meta.get("tier") == Tier.LOCAL.value else Tier.CLOUD
         self.report: session_pb2.LoadReport | None = None
         self.report_at = 0.0
-        self.in_flight = 0
         self._listed_models = frozenset(filter(None, instance.meta.get("models", "").split(",")))
+        # What does not say that it is local may lead anywhere: nothing private goes there.
+        tier = Tier.LOCAL if instance.meta.get("tier") == Tier.LOCAL.value else Tier.CLOUD
+        self.tracker = Tracker(instance.id, tier, self._listed_models)
+        self.tracker.state.zone = instance.meta.get("zone", "")
         self._on_change = on_change
         self._clock = clock
-        self._unreported: deque[tuple[int, int]] = deque()
-        self._unreported_tokens = 0
-        self._ended_since = 0
-        self._failures = 0
-        self._cooling_until = float("-inf")
-        self._view: Backend | None = None
-        # Parts of the view that change seldom: it is made anew for each request.
-        self._names = self._listed_models
-        self._load = Load()
-        self._resumes: dict[str, frozenset[Resume]] = {}
+        self.breaker = Breaker(BreakerRules())
+        self._ttft = RecentQuantile(default=0.0)
 
     @property
     def id(self) -> str:
@@ -70,113 +68,163 @@ class KnownBackend:
         return self.instance.id
 
     @property
+    def health(self) -> Health:
+        """Whether it takes work."""
+        return self.tracker.state.health
+
+    @property
+    def tier(self) -> Tier:
+        """On whose hardware it runs."""
+        return self.tracker.state.tier
+
+    @property
+    def zone(self) -> str:
+        """Its availability zone, empty when it has none."""
+        return self.tracker.state.zone
+
+    @property
+    def drained(self) -> bool:
+        """Whether an operator wants nothing new to go there."""
+        return self.tracker.state.drained
+
+    @property
+    def in_flight(self) -> int:
+        """This router's requests there."""
+        return self.tracker.in_flight
+
+    @property
     def model_names(self) -> frozenset[str]:
         """What it serves, as it says itself, or as listed before it ever did."""
-        return self._names
-
-    def view(self) -> Backend:
-        """The backend as a value, for a decision."""
-        if self._view is None:
-            self._view = Backend(
-                id=self.id,
-                tier=self.tier,
-                health=self.health,
-                models=self._names,
-                load=self._load,
-                in_flight=self.in_flight,
-                sent_since=len(self._unreported),
-                sent_tokens_since=self._unreported_tokens,
-                ended_since=self._ended_since,
-                cooling_until=self._cooling_until,
-                drained=self.drained,
-                resumes=self._resumes,
-            )
-        return self._view
+        return self.tracker.state.models
 
     def changed(self) -> None:
         """Something that a decision sees is different now."""
-        self._view = None
+        self.tracker.touch()
         self._on_change()
+
+    def set_drained(self, drained: bool) -> None:
+        """Nothing new for it, or again."""
+        if self.tracker.state.drained != drained:
+            self.tracker.state.drained = drained
+            self.changed()
 
     def greeted(self, ready: session_pb2.SessionReady) -> None:
         """A session is open, and the backend said what it is."""
+        tracker = self.tracker
         self.models = {model.name: model for model in ready.models}
-        self._names = frozenset(self.models) or self._listed_models
-        self._resumes = {
+        tracker.state.models = frozenset(self.models) or self._listed_models
+        tracker.state.resumes = {
             name: frozenset(_RESUMES[c] for c in info.capabilities if c in _RESUMES)
             for name, info in self.models.items()
         }
-        self.tier = _TIERS.get(ready.tier, Tier.CLOUD)
+        tracker.state.prices = {
+            name: Prices(info.prices.input, info.prices.output)
+            for name, info in self.models.items()
+            if info.HasField("prices")
+        }
+        tracker.state.tier = _TIERS.get(ready.tier, Tier.CLOUD)
+        tracker.state.zone = ready.zone or tracker.state.zone
         self.version = ready.version or self.version
-        self.zone = ready.zone or self.zone
         self.report = None
-        self._load = Load()
-        self._ended_since = 0
-        self._forget_unreported()
+        tracker.connected(self._clock())
         self.set_health(Health.READY, "")
 
     def set_health(self, health: Health, detail: str) -> None:
         """Records whether it takes work, and for people why not."""
-        self.health = health
+        self.tracker.state.health = health
         self.detail = detail
         self.changed()
 
-    def started(self, start: int, prompt_tokens: int) -> None:
-        """A request was sent: the session's start number `start`."""
-        self.in_flight += 1
-        self._unreported.append((start, prompt_tokens))
-        self._unreported_tokens += prompt_tokens
-        # The sender has just decided, and waiting requests gain nothing from a fuller backend.
-        self._view = None
-
     def ended(self, count: int) -> None:
         """So many requests are over."""
-        self.in_flight -= count
-        self._ended_since += count
-        self.changed()
+        self.tracker.ended(count)
+        self._on_change()
 
     def reported(self, report: session_pb2.LoadReport) -> None:
         """The backend's own figures; what was sent later stays added to them."""
         self.report = report
-        self._load = _load(report)
-        self._ended_since = 0
         self.report_at = self._clock()
-        unreported, seen = self._unreported, report.starts_seen
-        while unreported and unreported[0][0] <= seen:
-            self._unreported_tokens -= unreported.popleft()[1]
+        self.tracker.reported(_load(report), report.starts_seen)
         if report.draining and self.health is Health.READY:
             self.set_health(Health.DRAINING, "draining")
         else:
-            self.changed()
+            self._on_change()
 
     def disconnected(self, health: Health, detail: str) -> None:
         """The session is over, and every request on it."""
-        self.in_flight = 0
-        self._forget_unreported()
+        self.tracker.disconnected(health)
         self.set_health(health, detail)
 
-    def _forget_unreported(self) -> None:
-        self._unreported.clear()
-        self._unreported_tokens = 0
+    # What its breaker is told. `generation` is what `sent` said of the request.
 
-    def answered(self) -> None:
-        """A request went well: earlier failures no longer count."""
-        self._failures = 0
+    def sent(self) -> int:
+        """A request goes there."""
+        generation = self.breaker.sent(self._clock())
+        if self.breaker.open_until != self.tracker.state.cooling_until:
+            self._show_breaker()
+        return generation
 
-    def failed(self, fault: Fault) -> None:
-        """A request failed there; after a few in a row the backend rests."""
-        if fault.reason not in _BACKEND_FAILURES:
-            return
-        self._failures += 1
-        if self._failures >= FAILURES_TO_REST:
-            self._cooling_until = self._clock() + REST_S
-            self.changed()
+    def heard(self) -> None:
+        """News of requests came."""
+        self.breaker.heartbeat(self._clock())
+
+    def answers(self, generation: int, seconds: float) -> None:
+        """A first token came, so long after its request was sent."""
+        now = self._clock()
+        tracker = self.tracker
+        tracker.first_token(seconds)
+        if tracker.state.tier is Tier.CLOUD:
+            self._ttft.add(seconds, now)
+            tracker.state.ttft_p95 = self._ttft.value(now)
+        self.breaker.proved(generation, now)
+        self._show_breaker()
+
+    def answered(self, generation: int) -> None:
+        """A request ended well."""
+        self.breaker.succeeded(generation, self._clock())
+        self._show_breaker()
+
+    def abandoned(self, generation: int) -> None:
+        """A request's caller left: its end says nothing about the backend."""
+        self.breaker.abandoned(generation, self._clock())
+        self._show_breaker()
+
+    def failed(self, generation: int, fault: Fault) -> None:
+        """A request failed there; after a few in a row, or too many of all, the backend rests."""
+        now = self._clock()
+        if fault.reason in _BACKEND_FAILURES:
+            self.breaker.failed(generation, now)
+        else:
+            self.breaker.abandoned(generation, now)
+        self._show_breaker()
+
+    def is_silent(self, decoding: int) -> bool:
+        """Whether it has work and brought no token for too long; it rests then.
+
+        Those that decode bring one with each step. One that only reads prompts may be silent for
+        several times as long as that is expected to take, and for any time until it has said how
+        fast it is.
+        """
+        tracker = self.tracker
+        excused = 0.0
+        if not decoding:
+            known = tracker.state.load.step_time > 0
+            excused = _PATIENCE * time_to_first_token(outlook(tracker.view()), 0) if known else inf
+        silent = self.breaker.check_silence(self._clock(), tracker.in_flight, excused)
+        if silent:
+            self._show_breaker()
+        return silent
 
     def reset_breaker(self) -> None:
         """Forgets failures: the backend is tried again at once."""
-        self._failures = 0
-        self._cooling_until = float("-inf")
-        self.changed()
+        self.breaker.reset()
+        self._show_breaker()
+
+    def _show_breaker(self) -> None:
+        """Decisions see it."""
+        if self.tracker.state.cooling_until != self.breaker.open_until:
+            self.tracker.state.cooling_until = self.breaker.open_until
+            self.changed()
 
 
 def _load(report: session_pb2.LoadReport) -> Load:
@@ -192,27 +240,13 @@ def _load(report: session_pb2.LoadReport) -> Load:
         step_time=report.step_time.ToNanoseconds() / 1e9,
         max_running=report.max_running,
         prefill_budget=report.prefill_budget,
+        coefficients=_coefficients(report) if report.HasField("step_model") else None,
     )
 
 
-def model_union(backends: Iterable[KnownBackend]) -> list[generation_pb2.ModelInfo]:
-    """The models of all ready backends, one entry a name, tiers and counts joined."""
-    merged: dict[str, generation_pb2.ModelInfo] = {}
-    for backend in backends:
-        if backend.health is not Health.READY:
-            continue
-        for name, info in backend.models.items():
-            entry = merged.get(name)
-            if entry is None:
-                entry = merged[name] = generation_pb2.ModelInfo()
-                entry.CopyFrom(info)
-                entry.backends = 0
-            entry.backends += 1
-            entry.tiers.extend(t for t in info.tiers if t not in entry.tiers)
-            # Every backend must be able to do what is promised for the name.
-            both = [c for c in entry.capabilities if c in info.capabilities]
-            del entry.capabilities[:]
-            entry.capabilities.extend(both)
-            lengths = [n for n in (entry.context_length, info.context_length) if n]
-            entry.context_length = min(lengths, default=0)
-    return list(merged.values())
+def _coefficients(report: session_pb2.LoadReport) -> Coefficients:
+    """The wire speaks of microseconds, decisions of seconds."""
+    model = report.step_model
+    return Coefficients(
+        model.base / 1e6, model.prefill / 1e6, model.decode / 1e6, model.context / 1e6
+    )

@@ -1,38 +1,32 @@
-"""The backends that the router knows, kept in step with the registry, and who waits for them.
+"""The backends that the router knows, kept in step with the registry.
 
-Owns the sessions and the waiting line; the choice itself is core's.
+Owns the sessions to them, and looks once a second for one that has fallen silent. What is decided
+from it is in decisions.py, who waits for it in waiting_line.py.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Collection, Hashable
-from typing import Protocol
+from collections.abc import AsyncIterator, Callable, Collection
 
 from services.chassis.auth_client import TokenSource
 from services.chassis.host import Tasks
 from services.chassis.registry import Instance, Registry
 from services.router.core import values
-from services.router.core.decide import choose, decide, open_backends
+from services.router.core.policy import Affinity, BreakerRules
+from services.router.core.prefix import PrefixIndex
 from services.router.uplink import Uplink
 
+ROUTER_SERVICE = "anabranch-router"
 BACKEND_SERVICES = ("anabranch-engine", "anabranch-cloud")
-
-
-class Waiter(Protocol):
-    """A request in the waiting line."""
-
-    @property
-    def claim(self) -> Hashable:
-        """What it waits for; equal claims are decided alike."""
-
-    def retry_now(self) -> bool:
-        """Decides again; true when the request left the line."""
+WORKERS = "workers"
+"""What a router says in the registry: how many processes it has."""
+_LOOK_FOR_SILENCE_S = 1.0
 
 
 class Pool:
-    """Backends by id, and the line of requests that wait for a free one."""
+    """Backends by id. `on_change` is called whenever one of them may take more than before."""
 
     def __init__(
         self,
@@ -40,31 +34,43 @@ class Pool:
         tasks: Tasks,
         clock: Callable[[], float],
         *,
-        default_ttft_slo: float,
-        max_waiting: int,
         seed: int | None = None,
     ) -> None:
         self._tokens = tokens
         self._tasks = tasks
         self._clock = clock
-        self._default_ttft_slo = default_ttft_slo
-        self.max_waiting = max_waiting
-        # Breaks ties and spreads reconnects; nothing secret hangs on it.
+        # Spreads reconnects; nothing secret hangs on it.
         self._random = random.Random(seed)  # noqa: S311
         self._uplinks: dict[str, Uplink] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
-        self._waiting: dict[Waiter, None] = {}
-        self._serving_line = False
         self._drained: set[str] = set()
         self._listed: set[str] = set()
+        self._breaker = BreakerRules()
+        self._affinity = Affinity()
+        self._peers = 1
+        self.prefixes = PrefixIndex()
+        self.on_change: Callable[[], None] = _nobody_waits
 
     def __len__(self) -> int:
         return len(self._uplinks)
 
     @property
-    def waiting(self) -> int:
-        """Requests in the line."""
-        return len(self._waiting)
+    def affinity(self) -> bool:
+        """Whether prompts go where their beginnings are cached."""
+        return self._affinity.enabled
+
+    def set_rules(self, breaker: BreakerRules, affinity: Affinity) -> None:
+        """Other rules from now on."""
+        self._breaker = breaker
+        self._affinity = affinity
+        self.prefixes.capacity = affinity.blocks_per_backend
+        for uplink in self._uplinks.values():
+            uplink.backend.breaker.set_rules(breaker)
+
+    def snapshot(self, turn: int) -> values.Pool:
+        """Every backend as a value; `turn` counts the decisions."""
+        views = tuple([uplink.backend.tracker.view() for uplink in self._uplinks.values()])
+        return values.Pool(views, self.prefixes if self._affinity.enabled else None, turn)
 
     def uplinks(self) -> list[Uplink]:
         """Every known backend, ordered by id."""
@@ -78,9 +84,8 @@ class Pool:
         """Nothing new for a backend, or again; also for one that is not known yet, or returns."""
         (self._drained.add if drained else self._drained.discard)(backend_id)
         uplink = self._uplinks.get(backend_id)
-        if uplink is not None and uplink.backend.drained != drained:
-            uplink.backend.drained = drained
-            uplink.backend.changed()
+        if uplink is not None:
+            uplink.backend.set_drained(drained)
 
     def is_connected(self, services: Collection[str]) -> bool:
         """Whether these services have been looked up, and each backend found has a session."""
@@ -89,62 +94,22 @@ class Pool:
             uplink.backend.health in without for uplink in self._uplinks.values()
         )
 
-    def choose(self, request: values.Request) -> values.Verdict:
-        """Decides a request against the backends as they are now."""
-        return choose(
-            request,
-            self._snapshot(),
-            self._clock(),
-            self._random,
-            default_ttft_slo=self._default_ttft_slo,
-        )
+    async def count_peers(self, registry: Registry, own: int) -> None:
+        """Keeps count of the router processes that send to the same backends, until cancelled.
 
-    def decide(self, request: values.Request) -> values.Decision:
-        """The same, with all that was weighed."""
-        return decide(
-            request,
-            self._snapshot(),
-            self._clock(),
-            self._random,
-            default_ttft_slo=self._default_ttft_slo,
-        )
+        `own` is how many this router has; the others say so in the registry.
+        """
+        async for instances in registry.watch(ROUTER_SERVICE):
+            self._peers = max(sum(map(_processes, instances)), own)
+            for uplink in self._uplinks.values():
+                uplink.backend.tracker.set_peers(self._peers)
 
-    def open_to(self, request: values.Request) -> list[Uplink]:
-        """Backends for a small question about the model, best first, whatever their load."""
-        found = open_backends(request, self._snapshot(), self._clock())
-        return [self._uplinks[backend.id] for backend in found]
-
-    def _snapshot(self) -> values.Pool:
-        return values.Pool(tuple([uplink.backend.view() for uplink in self._uplinks.values()]))
-
-    def wait(self, waiter: Waiter) -> bool:
-        """Puts a request at the end of the line; false when the line is full."""
-        if len(self._waiting) >= self.max_waiting:
-            return False
-        self._waiting[waiter] = None
-        return True
-
-    def leave_line(self, waiter: Waiter) -> None:
-        """Takes a request out of the line."""
-        self._waiting.pop(waiter, None)
-
-    def changed(self) -> None:
-        """A backend changed: whoever waits decides again, in order of arrival."""
-        if self._serving_line or not self._waiting:
-            return
-        self._serving_line = True
-        try:
-            in_vain: set[Hashable] = set()
-            for waiter in tuple(self._waiting):
-                if waiter not in self._waiting or waiter.claim in in_vain:
-                    continue
-                claim = waiter.claim
-                if waiter.retry_now():
-                    self._waiting.pop(waiter, None)
-                else:
-                    in_vain.add(claim)
-        finally:
-            self._serving_line = False
+    async def look_for_silence(self) -> None:
+        """Gives up backends that have work and bring no token, until cancelled."""
+        while True:
+            await asyncio.sleep(_LOOK_FOR_SILENCE_S)
+            for uplink in tuple(self._uplinks.values()):
+                uplink.end_if_silent()
 
     async def follow(self, registry: Registry, service: str) -> None:
         """Keeps the backends of one service in step with the registry until cancelled."""
@@ -158,7 +123,7 @@ class Pool:
                 self._list(instance)
             known = listed
             self._listed.add(service)
-            self.changed()
+            self.on_change()
 
     def _list(self, instance: Instance) -> None:
         present = self._uplinks.get(instance.id)
@@ -167,8 +132,12 @@ class Pool:
                 return
         elif present is not None:
             self._unlist(instance.id)
-        uplink = Uplink(instance, self._tokens, self.changed, self._clock, self._random)
-        uplink.backend.drained = instance.id in self._drained
+        uplink = Uplink(
+            instance, self._tokens, self._changed, self._clock, self._random, self.prefixes
+        )
+        uplink.backend.breaker.set_rules(self._breaker)
+        uplink.backend.tracker.set_peers(self._peers)
+        uplink.backend.set_drained(instance.id in self._drained)
         task = self._tasks.create_task(uplink.run(), name=f"uplink-{instance.id}")
         self._uplinks[instance.id] = uplink
         self._running[instance.id] = task
@@ -188,4 +157,17 @@ class Pool:
         if self._running.get(backend_id) is task:
             del self._running[backend_id]
             del self._uplinks[backend_id]
-            self.changed()
+            self.prefixes.forget(backend_id)
+            self.on_change()
+
+    def _changed(self) -> None:
+        self.on_change()
+
+
+def _processes(router: Instance) -> int:
+    said = router.meta.get(WORKERS, "1")
+    return int(said) if said.isdecimal() else 1
+
+
+def _nobody_waits() -> None:
+    """Until a line is there."""

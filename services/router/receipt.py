@@ -27,7 +27,7 @@ OVERFLOWS = {
 class _Attempt:
     """One dispatch; `ended` is None while it runs."""
 
-    __slots__ = ("backend_id", "began", "ended", "error", "tier")
+    __slots__ = ("backend_id", "began", "ended", "error", "hedge", "tier")
 
     def __init__(self, backend_id: str, tier: Tier, began: float) -> None:
         self.backend_id = backend_id
@@ -35,6 +35,7 @@ class _Attempt:
         self.began = began
         self.ended: float | None = None
         self.error = ""
+        self.hedge = False
 
 
 class ReceiptBuilder:
@@ -45,7 +46,8 @@ class ReceiptBuilder:
     """
 
     __slots__ = (
-        *("_arrived", "_attempts", "_clock", "_predicted_ttft", "_resumed_at"),
+        *("_arrived", "_attempts", "_clock", "_has_hedged", "_hedge", "_predicted_ttft"),
+        "_resumed_at",
         *("overflow", "ttft"),
     )
 
@@ -55,6 +57,8 @@ class ReceiptBuilder:
         self._attempts: list[_Attempt] = []
         self._predicted_ttft = 0.0
         self._resumed_at: list[int] = []
+        self._hedge: tuple[_Attempt, Overflow | None] | None = None
+        self._has_hedged = False
         self.ttft: float | None = None
         self.overflow: Overflow | None = None
 
@@ -89,6 +93,29 @@ class ReceiptBuilder:
             self._predicted_ttft = verdict.predicted_ttft
         self.overflow = verdict.overflow
 
+    def hedged(self, verdict: Dispatch) -> None:
+        """A second backend was asked beside the first one."""
+        hedge = _Attempt(verdict.backend_id, verdict.tier, self._clock())
+        hedge.hedge = True
+        self._hedge = (hedge, verdict.overflow)
+        self._has_hedged = True
+
+    def hedge_won(self) -> None:
+        """The second one goes on with the request; the first one's attempt is over."""
+        if self._hedge is not None:
+            attempt, self.overflow = self._hedge
+            self._attempts.append(attempt)
+            self._hedge = None
+
+    def hedge_failed(self, reason: str) -> None:
+        """The second one is out of it, for this reason."""
+        if self._hedge is not None:
+            attempt, _ = self._hedge
+            attempt.error, attempt.ended = reason, self._clock()
+            # Before the one that runs: the last attempt is the one that answered.
+            self._attempts.insert(-1, attempt)
+            self._hedge = None
+
     def first_chunk(self) -> None:
         """The first chunk of the whole request arrived."""
         if self.ttft is None:
@@ -105,17 +132,25 @@ class ReceiptBuilder:
         """The answer goes on elsewhere after so many delivered tokens."""
         self._resumed_at.append(tokens)
 
-    def complete(self, chunk: pb.GenerateChunk, served_model: str) -> None:
-        """Puts the receipt on the last chunk. A backend's own receipt gives cost and model."""
-        cost = 0
+    def complete(self, chunk: pb.GenerateChunk, served_model: str, resolved: str = "") -> None:
+        """Puts the receipt on the last chunk. A backend's own receipt gives cost and model, and
+        what was masked; `resolved` is the model that an alias stood for."""
+        cost = masked = 0
         if chunk.HasField("receipt"):
             cost = chunk.receipt.cost_microusd
+            masked = chunk.receipt.masked_entities
             served_model = chunk.receipt.served_model or served_model
             chunk.ClearField("receipt")
         receipt = chunk.receipt
         receipt.SetInParent()
         receipt.served_model = served_model
         receipt.cost_microusd = cost
+        if masked:
+            receipt.masked_entities = masked
+        if resolved:
+            receipt.resolved_model = resolved
+        if self._has_hedged:
+            receipt.hedged = True
         if self.ttft is not None:
             write_seconds(receipt.ttft, self.ttft)
         if self._resumed_at:
@@ -136,6 +171,8 @@ class ReceiptBuilder:
             written.tier = TIERS[attempt.tier]
             if attempt.error:
                 written.error_reason = attempt.error
+            if attempt.hedge:
+                written.hedge = True
             ended = now if attempt.ended is None else attempt.ended
             write_seconds(written.duration, ended - attempt.began)
 

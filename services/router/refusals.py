@@ -5,8 +5,11 @@ from __future__ import annotations
 from anabranch.v1 import errors_pb2
 from services.chassis.errors import Fault, Work
 from services.router.core import values
+from services.router.core.line import Reason
 
 RETRY_AFTER_S = 1.0
+LONGEST_RETRY_AFTER_S = 60.0
+BUDGET_RETRY_AFTER_S = 60.0
 
 # Failures of a place, not of the request: another place may do better.
 ELSEWHERE = frozenset(
@@ -24,6 +27,9 @@ ELSEWHERE = frozenset(
     }
 )
 
+
+# A backend that was lost, or is about to leave, said nothing about the request.
+LOSSES = frozenset({errors_pb2.ERROR_REASON_BACKEND_LOST, errors_pb2.ERROR_REASON_DRAINING})
 
 # Said to the router: its caller would take it for a word about itself or its session.
 TO_THE_ROUTER = frozenset(
@@ -55,12 +61,46 @@ def too_large_to_forward(size: int, limit: int) -> Fault:
     )
 
 
-def overloaded(why: str) -> Fault:
-    """Capacity exists, but none came free in time."""
+_WHY_NOT_WAITING = {
+    Reason.FULL: "the waiting line has no place left for its priority",
+    Reason.TOO_LATE: "its own limit for the first token has passed, or will have",
+    Reason.WAITED_TOO_LONG: "the longest wait that the policy allows is over, or will be",
+    Reason.STANDING_LINE: "the line stands; who waits least urgently was let go",
+}
+
+
+def overloaded(reason: Reason, retry_after: float) -> Fault:
+    """Capacity exists, but none came free in time; `retry_after` is in seconds."""
     return Fault(
         errors_pb2.ERROR_REASON_OVERLOADED,
-        f"no capacity came free in time: {why}",
-        retry_after=RETRY_AFTER_S,
+        f"no capacity came free in time: {_WHY_NOT_WAITING[reason]}",
+        retry_after=min(max(retry_after, RETRY_AFTER_S), LONGEST_RETRY_AFTER_S),
+        metadata={"cause": reason.value},
+    )
+
+
+def kept_out(reason: Reason, retry_after: float, *, by_deadline: bool) -> Fault:
+    """It may not wait, or no longer; `by_deadline`: all its time would have been for waiting."""
+    if by_deadline and reason is Reason.TOO_LATE:
+        return out_of_time()
+    return overloaded(reason, retry_after)
+
+
+def out_of_time() -> Fault:
+    """The caller's time ended in the line: whoever says so here knows that nothing ran."""
+    return Fault(
+        errors_pb2.ERROR_REASON_DEADLINE_EXCEEDED,
+        "the request's time ran out while it waited for a free slot",
+    )
+
+
+def no_budget(why: str) -> Fault:
+    """Only the cloud could take it, and there is no money for that."""
+    return Fault(
+        errors_pb2.ERROR_REASON_BUDGET_EXHAUSTED,
+        why,
+        retry_after=BUDGET_RETRY_AFTER_S,
+        quota=[("cloud budget", why)],
     )
 
 
@@ -72,6 +112,10 @@ def refused(verdict: values.Refuse, model: str) -> Fault:
             f"{verdict.why}; ListModels lists what is served",
             metadata={"model": model},
         )
+    if verdict.refusal is values.Refusal.NO_BUDGET:
+        return no_budget(verdict.why)
+    if verdict.refusal is values.Refusal.NOT_ALLOWED:
+        return Fault(errors_pb2.ERROR_REASON_ACCESS_DENIED, verdict.why)
     return Fault(
         errors_pb2.ERROR_REASON_NO_BACKEND,
         verdict.why,

@@ -7,6 +7,7 @@ was lost, are they read.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
@@ -66,6 +67,24 @@ class Delivered:
         if self.token_ids and self.by_tokens:
             return Resume.AFTER_TOKENS
         return Resume.AFTER_TEXT if self.text else Resume.FRESH
+
+
+class Rest(NamedTuple):
+    """What is left of an interrupted request: None when every token was delivered. `kind` is what
+    its next backend must be able to take."""
+
+    request: pb.GenerateRequest | None
+    kind: Resume
+
+
+def rest_of(request: pb.GenerateRequest, chunks: Sequence[bytes], tokens: int) -> Rest | None:
+    """The rest of a request after the delivered chunks with so many tokens; None when they hold
+    what a continuation cannot."""
+    existing = len(request.continuation.token_ids)
+    delivered = Delivered(chunks, after=existing, tokens=tokens)
+    if not delivered.complete:
+        return None
+    return Rest(continued(request, delivered), delivered.kind)
 
 
 def continued(request: pb.GenerateRequest, delivered: Delivered) -> pb.GenerateRequest | None:

@@ -25,7 +25,8 @@ class Settings(WorkerSettings):
     ttft_slo: float = setting(
         10.0,
         minimum=0.001,
-        help="Time to first token beyond which requests without a limit of their own overflow.",
+        help="Time to first token within which requests without a limit of their own wait for a "
+        "local slot; what is predicted to be later goes to the cloud.",
     )
     max_queue_time: float = setting(
         30.0, minimum=0, help="How long a request waits for a free slot before it is refused."

@@ -10,13 +10,13 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable
-from typing import Protocol
 
 import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 
-from anabranch.v1 import errors_pb2, relay_pb2
+from anabranch.v1 import errors_pb2, relay_pb2, session_pb2
+from anabranch.v1.generation_pb2 import PiiKind
 from services.chassis.auth_client import TokenSource
 from services.chassis.authn import Principal
 from services.chassis.channels import DEFAULT_MAX_MESSAGE_BYTES, open_channel, transport_limits
@@ -31,8 +31,11 @@ from services.chassis.http2.client import ClientCall, connect
 from services.chassis.http2.frames import Code
 from services.chassis.registry import Instance
 from services.chassis.turn import Soon, turn_of
+from services.router.core.breaker import UNKNOWN
+from services.router.core.prefix import PrefixIndex
 from services.router.core.values import Health
 from services.router.known_backend import KnownBackend
+from services.router.receivers import NOBODY, Receiver
 
 _log = logging.getLogger(__name__)
 
@@ -48,16 +51,6 @@ MAX_START_BYTES = DEFAULT_MAX_MESSAGE_BYTES - 64 * 1024
 _CLOSE_GRACE_S = 10.0
 
 
-class Receiver(Protocol):
-    """What a request hears from the backend it is on."""
-
-    def on_chunk(self, raw: bytes, last: bool, tokens: int) -> None:
-        """A serialised GenerateChunk."""
-
-    def on_failure(self, fault: Fault) -> None:
-        """The backend, or the session to it, failed the request."""
-
-
 class Uplink:
     """The session to one backend, and the requests on it."""
 
@@ -68,6 +61,7 @@ class Uplink:
         on_change: Callable[[], None],
         clock: Callable[[], float],
         jitter: random.Random,
+        prefixes: PrefixIndex,
     ) -> None:
         self.backend = KnownBackend(instance, on_change, clock)
         self._address = instance.address
@@ -77,7 +71,11 @@ class Uplink:
         self._tokens = tokens
         self._clock = clock
         self._jitter = jitter
+        self._prefixes = prefixes
         self._receivers: dict[int, Receiver] = {}
+        # The breaker's word for when each was sent, and who of them has had its first token.
+        self._sent_in: dict[int, int] = {}
+        self._decoding: set[int] = set()
         self._next = 1
         self._starts = 0
         self._outgoing: list[relay_pb2.RelaySessionRequestFrame] = []
@@ -90,21 +88,33 @@ class Uplink:
         self,
         request: bytes,
         prompt_tokens: int,
+        blocks: tuple[int, ...],
         caller: Principal,
         traceparent: str,
         receiver: Receiver,
+        mask: tuple[PiiKind, ...] = (),
     ) -> int:
-        """Puts a serialised request on the session; the returned number cancels it."""
+        """Puts a serialised request on the session; the returned number cancels it.
+
+        `prompt_tokens` is what the backend has to compute of its prompt, `blocks` names the
+        beginnings that it will hold, `mask` what must not leave.
+        """
         number = self._next
         self._next += 1
         self._starts += 1
         self._receivers[number] = receiver
-        self.backend.started(self._starts, prompt_tokens)
+        backend = self.backend
+        backend.tracker.started(self._starts, prompt_tokens)
+        self._sent_in[number] = backend.sent()
+        if blocks:
+            self._prefixes.sent(backend.id, blocks)
         frame = relay_pb2.RelaySessionRequestFrame(
             stream=number, start=request, traceparent=traceparent
         )
         frame.on_behalf_of.tenant = caller.tenant
         frame.on_behalf_of.client_id = caller.client_id
+        if mask:
+            frame.mask.extend(mask)
         self._outgoing.append(frame)
         self._flush_soon.set()
         return number
@@ -112,10 +122,38 @@ class Uplink:
     def cancel(self, number: int) -> None:
         """Asks the backend to stop a request; its last frame still comes."""
         if number in self._receivers:
+            generation = self._sent_in.pop(number, UNKNOWN)
+            self.backend.abandoned(generation)
             frame = relay_pb2.RelaySessionRequestFrame(stream=number)
             frame.cancel.SetInParent()
             self._outgoing.append(frame)
             self._flush_soon.set()
+
+    def answers(self, number: int, seconds: float) -> None:
+        """The first chunk of a request came, so long after it was sent."""
+        generation = self._sent_in.get(number)
+        if generation is not None:
+            self._decoding.add(number)
+            self.backend.answers(generation, seconds)
+
+    def disown(self, number: int) -> None:
+        """Nobody listens to a request any more; its end is still waited for."""
+        if number in self._receivers:
+            self._receivers[number] = NOBODY
+
+    def hand_over(self, number: int, receiver: Receiver) -> None:
+        """Somebody else listens to a request from now on."""
+        if number in self._receivers:
+            self._receivers[number] = receiver
+
+    def end_if_silent(self) -> None:
+        """Gives the session up when its backend has work and brings no token for too long.
+
+        What ran there goes on elsewhere, as after any loss.
+        """
+        if self._call is not None and self.backend.is_silent(len(self._decoding)):
+            _log.warning("backend has fallen silent", extra={"backend": self.backend.id})
+            self._call.fail(grpc.StatusCode.UNAVAILABLE, "it brought no token for too long")
 
     def unlist(self) -> None:
         """The registry no longer lists it: nothing new, and close once it is idle."""
@@ -211,6 +249,10 @@ class Uplink:
         self._call = call
         call.on_message = self._message
         self.backend.greeted(message.ready)
+        if message.ready.prefix_cache_events:
+            self._prefixes.reports(self.backend.id)
+        else:
+            self._prefixes.forget(self.backend.id)
         _log.info("backend is ready", extra={"backend": self.backend.id})
         if self._outgoing:
             self._flush_soon.set()
@@ -228,6 +270,8 @@ class Uplink:
         """One message of the backend: usually one step, with a frame for each request."""
         receiver_of = self._receivers.get
         ended = 0
+        if message.frames:
+            self.backend.heard()
         for frame in message.frames:
             number = frame.stream
             receiver = receiver_of(number)
@@ -236,11 +280,14 @@ class Uplink:
             raw = frame.chunk
             if frame.last:
                 del self._receivers[number]
+                self._decoding.discard(number)
                 ended += 1
             elif raw:
                 receiver.on_chunk(raw, False, frame.tokens)
                 continue
             self._take_rare(frame, raw, receiver)
+        if message.HasField("prefix_cache"):
+            self._take_events(message.prefix_cache)
         if message.HasField("go_away"):
             self.backend.set_health(Health.DRAINING, message.go_away.reason)
         if ended:
@@ -257,12 +304,22 @@ class Uplink:
         """A last chunk, an error, or a chunk that says nothing."""
         if not raw and frame.error:
             fault = _read_error(frame.error)
-            self.backend.failed(fault)
+            self.backend.failed(self._sent_in.pop(frame.stream, UNKNOWN), fault)
             receiver.on_failure(fault)
             return
+        generation = self._sent_in.pop(frame.stream, UNKNOWN) if frame.last else UNKNOWN
         receiver.on_chunk(raw, frame.last, frame.tokens)
         if frame.last:
-            self.backend.answered()
+            self.backend.answered(generation)
+
+    def _take_events(self, events: session_pb2.PrefixCacheEvents) -> None:
+        backend_id = self.backend.id
+        if events.cleared:
+            self._prefixes.cleared(backend_id)
+        if events.stored:
+            self._prefixes.stored(backend_id, events.stored)
+        if events.removed:
+            self._prefixes.removed(backend_id, events.removed)
 
     def _session_over(self, fault: Fault) -> None:
         receivers, self._receivers = self._receivers, {}
@@ -276,6 +333,12 @@ class Uplink:
                 },
             )
         self._outgoing.clear()
+        sent_in, self._sent_in = self._sent_in, {}
+        self._decoding.clear()
+        self._prefixes.forget(self.backend.id)
+        if receivers:
+            # One loss, however many requests it takes with it.
+            self.backend.failed(max(sent_in.values(), default=UNKNOWN), fault)
         self.backend.disconnected(Health.LOST, fault.message)
         for receiver in receivers.values():
             receiver.on_failure(_lost(f"backend {self.backend.id} was lost"))

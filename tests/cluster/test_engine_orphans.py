@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.waiting import BOUND_S
+
 pytestmark = pytest.mark.cluster
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +51,7 @@ def test_a_killed_parent_leaves_no_child_behind():
         child = int(process.stdout.readline())
         assert runs(child)
         process.kill()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + BOUND_S
         while runs(child) and time.monotonic() < deadline:
             time.sleep(0.01)
         survived = runs(child)

@@ -4,7 +4,7 @@ import pytest
 
 from tests.inprocess.test_interleavings import run
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 
 def test_any_order_of_events_leaves_answers_whole_and_nothing_behind(tmp_path):

@@ -17,7 +17,7 @@ from tools import identities
 from tools.cluster import Cluster, EngineKind, EngineSpec
 from tools.cluster.recipes import PROVIDER_KEY, SIM_MODEL
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 OK = grpc.StatusCode.OK
 _TOKEN = re.compile(r"eyJ[\w-]{10,}\.[\w-]{10,}")

@@ -21,7 +21,7 @@ from services.local_engine.vllm_options import VllmOptions
 from tests.support.auth import until
 from tests.support.engines import MODEL, RunningJob, run_job, run_request, until_idle
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 
 
 @pytest_asyncio.fixture(

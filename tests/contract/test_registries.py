@@ -12,10 +12,16 @@ import pytest
 from aiohttp import web
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from services.chassis.registry import Instance, Registration, Registry, open_registry
+from services.chassis.registry import (
+    Instance,
+    Registration,
+    Registry,
+    consul_registry,
+    open_registry,
+)
 from tests.support.consul import ConsulAgent, running_consul
 
-WITHIN = 30.0  # s, a bound for waiting that no healthy run comes near
+WITHIN = 60.0  # s, a bound for waiting that no healthy run comes near
 
 
 class Process:
@@ -229,7 +235,9 @@ async def test_what_turns_unhealthy_goes_and_comes_back(consul: ConsulAgent):
 async def test_an_agent_that_restarts_without_memory_never_shows_an_empty_set(consul: ConsulAgent):
     async with AsyncExitStack() as stack:
         world = World(consul.url, stack)
-        view, server = world.view("svc"), await world.process()
+        # Within the grace whoever lives registers again; on a busy machine that takes longer.
+        view = world.view("svc", world.open(grace=600.0))
+        server = await world.process()
         await world.open().register(Registration("svc", "a", server.address, {"zone": "z"}))
         await view.until_ids("a")
         before = len(view.history)
@@ -402,8 +410,11 @@ async def test_an_index_that_races_ahead_does_not_turn_into_a_busy_loop(
     faulty: tuple[FaultyConsul, View],
 ):
     fake, _ = faulty
-    asked = len(fake.asked_with)
+    loop = asyncio.get_running_loop()
+    asked, began = len(fake.asked_with), loop.time()
     for _ in range(50):
         fake.set()
         await asyncio.sleep(0.01)
-    assert len(fake.asked_with) - asked < 25
+    # However long that took: between two queries there is a pause each time.
+    most = 2 + (loop.time() - began) / consul_registry._FLOOR
+    assert len(fake.asked_with) - asked <= most

@@ -9,6 +9,7 @@ import pytest
 
 from services.chassis.channels import open_channel, transport_limits
 from services.chassis.http2.server import Server
+from tests.support.waiting import BOUND_S
 
 
 async def echo(request: bytes, context: grpc.aio.ServicerContext) -> bytes:
@@ -41,7 +42,7 @@ async def status(
 ) -> str:
     metadata = (("h", "v" * header),) if header else None
     try:
-        await channel.unary_unary(f"/t.T/{method}")(body, timeout=10, metadata=metadata)
+        await channel.unary_unary(f"/t.T/{method}")(body, timeout=BOUND_S, metadata=metadata)
     except grpc.aio.AioRpcError as refused:
         return str(refused.code().name)
     return "OK"

@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 
 from anabranch.cli import main
 from tests.support.session_server import server_process
+from tests.support.waiting import BOUND_S
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +149,7 @@ def test_ctrl_c_cancels_and_exits_130(remote: str) -> None:
     assert process.stdout is not None
     assert process.stdout.read(3) == b"w0 "
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=20)
+    _, stderr = process.communicate(timeout=BOUND_S)
     assert process.returncode == 130
     assert stderr.decode().splitlines()[-1] == "interrupted"
 
@@ -165,7 +166,7 @@ def test_on_a_terminal_chat_streams_and_ctrl_c_stops_only_the_answer(remote: str
 
     def until(pattern: bytes) -> None:
         nonlocal seen
-        end = time.monotonic() + 20
+        end = time.monotonic() + BOUND_S
         while not re.search(pattern, seen):
             assert time.monotonic() < end, seen
             if select.select([terminal], [], [], 0.1)[0]:

@@ -18,6 +18,7 @@ from anabranch import (
     Tier,
     Verdict,
 )
+from tests.support.auth import until
 from tests.support.inprocess import MODEL, Cluster, cluster
 
 
@@ -108,9 +109,7 @@ async def test_leaving_early_frees_the_engine(running: Cluster, client: AsyncCli
     async def idle() -> bool:
         return all(b.in_flight == 0 for b in await running.backends())
 
-    async with asyncio.timeout(5):
-        while not await idle():
-            await asyncio.sleep(0.02)
+    await until(idle)
 
 
 async def test_an_engine_that_goes_away_mid_answer_is_not_noticed(

@@ -33,6 +33,7 @@ from services.chassis.detached_sessions import ResumableSessions
 from tests.support.auth import bearer, until
 from tests.support.cuttable import CuttableProxy, cuttable
 from tests.support.inprocess import MODEL, Cluster, cluster, model_stub
+from tests.support.waiting import BOUND_S
 
 
 @dataclass
@@ -43,6 +44,10 @@ class Scene:
     network: CuttableProxy
     client: AsyncClient
     secret: str
+
+    def slow(self, times: float) -> None:
+        """From its next step on the engine takes so many times as long."""
+        self.cluster.engines[0].simulation.slowdown = times
 
     @property
     def sessions(self) -> ResumableSessions:
@@ -77,14 +82,16 @@ class Scene:
         async def idle() -> bool:
             return await self.in_flight() == 0
 
-        await until(idle, 10.0)
+        await until(idle)
 
 
 @asynccontextmanager
 async def scene(
     folder: Path, *, speed: float = 20.0, router: dict[str, Any] | None = None, **options: Any
 ) -> AsyncIterator[Scene]:
-    async with cluster(folder, engines=({"sim_speed": speed},), router=router) as running:
+    # Nothing here ends because the window is over, unless a test says so.
+    patient = {"session_resume_window": 600.0, **(router or {})}
+    async with cluster(folder, engines=({"sim_speed": speed},), router=patient) as running:
         secret = await running.new_client("shop", "generate")
         token = await running.token("shop", secret)
         assert running.router is not None
@@ -107,15 +114,17 @@ async def until_detached(s: Scene, count: int = 1) -> None:
     async def detached() -> bool:
         return s.sessions.detached == count
 
-    await until(detached, 15.0)
+    await until(detached)
 
 
 async def test_an_answer_goes_on_after_a_cut_as_if_there_had_been_none(tmp_path):
     async with scene(tmp_path, speed=4.0) as s:
         truth = await s.truth("story", 300)
+        s.slow(20.0)
         async with s.ask("story", 300) as stream:
             seen = await begun(stream)
             assert s.network.cut() == 1
+            s.slow(1.0)
             async for chunk in stream:
                 seen += chunk.token_ids
             assert seen == truth
@@ -162,7 +171,7 @@ async def test_answers_across_cuts_at_random_places_are_exact(tmp_path, caplog):
             st.lists(st.integers(1, 4000), min_size=1, max_size=3),
         )
         def run(sizes: list[int], cuts: list[int]) -> None:
-            asyncio.run_coroutine_threadsafe(example(sizes, cuts), loop).result(30)
+            asyncio.run_coroutine_threadsafe(example(sizes, cuts), loop).result(BOUND_S)
 
         await asyncio.to_thread(run)
         await s.until_idle()
@@ -178,15 +187,18 @@ async def test_a_connection_that_stalls_is_noticed_and_replaced(tmp_path):
              ("grpc.http2.ping_timeout_ms", 500))  # fmt: skip
     async with scene(tmp_path, speed=4.0, channel_options=quick) as s:
         truth = await s.truth("story", 400)
+        s.slow(20.0)
         async with s.ask("story", 400) as stream:
             seen = await begun(stream)
             s.network.stall()
             s.network.forget_stalled()
+            s.slow(1.0)
             # The router may still believe in the first connection when the second one comes.
             async for chunk in stream:
                 seen += chunk.token_ids
         assert seen == truth
-        assert s.sessions.resumed == 1
+        # On a busy machine a connection that is only slow may be replaced, too.
+        assert s.sessions.resumed >= 1
 
 
 async def test_a_cut_before_the_session_is_ready_costs_nothing(tmp_path):
@@ -206,6 +218,7 @@ async def test_a_cut_before_the_session_is_ready_costs_nothing(tmp_path):
 async def test_starts_that_were_lost_on_their_way_are_sent_again_once(tmp_path):
     async with scene(tmp_path, speed=4.0) as s:
         truth = await s.truth("story", 60)
+        s.slow(20.0)
         async with s.ask("long", 400) as first:
             await begun(first)
             # From here on nothing arrives, in either direction; nobody knows yet.
@@ -218,6 +231,7 @@ async def test_starts_that_were_lost_on_their_way_are_sent_again_once(tmp_path):
             await until(swallowed)
             s.network.cut()
             s.network.restore()
+            s.slow(1.0)
             for answer in await asyncio.gather(*asked):
                 assert list(answer.choices[0].token_ids) == truth
             await first.finish()
@@ -225,9 +239,9 @@ async def test_starts_that_were_lost_on_their_way_are_sent_again_once(tmp_path):
 
 
 async def test_what_is_given_up_during_an_outage_is_cancelled_when_it_ends(tmp_path):
-    async with scene(tmp_path, speed=0.5) as s, s.ask("kept", 60) as kept:
-        await begun(kept)
-        async with s.ask("given up", 5000) as stream:
+    async with scene(tmp_path, speed=0.5) as s, s.ask("kept", 10_000) as kept:
+        seen = await begun(kept)
+        async with s.ask("given up", 10_000) as stream:
             await begun(stream)
             s.network.close()
             await until_detached(s)
@@ -236,13 +250,17 @@ async def test_what_is_given_up_during_an_outage_is_cancelled_when_it_ends(tmp_p
         async def only_one() -> bool:
             return await s.in_flight() == 1
 
-        await until(only_one, 10.0)
-        await kept.finish()
+        await until(only_one)
+        async for chunk in kept:
+            assert chunk.first_token == len(seen)
+            seen += chunk.token_ids
+            if len(seen) > 100:
+                break
 
 
 async def test_after_the_window_each_request_fails_once_and_the_backend_is_free(tmp_path):
     async with scene(tmp_path, speed=0.5, router={"session_resume_window": 0.5}) as s:
-        async with s.ask("one", 5000) as one, s.ask("two", 5000) as two:
+        async with s.ask("one", 10_000) as one, s.ask("two", 10_000) as two:
             await begun(one)
             await begun(two)
             s.network.close()
@@ -260,7 +278,7 @@ async def test_after_the_window_each_request_fails_once_and_the_backend_is_free(
 
 async def test_a_router_that_started_anew_says_that_the_session_is_lost(tmp_path):
     async with scene(tmp_path, speed=0.5) as s:
-        async with s.ask("one", 5000) as one:
+        async with s.ask("one", 10_000) as one:
             await begun(one)
             s.network.close()
             await until_detached(s)
@@ -274,7 +292,7 @@ async def test_a_router_that_started_anew_says_that_the_session_is_lost(tmp_path
 
 async def test_a_client_that_is_told_not_to_resume_fails_at_once(tmp_path):
     async with scene(tmp_path, speed=0.5, resume=False) as s:
-        async with s.ask("one", 5000) as one:
+        async with s.ask("one", 10_000) as one:
             await begun(one)
             s.network.cut()
             with pytest.raises(BackendLostError) as caught:
@@ -286,7 +304,7 @@ async def test_a_client_that_is_told_not_to_resume_fails_at_once(tmp_path):
 
 async def test_a_router_without_a_window_is_met_as_before(tmp_path):
     async with scene(tmp_path, speed=0.5, router={"session_resume_window": 0.0}) as s:
-        async with s.ask("one", 5000) as one:
+        async with s.ask("one", 10_000) as one:
             await begun(one)
             s.network.cut()
             with pytest.raises(UnavailableError):
@@ -305,7 +323,7 @@ async def test_a_credential_revoked_meanwhile_is_replaced_before_the_session_goe
             client_id="shop",
             client_secret=s.secret,
         ) as client,
-        client.stream(model=MODEL, prompt="story", max_tokens=5000, ignore_eos=True) as stream,
+        client.stream(model=MODEL, prompt="story", max_tokens=10_000, ignore_eos=True) as stream,
     ):
         seen = await begun(stream)
         revoked = (await client._tokens.authorization()).removeprefix("Bearer ")
@@ -324,7 +342,7 @@ async def test_a_credential_revoked_meanwhile_is_replaced_before_the_session_goe
                     return error.code() is grpc.StatusCode.UNAUTHENTICATED
                 return False
 
-            await until(refused, 10.0)
+            await until(refused)
         s.network.cut()
 
         async def back() -> bool:
@@ -340,7 +358,7 @@ async def test_a_credential_revoked_meanwhile_is_replaced_before_the_session_goe
 
 async def test_closing_the_client_frees_the_backend_at_once(tmp_path):
     async with scene(tmp_path, speed=0.5) as s:
-        stream = s.ask("one", 5000)
+        stream = s.ask("one", 10_000)
         await stream.__aenter__()
         await begun(stream)
         await s.client.close()

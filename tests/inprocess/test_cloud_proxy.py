@@ -14,13 +14,16 @@ from anabranch.v1 import model_pb2, session_pb2
 from services.chassis.errors import Fault, Work, reason_name
 from tests.support.cloud import Proxy, ask, cloud_proxy
 from tests.support.provider import KEY
+from tests.support.waiting import BOUND_S
 
 LABEL = "[provider simulator]"
 
 
 @pytest.fixture
 async def proxy(tmp_path) -> AsyncIterator[Proxy]:
-    async with cloud_proxy(tmp_path) as found:
+    # Patient: what ends in these tests ends because it is cancelled, not because it takes long.
+    patience = {"first_token_timeout": 600.0, "inter_token_timeout": 600.0}
+    async with cloud_proxy(tmp_path, **patience) as found:
         yield found
 
 
@@ -147,7 +150,7 @@ async def test_session_carries_many_requests_with_load(proxy):
 
     texts: dict[int, str] = {}
     ready, load, lasts = session_pb2.SessionReady(), session_pb2.LoadReport(), 0
-    async for message in proxy.stub.Session(requests(), metadata=proxy.metadata, timeout=20):
+    async for message in proxy.stub.Session(requests(), metadata=proxy.metadata, timeout=BOUND_S):
         if message.HasField("ready"):
             ready = message.ready
         if message.HasField("load"):
@@ -247,7 +250,7 @@ async def test_cancel_ends_the_stream_and_closes_the_providers_socket(proxy, fau
             yield message
 
     chunks = []
-    async for message in proxy.stub.Session(requests(), metadata=proxy.metadata, timeout=20):
+    async for message in proxy.stub.Session(requests(), metadata=proxy.metadata, timeout=BOUND_S):
         chunks += [f.chunk for f in message.frames]
         if message.HasField("ready"):
             await proxy.provider.until(lambda s: s["open"] == 1)
@@ -263,7 +266,7 @@ async def test_cancel_ends_the_stream_and_closes_the_providers_socket(proxy, fau
     assert chunks[-1].usage.prompt_tokens > 0
     # "[provider simulator]", 20 bytes in two pieces, is estimated at 5 tokens.
     assert chunks[-1].usage.completion_tokens == (5 if fault == "stall" else 0)
-    await proxy.provider.until(lambda s: s["open"] == 0 and s["aborted"] == 1, seconds=1)
+    await proxy.provider.until(lambda s: s["open"] == 0 and s["aborted"] == 1)
 
 
 async def test_caller_that_leaves_closes_the_providers_socket(proxy):
@@ -271,7 +274,7 @@ async def test_caller_that_leaves_closes_the_providers_socket(proxy):
     call = proxy.stub.StreamGenerate(ask(), metadata=proxy.metadata)
     await call.read()
     call.cancel()
-    await proxy.provider.until(lambda s: s["open"] == 0 and s["aborted"] == 1, seconds=1)
+    await proxy.provider.until(lambda s: s["open"] == 0 and s["aborted"] == 1)
 
 
 async def test_deadline_frees_the_provider(proxy):
@@ -280,7 +283,7 @@ async def test_deadline_frees_the_provider(proxy):
     asked.timeout.FromMilliseconds(200)
     _, ended = await proxy.chunks(asked)
     assert reason_name(ended.reason) == "DEADLINE_EXCEEDED"
-    await proxy.provider.until(lambda s: s["open"] == 0 and s["aborted"] == 1, seconds=1)
+    await proxy.provider.until(lambda s: s["open"] == 0 and s["aborted"] == 1)
 
 
 async def test_connections_are_used_again(proxy):

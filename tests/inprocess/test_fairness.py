@@ -113,6 +113,7 @@ async def test_a_session_that_is_not_read_costs_its_answers_length_and_holds_up_
     endless: Cluster,
 ):
     streams = 12
+    endless.lets_callers_pause()
     idle, busy = await caller(endless, "idle"), await caller(endless, "busy")
     async with (
         endless.channel(endless.router) as idle_channel,

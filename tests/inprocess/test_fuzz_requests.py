@@ -15,6 +15,7 @@ from anabranch.v1 import generation_pb2 as pb
 from anabranch.v1 import model_pb2
 from tests.support.auth import bearer
 from tests.support.inprocess import MODEL, cluster, model_stub
+from tests.support.waiting import BOUND_S
 
 OK = grpc.StatusCode.OK
 BATCH = 6
@@ -100,15 +101,15 @@ class Door:
         self.codes: set[grpc.StatusCode] = set()
 
     async def try_all(self, batch: list[pb.GenerateRequest]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(BOUND_S):
             await asyncio.gather(*(self._try(n, request) for n, request in enumerate(batch)))
 
     async def _try(self, number: int, request: pb.GenerateRequest) -> None:
         if number % 3 == 2:
             counted = model_pb2.CountTokensRequest(model=request.model, request=request)
-            call = self.stub.CountTokens(counted, metadata=self.auth, timeout=5)
+            call = self.stub.CountTokens(counted, metadata=self.auth, timeout=BOUND_S)
         else:
-            call = self.stub.Generate(request, metadata=self.auth, timeout=5)
+            call = self.stub.Generate(request, metadata=self.auth, timeout=BOUND_S)
         code = await call.code()
         self.codes.add(code)
         assert code not in (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL), request
@@ -144,7 +145,7 @@ async def test_every_shape_of_request_is_answered_or_refused_in_our_words(door):
     )
     @given(st.lists(requests(), min_size=BATCH, max_size=BATCH))
     def send(batch: list[pb.GenerateRequest]) -> None:
-        asyncio.run_coroutine_threadsafe(door.try_all(batch), loop).result(30)
+        asyncio.run_coroutine_threadsafe(door.try_all(batch), loop).result(2 * BOUND_S)
 
     # Hypothesis calls what it tests, it does not await it.
     await asyncio.to_thread(send)

@@ -22,10 +22,11 @@ from services.chassis.http2 import headers
 from services.chassis.http2.frames import Code
 from services.chassis.http2.server import Server
 from tests.support.raw_http2 import (
+    BOUND_S,
     Peer,
-    generous,
     is_empty,
     message,
+    only_for_new_connections,
     peer,
     request,
     serving,
@@ -68,20 +69,21 @@ async def target(**limits: Any) -> AsyncIterator[Target]:
         "Wait": grpc.stream_unary_rpc_method_handler(wait),
         "Large": grpc.unary_stream_rpc_method_handler(large),
     }
-    async with serving(methods, generous(**limits)) as (server, port):
+    async with serving(methods) as (server, port):
         one = Target(server, port)
 
         async def call() -> None:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
                 echoed = channel.unary_unary("/t.T/Echo")
                 while True:
-                    assert await echoed(b"well", timeout=10) == b"well"
+                    assert await echoed(b"well", timeout=BOUND_S) == b"well"
                     one.calls += 1
                     await asyncio.sleep(0.001)
 
         caller = asyncio.create_task(call())
         try:
             await until(lambda: one.calls > 0)
+            only_for_new_connections(server, **limits)
             yield one
             before = one.calls
             await until(lambda: one.calls > before or caller.done())
@@ -520,7 +522,7 @@ async def test_gzip_bombs_that_nobody_reads_are_within_the_budget(monkeypatch):
 
 async def test_a_request_of_which_only_half_comes_ends(monkeypatch):
     monkeypatch.setattr("services.chassis.http2.server_connection._REQUEST_PATIENCE_S", 0.05)
-    async with target(ping_every=0.05, ping_answer=0.05) as at, at.attacker() as attacker:
+    async with target(ping_every=0.05, ping_answer=1.0) as at, at.attacker() as attacker:
         attacker.open(1)
         attacker.data(1, message(b"abc")[:6])
         for _ in range(400):

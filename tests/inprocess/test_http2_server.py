@@ -14,12 +14,14 @@ import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from services.chassis.channels import channel_options
+from services.chassis.http2 import frames as h2
 from services.chassis.http2.server import Server
 from tests.support.raw_http2 import (
     BOUND_S,
     generous,
     is_empty,
     message,
+    only_for_new_connections,
     peer,
     request,
     serving,
@@ -129,7 +131,7 @@ class Setting:
         self.channel = channel
 
     def call(self, method: str, body: bytes = b"", **options: Any) -> Any:
-        return self.channel.unary_unary(f"/t.T/{method}")(body, timeout=20, **options)
+        return self.channel.unary_unary(f"/t.T/{method}")(body, timeout=BOUND_S, **options)
 
 
 @pytest.fixture
@@ -187,8 +189,8 @@ async def test_metadata_goes_both_ways(at):
     assert initial == [*sent, *binary]
     assert [*await call.trailing_metadata()] == [("t-bin", b"\x00\xff"), ("t", "plain")]
     assert at.handlers.seen.peer().startswith("ipv4:127.0.0.1:")
-    # grpc writes a timeout of this size in tenths of a second, rounded up.
-    assert 0 < at.handlers.seen.time_remaining() <= 20.1
+    # grpc writes a timeout in few digits, rounded up.
+    assert 0 < at.handlers.seen.time_remaining() <= BOUND_S + 1
 
 
 async def test_an_abort_carries_its_details(at):
@@ -216,7 +218,8 @@ async def test_a_handler_that_fails_ends_its_call_and_no_other(at, body):
 
 async def test_a_deadline_ends_the_call_and_the_handler(at):
     async with peer(at.port) as caller:
-        caller.open(1, request("/t.T/Wait", ("grpc-timeout", "20m")))
+        # Long enough for the handler to have begun, however busy the machine.
+        caller.open(1, request("/t.T/Wait", ("grpc-timeout", "1500m")))
         caller.data(1, message(b"late"), end=True)
         assert await caller.status(1) == "DEADLINE_EXCEEDED"
     await until(lambda: at.handlers.cancelled == ["late"])
@@ -349,7 +352,7 @@ async def test_a_graceful_stop_lets_calls_finish_and_takes_no_more():
             slow.data(1, message(b"half")[:-2])
             await slow.in_step()
             await until(lambda: handlers.running == 1)
-            stopping = asyncio.create_task(server.stop(20))
+            stopping = asyncio.create_task(server.stop(BOUND_S))
             await slow.until(lambda: slow.of(7))  # GOAWAY
             # Opened before it was heard of: refused as never begun, and what belongs to it is too.
             slow.open(3)
@@ -412,21 +415,26 @@ async def test_listeners_can_be_closed_alone(at):
 
 async def test_a_peer_that_answers_no_ping_is_gone():
     handlers = Handlers()
-    limits = generous(ping_every=0.03, ping_answer=0.03)
-    async with (
-        serving(handlers.methods(), limits) as (server, port),
-        dial(port) as channel,
-        peer(port) as silent,
-    ):
-        silent.open(1)
-        silent.data(1, message(b"x"))
+    async with serving(handlers.methods()) as (server, port), dial(port) as channel:
         call = channel.unary_unary("/t.T/Wait")(b"")
         await until(lambda: handlers.running == 1)
-        assert await silent.ended_with() == ("", "")
-        assert silent.of(6)  # it was asked
-        await until(lambda: server.connections == 1)
+        only_for_new_connections(server, ping_every=0.03, ping_answer=0.03)
+        async with peer(port) as silent:
+            silent.open(1)
+            silent.data(1, message(b"x"))
+            assert await silent.ended_with() == ("", "")
+            assert silent.of(6)  # it was asked
+            await until(lambda: server.connections == 1)
         handlers.release.set()
         await call
+
+
+async def test_a_peer_that_answers_is_asked_again():
+    limits = generous(ping_every=0.05, ping_answer=1.0)
+    async with serving(Handlers().methods(), limits) as (_, port), peer(port) as one:
+        asked = await one.until(lambda: one.of(h2.PING))
+        one.send(h2.pack(h2.PING, h2.ACK, 0, asked[0][3]))
+        await one.until(lambda: len(one.of(h2.PING)) == 2)
 
 
 # Where it listens
@@ -446,6 +454,16 @@ async def test_a_unix_socket_is_served(tmp_path):
     await server.stop(None)
 
 
+def has_ipv6() -> bool:
+    """Whether this machine reaches itself by IPv6: containers often do not, though they know it."""
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return socket.has_dualstack_ipv6()
+
+
 @pytest.mark.parametrize("address", ["[::]:0", ":0", "*:0", "0.0.0.0:0"])
 async def test_a_wildcard_is_reached(address):
     handlers = Handlers()
@@ -458,7 +476,7 @@ async def test_a_wildcard_is_reached(address):
     async with dial(port) as channel:
         assert await channel.unary_unary("/t.T/Metadata")(b"") == b""
     assert handlers.seen.peer().startswith("ipv4:127.0.0.1:")
-    if address != "0.0.0.0:0" and socket.has_dualstack_ipv6():
+    if address != "0.0.0.0:0" and has_ipv6():
         async with dial(f"[::1]:{port}") as channel:
             assert await channel.unary_unary("/t.T/Metadata")(b"") == b""
         assert handlers.seen.peer().startswith("ipv6:[::1]:")
@@ -524,6 +542,9 @@ async def test_nothing_of_a_call_or_a_connection_outlives_it():
             each.cancel()
             del waiting, each
         await is_empty(server, connections=0)
-        await asyncio.sleep(0)
-        gc.collect()
-        assert [one() for one in left if one() is not None] == []
+
+        def collected() -> bool:
+            gc.collect()
+            return all(one() is None for one in left)
+
+        await until(collected)

@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 
 from services.chassis.http_endpoint import HttpEndpoint
+from tests.support.waiting import BOUND_S
 
 
 @asynccontextmanager
@@ -25,14 +26,14 @@ async def running(
         await endpoint.close()
 
 
-def endpoint(ready: bool = True, timeout: float = 10.0) -> HttpEndpoint:
+def endpoint(ready: bool = True, request: float = BOUND_S, idle: float = BOUND_S) -> HttpEndpoint:
     return HttpEndpoint(
         "127.0.0.1:0",
         metrics=lambda: "up 1.0\n",
         ready=lambda: ready,
         max_body_bytes=1024,
-        request_timeout=timeout,
-        idle_timeout=timeout,
+        request_timeout=request,
+        idle_timeout=idle,
     )
 
 
@@ -85,24 +86,24 @@ async def test_a_request_that_never_ends_is_answered_and_its_connection_closed()
     async def read(request: web.Request) -> web.Response:
         return web.Response(text=str(len(await request.read())))
 
-    one = endpoint(timeout=0.2)
+    one = endpoint(request=0.2)
     one.add_post("/read", read)
     async with running(one) as (started, _):
         host, port = started.address.rsplit(":", 1)
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(b"POST /read HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND_S):
             answer = await reader.read()
         assert answer.startswith(b"HTTP/1.1 503 ")
         writer.close()
 
 
 async def test_a_connection_that_sends_no_request_is_closed():
-    async with running(endpoint(timeout=0.2)) as (started, _):
+    async with running(endpoint(idle=0.2)) as (started, _):
         host, port = started.address.rsplit(":", 1)
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(b"GET /healthz HT")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND_S):
             await reader.read()
         writer.close()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -25,6 +24,8 @@ from services.local_engine.sim_engine import SimEngine, SimOptions
 from services.local_engine.sim_model import answer_seed, token_at
 from tests.support.engines import MODEL
 from tests.support.local_keys import LocalKeys
+from tests.support.waiting import BOUND_S
+from tools.cluster.ports import free_port
 
 MODEL_NAME = "river"
 
@@ -39,17 +40,17 @@ class Caller:
         self.metadata = [("authorization", f"Bearer {token}")]
 
     async def generate(self, **fields: Any) -> pb.GenerateResponse:
-        call = self.stub.Generate(request(**fields), metadata=self.metadata, timeout=60)
+        call = self.stub.Generate(request(**fields), metadata=self.metadata, timeout=BOUND_S)
         answer: pb.GenerateResponse = await call
         return answer
 
     async def stream(self, **fields: Any) -> list[pb.GenerateChunk]:
-        call = self.stub.StreamGenerate(request(**fields), metadata=self.metadata, timeout=60)
+        call = self.stub.StreamGenerate(request(**fields), metadata=self.metadata, timeout=BOUND_S)
         return [chunk async for chunk in call]
 
     async def session(self, *requests: pb.GenerateRequest) -> list[session_pb2.SessionResponse]:
         """Starts all requests in one message and returns every message until they have ended."""
-        call = self.stub.Session(metadata=self.metadata, timeout=60)
+        call = self.stub.Session(metadata=self.metadata, timeout=BOUND_S)
         frames = [
             session_pb2.SessionRequestFrame(stream=number, start=start)
             for number, start in enumerate(requests, 1)
@@ -258,14 +259,14 @@ async def test_a_caller_that_leaves_frees_the_slot():
         await call.read()
         assert simulation.load().running == 1
         call.cancel()
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(BOUND_S):
             while simulation.load().running:
                 await asyncio.sleep(0.005)
 
 
 async def test_a_cancel_in_a_session_ends_that_stream_with_a_partial_usage():
     async with engine() as caller:
-        call = caller.stub.Session(metadata=caller.metadata, timeout=30)
+        call = caller.stub.Session(metadata=caller.metadata, timeout=BOUND_S)
         start = request(sampling={"max_tokens": 20_000, "ignore_eos": True})
         frame = session_pb2.SessionRequestFrame
         await call.write(session_pb2.SessionRequest(frames=[frame(stream=1, start=start)]))
@@ -290,7 +291,7 @@ async def test_too_many_waiting_requests_are_refused_as_overload():
     async with engine(simulation, max_waiting=4) as caller:
         simulation.stalled = True
         calls = [asyncio.ensure_future(caller.stream(text=f"{n}")) for n in range(12)]
-        done, _ = await asyncio.wait(calls, timeout=10, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(calls, timeout=BOUND_S, return_when=asyncio.FIRST_COMPLETED)
         fault = await refusal(next(iter(done)))
         assert fault.reason == errors_pb2.ERROR_REASON_OVERLOADED
         assert fault.retry_after
@@ -335,7 +336,7 @@ async def test_health_says_not_serving_until_the_model_is_loaded():
             await asyncio.sleep(0)
 
     simulation = SimEngine(SimOptions(name=MODEL_NAME, load_seconds=1), sleep=load)
-    port = _free_port()
+    port = free_port()
     async with asyncio.TaskGroup() as tasks:
         finish = asyncio.Event()
 
@@ -349,7 +350,7 @@ async def test_health_says_not_serving_until_the_model_is_loaded():
             stub: Any = health_pb2_grpc.HealthStub(channel)
             early = await stub.Check(health_pb2.HealthCheckRequest())
             loaded.set()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(BOUND_S):
                 while (await stub.Check(health_pb2.HealthCheckRequest())).status != 1:
                     await asyncio.sleep(0.01)
         finish.set()
@@ -363,7 +364,7 @@ async def test_a_dead_engine_ends_the_process():
 
     with pytest.RaisesGroup(EngineLost):
         async with engine(Mortal(SimOptions(name=MODEL_NAME))):
-            await asyncio.sleep(10)
+            await asyncio.sleep(BOUND_S)
 
 
 async def test_metrics_tell_the_times_of_requests():
@@ -379,7 +380,7 @@ async def test_metrics_tell_the_times_of_requests():
 
 
 @pytest.mark.vllm
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 async def test_vllm_answers_the_same_through_every_rpc():
     if not MODEL.is_dir():
         pytest.skip("no model: run tools/fetch_model.py")
@@ -435,9 +436,3 @@ async def test_vllm_answers_the_same_through_every_rpc():
     assert constrained.choices[0].text in ("no", "yes")
     assert refused.violations[0].field == "response_format"
     assert "vllm:time_to_first_token_seconds" in metrics
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -12,6 +12,7 @@ from services.chassis.settings import Secret
 from tests.support.auth import bearer
 from tests.support.inprocess import MODEL, Cluster, cluster, model_stub
 from tests.support.provider import KEY, Provider, routes_file, simulator
+from tests.support.waiting import BOUND_S
 
 
 def ask(residency: int = pb.RESIDENCY_UNSPECIFIED, **fields) -> pb.GenerateRequest:
@@ -36,7 +37,7 @@ class Scene:
         self.auth = auth
 
     async def answer(self, request: pb.GenerateRequest) -> pb.GenerateResponse:
-        return await self.stub.Generate(request, metadata=self.auth, timeout=20)
+        return await self.stub.Generate(request, metadata=self.auth, timeout=BOUND_S)
 
     @asynccontextmanager
     async def local_is_full(self):
@@ -52,7 +53,12 @@ class Scene:
 
 @asynccontextmanager
 async def scene(directory: Path, engines=({"max_num_seqs": 1},), **cloud):
-    async with simulator(KEY) as provider, cluster(directory, engines=engines) as running:
+    # An engine whose only slot is taken for long cannot meet this, one that is free can.
+    router = {"ttft_slo": 1.0}
+    async with (
+        simulator(KEY) as provider,
+        cluster(directory, engines=engines, router=router) as running,
+    ):
         models = routes_file(
             directory, provider.url, **{MODEL: {"provider": "simulator", "model": "sim-chat"}}
         )

@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha import reflection_pb2 as r
 from grpc_tools import protoc
 
 from services.chassis.reflection import V1, V1ALPHA, add_reflection
+from tests.support.waiting import BOUND_S
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES = ["anabranch.v1.ModelService", "anabranch.v1.AuthService"]
@@ -54,7 +55,7 @@ async def ask(address: str, *requests: r.ServerReflectionRequest, version: str =
             request_serializer=r.ServerReflectionRequest.SerializeToString,
             response_deserializer=r.ServerReflectionResponse.FromString,
         )
-        return [answer async for answer in call(iter(requests), timeout=10)]
+        return [answer async for answer in call(iter(requests), timeout=BOUND_S)]
 
 
 def files(answer: r.ServerReflectionResponse) -> list[FileDescriptorProto]:

@@ -90,12 +90,16 @@ async def test_an_engine_lost_mid_stream_loses_no_token(two_engines):
         async for chunk in call:
             chunks.append(chunk)
             if len(chunks) == 5:
+                for engine in two_engines.engines:
+                    engine.simulation.slowdown = 100.0
                 busy = next(b for b in await two_engines.backends() if b.in_flight)
                 engine = next(
                     e for e in two_engines.engines if e.host.instance_id == busy.backend_id
                 )
                 # As a crash: the listening server stops at once, without a farewell.
                 await engine.host._server.stop(0)
+                for engine in two_engines.engines:
+                    engine.simulation.slowdown = 1.0
     tokens = [t for c in chunks for t in c.token_ids]
     assert tokens == list(undisturbed.token_ids)
     assert "".join(c.text for c in chunks) == undisturbed.text
@@ -109,6 +113,8 @@ async def test_an_engine_lost_mid_stream_loses_no_token(two_engines):
 
 async def test_an_engine_that_leaves_finishes_its_streams_first(two_engines):
     request = ask(sampling=pb.Sampling(max_tokens=200, ignore_eos=True))
+    for engine in two_engines.engines:
+        engine.simulation.slowdown = 20.0
     async with caller(two_engines) as (channel, auth):
         stub = model_stub(channel)
         calls = [stub.Generate(request, metadata=auth) for _ in range(20)]
@@ -118,6 +124,8 @@ async def test_an_engine_that_leaves_finishes_its_streams_first(two_engines):
             return all(b.in_flight for b in await two_engines.backends())
 
         await until(both_busy)
+        for engine in two_engines.engines:
+            engine.simulation.slowdown = 1.0
         await two_engines.engines[0].stop()
         answers = await asyncio.gather(*tasks)
     for answer in answers:
@@ -172,7 +180,7 @@ async def test_a_caller_that_disconnects_frees_the_slot(tmp_path):
     ):
         stub = model_stub(channel)
         call = stub.StreamGenerate(
-            ask(sampling=pb.Sampling(max_tokens=5000, ignore_eos=True)), metadata=auth
+            ask(sampling=pb.Sampling(max_tokens=30_000, ignore_eos=True)), metadata=auth
         )
         await call.read()
         call.cancel()
@@ -181,7 +189,7 @@ async def test_a_caller_that_disconnects_frees_the_slot(tmp_path):
             (backend,) = await running.backends()
             return backend.in_flight == 0 and backend.load.running == 0
 
-        await until(free, 2.0)
+        await until(free)
         assert (await stub.Generate(ask(), metadata=auth)).choices
 
 
@@ -203,7 +211,8 @@ async def test_drained_backends_get_nothing_and_undrained_ones_do(two_engines):
         await admin.UndrainBackend(
             admin_pb2.UndrainBackendRequest(backend_id=drained), metadata=auth
         )
-        served = {(await stub.Generate(ask(), metadata=auth)).receipt.backend_id for _ in range(30)}
+        answers = await asyncio.gather(*[stub.Generate(ask(), metadata=auth) for _ in range(30)])
+        served = {answer.receipt.backend_id for answer in answers}
         assert drained in served
 
 

@@ -11,6 +11,7 @@ from anabranch.v1 import admin_pb2, auth_pb2, auth_pb2_grpc, model_pb2, session_
 from anabranch.v1 import generation_pb2 as pb
 from tests.support.auth import bearer, until
 from tests.support.inprocess import MODEL, Cluster, cluster, model_stub
+from tests.support.waiting import BOUND_S
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -69,10 +70,10 @@ async def code_of(channel: grpc.aio.Channel, method: Any, metadata: Any) -> grpc
     path = f"/{method.containing_service.full_name}/{method.name}"
     streams = method.client_streaming, method.server_streaming
     if streams == (False, False):
-        return await channel.unary_unary(path)(b"", metadata=metadata, timeout=5).code()
+        return await channel.unary_unary(path)(b"", metadata=metadata, timeout=BOUND_S).code()
     if streams == (False, True):
-        return await channel.unary_stream(path)(b"", metadata=metadata, timeout=5).code()
-    call = channel.stream_stream(path)(metadata=metadata, timeout=5)
+        return await channel.unary_stream(path)(b"", metadata=metadata, timeout=BOUND_S).code()
+    call = channel.stream_stream(path)(metadata=metadata, timeout=BOUND_S)
     try:
         greeted = await call.read() is not grpc.aio.EOF
     except grpc.aio.AioRpcError as error:
@@ -115,13 +116,22 @@ def start(**more: Any) -> session_pb2.SessionRequest:
         ),
         ("generate", {}, ""),
         ("relay", {"on_behalf_of": session_pb2.Caller(tenant="a", client_id="b")}, ""),
+        ("generate", {"mask": [pb.PII_KIND_EMAIL]}, "needs relay"),
+        (
+            "relay",
+            {
+                "on_behalf_of": session_pb2.Caller(tenant="a", client_id="b"),
+                "mask": [pb.PII_KIND_EMAIL],
+            },
+            "",
+        ),
     ],
 )
 async def test_a_relay_never_speaks_for_itself_and_nobody_else_for_others(town, who, more, reason):
     call = model_stub(town.channels["engine"]).Session(metadata=town.metadata(who))
     await call.read()
     await call.write(start(**more))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(BOUND_S):
         while not (frames := [f for f in (await call.read()).frames if f.last]):
             pass
     call.cancel()
@@ -150,4 +160,4 @@ async def test_a_revoked_token_is_dead_in_every_service(town):
             code = await call(request, metadata=bearer(token)).code()
             return bool(code is grpc.StatusCode.UNAUTHENTICATED)
 
-        await until(dead, 4.0)
+        await until(dead)

@@ -18,6 +18,7 @@ from services.chassis.settings import CommonSettings
 from tests.support.auth import bearer, until
 from tests.support.inprocess import model_stub
 from tests.support.local_keys import LocalKeys
+from tests.support.waiting import BOUND_S
 
 
 class Handler:
@@ -98,7 +99,7 @@ async def test_a_plain_stream_that_nobody_reads_is_cut_and_its_work_stopped():
 
 
 async def test_what_waits_for_a_slow_reader_of_a_plain_stream_is_bounded():
-    async with scene(stream_buffer_bytes=1_000_000) as s:
+    async with scene(write_stall=300.0, stream_buffer_bytes=1_000_000) as s:
         call = s.stub.StreamGenerate(ask(), metadata=s.auth)
         outlet = await s.handler.next()
         for _ in range(40):
@@ -115,7 +116,7 @@ async def test_what_waits_for_a_slow_reader_of_a_plain_stream_is_bounded():
 
 
 async def test_a_caller_that_leaves_while_its_chunk_is_written_frees_the_request_at_once(caplog):
-    async with scene(stream_buffer_bytes=100_000_000) as s:
+    async with scene(write_stall=300.0, stream_buffer_bytes=100_000_000) as s:
         call = s.stub.StreamGenerate(ask(), metadata=s.auth)
         outlet = await s.handler.next()
         for _ in range(200):
@@ -135,10 +136,10 @@ async def test_a_caller_that_leaves_while_its_chunk_is_written_frees_the_request
 
 
 async def test_a_session_tells_its_load_at_once():
-    async with scene(load_idle_interval=60.0) as s:
+    async with scene(load_idle_interval=600.0) as s:
         call = s.stub.Session(metadata=s.auth)
         assert (await call.read()).HasField("ready")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(BOUND_S):
             assert (await call.read()).load.running == 7
         await call.done_writing()
 

@@ -1,13 +1,11 @@
 """A caller of a session that stops reading for a while: it misses nothing and slows nobody."""
 
-import asyncio
-
 import grpc
 import pytest
 
 from anabranch.v1 import generation_pb2 as pb
 from anabranch.v1 import session_pb2
-from tests.support.auth import bearer
+from tests.support.auth import bearer, until
 from tests.support.inprocess import MODEL, Cluster, cluster, model_stub
 
 TOKENS = 1500
@@ -53,6 +51,7 @@ async def test_a_caller_that_pauses_misses_nothing_and_gets_it_in_few_frames(
     fast_engine: Cluster,
 ):
     streams = 40
+    fast_engine.lets_callers_pause()
     token = await fast_engine.token("shop", await fast_engine.new_client("shop", "generate"))
     async with fast_engine.channel(fast_engine.router) as channel:
         call = model_stub(channel).Session(metadata=bearer(token))
@@ -60,14 +59,11 @@ async def test_a_caller_that_pauses_misses_nothing_and_gets_it_in_few_frames(
         await call.write(session_pb2.SessionRequest(frames=[start(n + 1) for n in range(streams)]))
 
         # Nothing is read until the engine has finished every answer.
-        async def idle() -> bool:
+        async def all_are_over() -> bool:
             (backend,) = await fast_engine.backends()
-            return backend.in_flight == 0 and backend.load.sequence > 5
+            return backend.in_flight == 0 and backend.load.starts_seen == streams
 
-        async with asyncio.timeout(30):
-            await asyncio.sleep(0.5)
-            while not await idle():
-                await asyncio.sleep(0.05)
+        await until(all_are_over)
         tokens, frames = await collect(call, streams)
         await call.done_writing()
         assert await call.read() is grpc.aio.EOF
@@ -77,6 +73,7 @@ async def test_a_caller_that_pauses_misses_nothing_and_gets_it_in_few_frames(
 
 @pytest.mark.slow
 async def test_a_paused_caller_does_not_hold_up_another(fast_engine: Cluster):
+    fast_engine.lets_callers_pause()
     token = await fast_engine.token("shop", await fast_engine.new_client("shop", "generate"))
     async with (
         fast_engine.channel(fast_engine.router) as idle_channel,

@@ -1,6 +1,5 @@
 """A running auth service for tests, its first administrator and the ways to call it."""
 
-import asyncio
 import base64
 import sqlite3
 from collections.abc import AsyncIterator, Callable
@@ -18,6 +17,7 @@ from services.auth.app import running
 from services.auth.settings import Settings
 from services.auth.vault import Vault
 from services.chassis.errors import Fault, fault_from_rpc_error
+from tests.support.waiting import until as until
 
 ISSUER = "https://auth.anabranch.internal"
 
@@ -93,9 +93,3 @@ async def refused(call: Any) -> Fault:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     return fault_from_rpc_error(caught.value)
-
-
-async def until(condition: Callable[[], Any], seconds: float = 5.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not await condition():
-            await asyncio.sleep(0.02)

@@ -20,6 +20,7 @@ from services.local_engine.engine import (
     SamplingSpec,
     TokenUsage,
 )
+from tests.support.waiting import BOUND_S
 
 MODEL = Path(__file__).parents[2] / ".models" / "smollm2-135m-instruct"
 
@@ -126,11 +127,8 @@ async def run_request(engine: Engine, asked: pb.GenerateRequest, spec: SamplingS
     return await RunningJob(engine, await engine.encode(asked), spec, asked=asked).result()
 
 
-async def until_idle(engine: Engine, within: float = 5.0) -> float:
-    """Waits until the engine reports no work, and returns after how many seconds it did."""
-    loop = asyncio.get_running_loop()
-    started = loop.time()
-    async with asyncio.timeout(within):
+async def until_idle(engine: Engine) -> None:
+    """Waits until the engine reports no work."""
+    async with asyncio.timeout(BOUND_S):
         while (load := engine.load()).running or load.waiting:
             await asyncio.sleep(0.005)
-    return loop.time() - started

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from services.cloud_proxy import app as cloud_app
 from services.cloud_proxy import settings as cloud_settings
 from services.local_engine import app as engine_app
 from services.local_engine import settings as engine_settings
+from services.local_engine.sim_engine import SimEngine
 from services.router import app as router_app
 from services.router import settings as router_settings
 from tests.support.auth import bearer, until
@@ -35,10 +36,14 @@ MODEL = "sim-river"
 
 @dataclass
 class Engine:
-    """One running sim engine; `stop` ends it in the production order."""
+    """One running sim engine; `stop` ends it in the production order.
+
+    A test slows its simulation until what it waits for has happened: then no answer is over before.
+    """
 
     host: Host
     stack: AsyncExitStack
+    simulation: SimEngine
 
     async def stop(self) -> None:
         await self.stack.aclose()
@@ -86,8 +91,10 @@ class Cluster:
             served_model_name=changes.pop("model", MODEL),
             **changes,
         )
-        host = await stack.enter_async_context(engine_app.running(settings))
-        engine = Engine(host, stack)
+        simulation = engine_app.make_engine(settings)
+        assert isinstance(simulation, SimEngine)
+        host = await stack.enter_async_context(engine_app.running(settings, engine=simulation))
+        engine = Engine(host, stack, simulation)
         self.engines.append(engine)
         self.stack.push_async_callback(engine.stop)
         return engine
@@ -107,6 +114,13 @@ class Cluster:
         self.router = await self.stack.enter_async_context(router_app.running(settings))
         return self.router
 
+    def lets_callers_pause(self) -> None:
+        """The router cuts nobody for not reading for a while: a busy machine makes it long."""
+        assert self.router is not None
+        assert self.router.model_service is not None
+        requests = self.router.model_service.requests
+        requests.limits = replace(requests.limits, write_stall=600.0)
+
     async def backends(self) -> list[admin_pb2.BackendStatus]:
         assert self.router is not None
         async with open_channel(self.router.address) as channel:
@@ -120,7 +134,7 @@ class Cluster:
             states = [backend.state for backend in await self.backends()]
             return states.count(admin_pb2.BACKEND_STATE_READY) == count
 
-        await until(ready, 10.0)
+        await until(ready)
 
     def common(self, service_id: str) -> dict[str, Any]:
         return {
@@ -128,7 +142,7 @@ class Cluster:
             "http_listen": "127.0.0.1:0",
             "registry": self.registry,
             "service_id": service_id,
-            "drain_timeout": 5.0,
+            "drain_timeout": 60.0,
         }
 
 

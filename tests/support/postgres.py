@@ -10,7 +10,6 @@ import os
 import pwd
 import secrets
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -18,7 +17,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_START_SECONDS = 30.0
+from tools.cluster.ports import free_port
+
+_START_SECONDS = 60.0
 _INIT = ("-A", "scram-sha-256", "--no-sync", "-E", "UTF8", "--locale=C.UTF-8")
 _RUN = ("-c", "listen_addresses=127.0.0.1", "-c", "fsync=off")
 
@@ -57,7 +58,7 @@ def postgres_server() -> Iterator[str]:
         )
         if made.returncode:
             raise RuntimeError(f"initdb failed: {made.stderr}")
-        port = _free_port()
+        port = free_port()
         log = (home / "log").open("wb")
         with log:
             server = subprocess.Popen(
@@ -74,15 +75,9 @@ def postgres_server() -> Iterator[str]:
         finally:
             # SIGINT: fast shutdown, which ends the sessions that are left.
             server.send_signal(2)
-            server.wait(timeout=30)
+            server.wait(timeout=60)
     finally:
         shutil.rmtree(home, ignore_errors=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _await_ready(server: subprocess.Popen[bytes], bin_dir: Path, port: int, home: Path) -> None:

@@ -15,6 +15,7 @@ from aiohttp import web
 from services.chassis.settings import Secret
 from services.cloud_proxy.config import Route, load_routes
 from services.cloud_proxy.profiles import built_in_profiles
+from tests.support.waiting import BOUND_S
 from tools.provider_simulator.server import Simulator
 
 KEY = "sk-simulated-0123456789-do-not-log"
@@ -39,9 +40,9 @@ class Provider:
             found: dict[str, Any] = await response.json()
             return found
 
-    async def until(self, condition: Callable[[dict[str, Any]], bool], seconds: float = 5) -> None:
+    async def until(self, condition: Callable[[dict[str, Any]], bool]) -> None:
         """Waits until its state satisfies `condition`."""
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(BOUND_S):
             while not condition(await self.state()):
                 await asyncio.sleep(0.01)
 

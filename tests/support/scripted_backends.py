@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -22,14 +23,19 @@ from services.chassis.errors import Fault, to_status
 from services.chassis.host import Tasks
 from services.chassis.model_handler import CallContext
 from services.chassis.registry import Instance
+from services.router.app import assemble
+from services.router.budget_leases import ShareOfBudget
+from services.router.core.policy import Objective, Policy
 from services.router.core.values import Health
-from services.router.exchange import RoutingLimits
 from services.router.handler import RouterHandler
+from services.router.legs import Routing
 from services.router.observation import Observer
-from services.router.pool import Pool
 from tests.support.auth import until
+from tests.support.waiting import BOUND_S
 
 MODEL = "river"
+# What a backend without a free slot cannot meet, and any other can.
+_POLICY = Policy(objective=Objective(ttft=1.0))
 CALLER = Principal("tester", "shop", frozenset({"generate"}), float("inf"), "t")
 Frame = relay_pb2.RelaySessionResponseFrame
 
@@ -51,7 +57,12 @@ class Backend:
     """One scripted backend."""
 
     def __init__(
-        self, id: str, tier: pb.Tier.ValueType, capabilities: Sequence[pb.Capability.ValueType]
+        self,
+        id: str,
+        tier: pb.Tier.ValueType,
+        capabilities: Sequence[pb.Capability.ValueType],
+        models: Sequence[str] = (MODEL,),
+        prices: pb.TokenPrices | None = None,
     ) -> None:
         self.id = id
         self.sessions = 0
@@ -59,10 +70,14 @@ class Backend:
         self.may_greet.set()
         self.reject: grpc.StatusCode | None = None
         self.cancelled: list[int] = []
+        self.masks: list[tuple[int, ...]] = []
         self._ready = session_pb2.SessionReady(
             backend_id=id,
             tier=tier,
-            models=[pb.ModelInfo(name=MODEL, tiers=[tier], capabilities=capabilities)],
+            models=[
+                pb.ModelInfo(name=model, tiers=[tier], capabilities=capabilities, prices=prices)
+                for model in models
+            ],
         )
         self._starts: asyncio.Queue[tuple[int, pb.GenerateRequest]] = asyncio.Queue()
         self._context: grpc.aio.ServicerContext | None = None
@@ -90,12 +105,17 @@ class Backend:
         return Instance(self.id, "anabranch-engine", self.address, {"models": MODEL})
 
     async def next_start(self) -> tuple[int, pb.GenerateRequest]:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND_S):
             return await self._starts.get()
 
     async def send(self, *frames: Frame, load: session_pb2.LoadReport | None = None) -> None:
         assert self._context is not None
         await self._context.write(relay_pb2.RelaySessionResponse(frames=frames, load=load))
+
+    async def says(self, **fields: Any) -> None:
+        """Sends a message of other things than frames."""
+        assert self._context is not None
+        await self._context.write(relay_pb2.RelaySessionResponse(**fields))
 
     async def refuse(self, fault: Fault) -> None:
         """Answers the next start with an error."""
@@ -117,6 +137,7 @@ class Backend:
                 if frame.WhichOneof("action") == "cancel":
                     self.cancelled.append(frame.stream)
                 else:
+                    self.masks.append(tuple(frame.mask))
                     self._starts.put_nowait(
                         (frame.stream, pb.GenerateRequest.FromString(frame.start))
                     )
@@ -157,7 +178,7 @@ class Answer:
         await until(enough)
 
     async def _end(self) -> pb.GenerateChunk | Fault:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND_S):
             await self._over.wait()
         (end,) = self.ends
         return end
@@ -166,8 +187,9 @@ class Answer:
 class Scene:
     """A pool in front of scripted backends, and a registry that says what the test says."""
 
-    def __init__(self, pool: Pool, handler: RouterHandler, tokens: Tokens) -> None:
-        self.pool = pool
+    def __init__(self, routing: Routing, handler: RouterHandler, tokens: Tokens) -> None:
+        self.routing = routing
+        self.pool = routing.pool
         self.handler = handler
         self.tokens = tokens
         self.listings: asyncio.Queue[tuple[Instance, ...]] = asyncio.Queue()
@@ -188,8 +210,9 @@ class Scene:
             pb.CAPABILITY_RESUME_TOKENS,
             pb.CAPABILITY_RESUME_TEXT,
         ),
+        **more: Any,
     ) -> Backend:
-        backend = Backend(id, tier, capabilities)
+        backend = Backend(id, tier, capabilities, **more)
         await backend.open()
         self.stack.push_async_callback(backend.server.stop, 0)
         return backend
@@ -209,7 +232,7 @@ class Scene:
         """Starts a request; a refusal is its answer's fault, as it is for every caller."""
         answer = Answer()
         request = pb.GenerateRequest(**{"model": MODEL, "prompt": "p", **fields})
-        context = CallContext(CALLER, "r", asyncio.get_running_loop().time() + 30)
+        context = CallContext(CALLER, "r", asyncio.get_running_loop().time() + 600)
         try:
             self.handler.open(request, context, answer)
         except Fault as fault:
@@ -218,19 +241,23 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene(*, max_queue_time: float = 10.0) -> AsyncIterator[Scene]:
+async def scene(*, max_queue_time: float = 600.0, policy: Policy = _POLICY) -> AsyncIterator[Scene]:
+    admission = replace(policy.admission, max_wait=max_queue_time, max_waiting=20)
+    policy = replace(policy, admission=admission)
     tokens = Tokens()
     async with asyncio.TaskGroup() as group:
         tasks = Tasks(group)
-        pool = Pool(tokens, tasks, time.monotonic, default_ttft_slo=10, max_waiting=10, seed=1)
+        leases = ShareOfBudget(1, time.time)
+        routing = assemble(tokens, tasks, lambda: policy, leases, seed=1)
+        pool = routing.pool
         handler = RouterHandler(
-            pool,
+            routing,
             tokens,
-            RoutingLimits(max_queue_time, time.monotonic),
             Observer(metrics.NoOpMeter("test"), trace.NoOpTracer()),
             session_pb2.SessionReady,
         )
-        running = Scene(pool, handler, tokens)
+        running = Scene(routing, handler, tokens)
+        tasks.create_task(routing.spending.keep_supplied())
         tasks.create_task(pool.follow(running, "anabranch-engine"))
         try:
             async with running.stack:

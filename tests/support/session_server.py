@@ -335,7 +335,7 @@ def server_process(address: str = "127.0.0.1:0") -> Iterator[tuple[str, subproce
         yield server.stdout.readline().strip(), server
     finally:
         server.terminate()
-        server.wait(10)
+        server.wait(60)
         server.stdout.close()
 
 

@@ -16,6 +16,7 @@ from anabranch.v1 import admin_pb2_grpc
 from services.chassis.channels import open_channel
 from services.chassis.workers import Assignment
 from tests.support.auth import bearer, until
+from tests.support.waiting import BOUND_S
 from tools import identities
 from tools.cluster import Cluster
 
@@ -47,7 +48,7 @@ async def metrics(cluster: Cluster) -> str:
 
     def read() -> str:
         url = f"http://{cluster.processes['router'].record.http}/metrics"
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.urlopen(url, timeout=BOUND_S) as answer:
             return str(answer.read().decode())
 
     return await asyncio.to_thread(read)
@@ -65,7 +66,7 @@ async def values(cluster: Cluster, name: str) -> dict[str, float]:
 
 
 async def until_workers(cluster: Cluster, count: int, gone: Sequence[WorkerProcess] = ()) -> None:
-    """Waits until `count` workers serve and those `gone` are gone, 20 s at most."""
+    """Waits until `count` workers serve and those `gone` are gone."""
 
     async def reached() -> bool:
         # In this order: a supervisor that has replaced a dead worker no longer counts it.
@@ -75,7 +76,7 @@ async def until_workers(cluster: Cluster, count: int, gone: Sequence[WorkerProce
         serving = await values(cluster, "anabranch_workers_serving")
         return serving["supervisor"] == count
 
-    await until(reached, 20.0)
+    await until(reached)
 
 
 async def ask_each(cluster: Cluster, method: str, request: Any) -> list[Any]:
@@ -98,4 +99,4 @@ async def ask_any(cluster: Cluster, method: str, request: Any) -> Any:
 
 async def _call(channel: grpc.aio.Channel, method: str, request: Any, token: str) -> Any:
     stub = admin_pb2_grpc.RouterAdminServiceStub(channel)
-    return await getattr(stub, method)(request, metadata=bearer(token), timeout=10.0)
+    return await getattr(stub, method)(request, metadata=bearer(token), timeout=BOUND_S)

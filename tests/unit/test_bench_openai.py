@@ -15,7 +15,7 @@ from bench.dataplane.requests import WORDS, chat
 from bench.dataplane.steps import Steps
 from tools.cluster.ports import free_port
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 
 
 @asynccontextmanager

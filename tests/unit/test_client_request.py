@@ -34,9 +34,11 @@ def test_keywords_equal_the_contracts_fields() -> None:
         (vocabulary.ReasoningEffort, pb.ReasoningEffort),
         (vocabulary.OverflowReason, pb.OverflowReason),
         (vocabulary.UsageSource, pb.Usage.Source),
+        (vocabulary.CacheSource, pb.CacheSource),
         (vocabulary.ToolChoiceMode, pb.ToolChoice.Mode),
         (vocabulary.Capability, pb.Capability),
         (vocabulary.BackendState, admin_pb2.BackendState),
+        (vocabulary.BreakerState, admin_pb2.BreakerState),
         (vocabulary.Verdict, admin_pb2.ExplainRouteResponse.Verdict),
     ],
 )

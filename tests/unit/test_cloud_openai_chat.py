@@ -25,7 +25,11 @@ from tests.support.provider import route
 
 RECORDINGS = Path(__file__).parent / "recordings"
 ANY_SPLIT = settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=200,
+    suppress_health_check=[
+        *settings.default.suppress_health_check,
+        HealthCheck.function_scoped_fixture,
+    ],
 )
 MODELS = {
     "deepseek": "deepseek-v4-flash",

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.router.core.decide import choose, decide
+from services.router.core.policy import Objective
 from services.router.core.values import (
     Backend,
     Dispatch,
@@ -19,11 +20,14 @@ from services.router.core.values import (
     Request,
     Residency,
     Resume,
+    Terms,
     Tier,
     Wait,
 )
 
 NOW = 1000.0
+TERMS = Terms.plain("m")
+HASTY = TERMS._replace(objective=Objective(ttft=0.2))
 
 
 def backend(name: str, **changes) -> Backend:
@@ -37,8 +41,8 @@ def backend(name: str, **changes) -> Backend:
     return Backend(**{**values, **changes})
 
 
-def verdict(request: Request, *backends: Backend):
-    return decide(request, Pool(backends), NOW, Random(1)).verdict
+def verdict(request: Request, *backends: Backend, terms: Terms = TERMS):
+    return decide(request, Pool(backends), terms, NOW, Random(1)).verdict
 
 
 CLOUD = backend("cloud", tier=Tier.CLOUD, load=Load(max_running=100))
@@ -57,7 +61,23 @@ def test_the_emptier_backend_is_chosen():
 
 def test_dispatches_that_the_report_does_not_know_count():
     full = backend("a", sent_since=4)
-    assert verdict(Request("m", 10), full, CLOUD).backend_id == "cloud"
+    assert verdict(Request("m", 10), full, CLOUD, terms=HASTY).backend_id == "cloud"
+
+
+def test_who_can_be_served_locally_in_time_waits_rather_than_leaves():
+    full = backend("a", load=Load(running=4, max_running=4, step_time=0.01))
+    assert isinstance(verdict(Request("m", 10), full, CLOUD), Wait)
+
+
+def test_the_last_chance_to_be_in_time_is_taken():
+    full = backend("a", load=Load(running=4, max_running=4, step_time=0.001))
+    request = Request("m", 10, waited=9.0)
+    assert isinstance(verdict(request, full, CLOUD), Wait)
+    slow = backend("cloud", tier=Tier.CLOUD, load=Load(max_running=100), ttft_p95=0.7)
+    assert verdict(request, full, slow).backend_id == "cloud"
+    # One that is too slow by now is no reason to give the local slot up.
+    slower = backend("cloud", tier=Tier.CLOUD, load=Load(max_running=100), ttft_p95=3.0)
+    assert isinstance(verdict(request, full, slower), Wait)
 
 
 def test_a_slot_is_free_as_soon_as_its_request_has_ended():
@@ -84,7 +104,7 @@ def test_a_slow_backend_is_avoided():
     ],
 )
 def test_overflow_says_why(local, reason):
-    chosen = verdict(Request("m", 10), *local, CLOUD)
+    chosen = verdict(Request("m", 10), *local, CLOUD, terms=HASTY)
     assert (chosen.backend_id, chosen.overflow) == ("cloud", reason)
 
 
@@ -107,7 +127,8 @@ def test_local_only_is_refused_when_nothing_local_is_healthy():
 
 
 def test_an_unknown_model_is_refused_as_such():
-    assert verdict(Request("x", 10), backend("a")).refusal is Refusal.MODEL_UNKNOWN
+    unknown = decide(Request("x", 10), Pool((backend("a"),)), Terms.plain("x"), NOW, Random(1))
+    assert unknown.verdict.refusal is Refusal.MODEL_UNKNOWN
 
 
 def test_a_caller_with_a_limit_waits_for_nobody_slower():
@@ -135,7 +156,9 @@ def test_resume_goes_only_where_it_can():
 
 
 def test_a_full_cache_counts_as_busy():
-    full = backend("a", load=Load(kv_used_tokens=100, kv_total_tokens=100, max_running=4))
+    full = backend(
+        "a", load=Load(running=1, kv_used_tokens=100, kv_total_tokens=100, max_running=4)
+    )
     assert isinstance(verdict(Request("m", 10), full), Wait)
 
 
@@ -143,6 +166,7 @@ def test_every_backend_is_explained():
     decision = decide(
         Request("m", 10, residency=Residency.LOCAL_ONLY),
         Pool((backend("a"), CLOUD, backend("b", drained=True))),
+        TERMS,
         NOW,
         Random(1),
     )
@@ -154,7 +178,9 @@ def test_every_backend_is_explained():
 
 def test_equal_backends_share_the_work():
     chosen = {
-        decide(Request("m", 10), Pool((backend("a"), backend("b"))), NOW, Random(seed)).verdict
+        decide(
+            Request("m", 10), Pool((backend("a"), backend("b"))), TERMS, NOW, Random(seed)
+        ).verdict
         for seed in range(50)
     }
     assert {c.backend_id for c in chosen} == {"a", "b"}
@@ -199,8 +225,8 @@ requests = st.builds(
 @given(requests, pools, st.integers(0, 9))
 def test_the_choice_is_the_best_of_what_is_explained(request, backends, seed):
     pool = Pool(tuple(backends))
-    decision = decide(request, pool, NOW, Random(seed))
-    assert decision.verdict == choose(request, pool, NOW, Random(seed))
+    decision = decide(request, pool, TERMS, NOW, Random(seed))
+    assert decision.verdict == choose(request, pool, TERMS, NOW, Random(seed))
     feasible = [c for c in decision.candidates if c.feasible]
     for tier in request.residency.tiers:
         there = [c for c in feasible if c.tier is tier]

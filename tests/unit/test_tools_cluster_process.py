@@ -10,6 +10,7 @@ import time
 import psutil
 import pytest
 
+from tests.support.waiting import BOUND_S
 from tools.cluster import process, state
 from tools.cluster.health import until_serving
 from tools.cluster.ports import free_port, is_free
@@ -30,20 +31,22 @@ def impatient(monkeypatch):
     monkeypatch.setattr(process, "ORPHANS", 0.1)
 
 
-def spec(*arguments: str, drain: float = 5.0, program: str = PARENT) -> ProcessSpec:
+def spec(
+    *arguments: str, drain: float = 60.0, start: float = BOUND_S, program: str = PARENT
+) -> ProcessSpec:
     return ProcessSpec(
         name="parent",
         argv=(sys.executable, "-c", program, *arguments),
         probe="http",
         address=f"127.0.0.1:{free_port()}",
         drain=drain,
-        start_timeout=0.5,
+        start_timeout=start,
     )
 
 
 async def started(tmp_path, spec: ProcessSpec) -> Running:
     running = Running(spec, tmp_path, detached=False)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(BOUND_S):
         while "ready" not in running.last_lines():
             await asyncio.sleep(0.02)
     assert len(running.record.members()) == 2
@@ -63,7 +66,7 @@ async def test_killing_a_process_kills_its_children_too(tmp_path):
     running = await started(tmp_path, spec("polite"))
     await running.kill()
     assert not running.record.members()
-    assert await running.wait(5) == -9
+    assert await running.wait(BOUND_S) == -9
 
 
 async def test_a_process_without_children_ends_without_force(tmp_path):
@@ -88,7 +91,7 @@ async def test_a_process_that_ends_at_start_is_reported_with_its_last_words(tmp_
 
 
 async def test_a_process_that_never_serves_is_reported_with_its_log(tmp_path):
-    running = await started(tmp_path, spec("polite"))
+    running = await started(tmp_path, spec("polite", start=0.5))
     try:
         with pytest.raises(ClusterError, match=r"UNREACHABLE[\s\S]*parent\.log"):
             await until_serving(running)

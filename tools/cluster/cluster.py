@@ -212,7 +212,7 @@ class Cluster:
                 auth_pb2.IssueTokenRequest(
                     client_id=client_id, client_secret=self.credentials[client_id]
                 ),
-                timeout=10.0,
+                timeout=30.0,
             )
         return str(answer.access_token)
 
@@ -223,11 +223,11 @@ class Cluster:
             answer = await admin_pb2_grpc.RouterAdminServiceStub(channel).ListBackends(
                 admin_pb2.ListBackendsRequest(),
                 metadata=(("authorization", f"Bearer {token}"),),
-                timeout=10.0,
+                timeout=30.0,
             )
         return list(answer.backends)
 
-    async def until_backends(self, count: int, timeout: float = 20.0) -> None:
+    async def until_backends(self, count: int, timeout: float = 60.0) -> None:
         """Waits until the router has exactly `count` ready backends, `timeout` s at most."""
         deadline = time.monotonic() + timeout
         seen = "nothing"

@@ -7,6 +7,7 @@ server; Consul is asked for its leader; anything else for an HTTP status below 5
 from __future__ import annotations
 
 import asyncio
+import http.client
 import time
 import urllib.error
 import urllib.request
@@ -52,7 +53,7 @@ def _http(url: str, probe: Probe) -> str:
             body = answer.read().decode("utf-8", "replace").strip()
     except urllib.error.HTTPError as error:
         return "SERVING" if probe == "http" and error.code < 500 else f"HTTP {error.code}"
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return "UNREACHABLE"
     if probe == "consul" and body in ("", '""'):
         return "NO LEADER"

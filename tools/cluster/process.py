@@ -44,9 +44,9 @@ class ProcessSpec:
     """host:port that the probe asks and others call."""
     http: str = ""
     """host:port of /metrics, if any."""
-    start_timeout: float = 45.0
+    start_timeout: float = 120.0
     """Seconds until the probe must have succeeded."""
-    drain: float = 10.0
+    drain: float = 30.0
     """Seconds that an ordered end may take; past it the group is killed."""
 
 

@@ -133,7 +133,6 @@ class Recipes:
             env=_python(),
             probe="http",
             address=at(self.ports.provider),
-            drain=5.0,
         )
 
     def cloud(self) -> ProcessSpec:
@@ -171,7 +170,7 @@ class Recipes:
             "ANABRANCH_ENGINE_",
             ports,
             settings | dict(engine.settings),
-            start_timeout=240.0 if engine.kind is EngineKind.VLLM else 45.0,
+            start_timeout=240.0 if engine.kind is EngineKind.VLLM else 120.0,
         )
 
     def write_offer(self, models: tuple[str, ...]) -> None:
@@ -201,7 +200,7 @@ class Recipes:
         prefix: str,
         ports: tuple[int, int],
         settings: Mapping[str, str],
-        start_timeout: float = 45.0,
+        start_timeout: float = 120.0,
     ) -> ProcessSpec:
         common = {
             "LISTEN": at(ports[0]),
@@ -209,7 +208,7 @@ class Recipes:
             "SERVICE_ID": name,
             "REGISTRY": self.registry,
             "LOG_LEVEL": self.log_level,
-            "DRAIN_TIMEOUT": "10",
+            "DRAIN_TIMEOUT": "30",
         }
         merged = common | dict(settings)
         return ProcessSpec(

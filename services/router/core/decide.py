@@ -1,192 +1,364 @@
 """Which backend, or which refusal, and why: one pure function.
 
-Order: the preferred tier while a backend there can meet the objective, else the
-next tier that the request allows, else wait while capacity exists, else refuse.
+Order: the preferred tier while a backend there can meet the objective, now or once a slot comes
+free; else the next tier that the request allows; else wait while capacity exists; else refuse.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from math import inf
 from random import Random
 
-from services.router.core.prediction import outlook, score, time_to_first_token
+from services.router.core.feasibility import cost_of, is_about_money, standing_objection
+from services.router.core.policy import Algorithm
+from services.router.core.prediction import Outlook, outlook, score, time_to_first_token
+from services.router.core.prefix import cached_tokens
+from services.router.core.ranking import RANKINGS, Choice
+from services.router.core.ring import Ring
+from services.router.core.slow_start import warmth
 from services.router.core.values import (
     Backend,
     Candidate,
     Decision,
     Dispatch,
-    Health,
     Overflow,
     Pool,
     Refusal,
     Refuse,
     Request,
+    Residency,
     Resume,
+    Terms,
     Tier,
     Verdict,
     Wait,
 )
 
-# Predictions err; a backend must be better than the limit by this factor.
-TTFT_MARGIN = 1.3
+PATIENCE_S = 0.15
+"""Those who wait are decided again at least this often: with each report of a busy backend."""
+
+_NOTHING: Mapping[str, int] = {}
 
 
-def choose(
-    request: Request,
-    pool: Pool,
-    now: float,
-    random: Random,
-    *,
-    default_ttft_slo: float = 10.0,
-) -> Verdict:
+def choose(request: Request, pool: Pool, terms: Terms, now: float, random: Random) -> Verdict:
     """Decides one request against one snapshot.
 
-    `now` is on the clock of the snapshot's `cooling_until`, in seconds. Equal
-    scores are broken by `random`. `default_ttft_slo` steers requests without a
-    limit of their own towards another tier, but never refuses them.
+    `now` is on the clock of the snapshot's times, in seconds. Equal scores are broken by `random`.
+    The objective in `terms` steers requests without a limit of their own towards another tier, but
+    never refuses them.
     """
-    model = request.model
-    serving = [backend for backend in pool.backends if model in backend.models]
-    slo = default_ttft_slo if request.ttft_slo is None else request.ttft_slo
-    tiers = request.residency.tiers
-    for tier in tiers:
-        found = _best(request, serving, tier, now, random, slo)
-        if found is not None:
-            overflow = None
-            if tier is not tiers[0]:
-                overflow = _overflow(request, [b for b in serving if b.tier is tiers[0]], now)
-            return Dispatch(found[0].id, tier, found[1], overflow)
-    if not serving:
-        return Refuse(Refusal.MODEL_UNKNOWN, f"no backend serves {model!r}")
-    return _without_feasible(request, serving, now, random)
+    return _Decider(request, pool, terms, now, random).verdict()
 
 
-def decide(
-    request: Request,
-    pool: Pool,
-    now: float,
-    random: Random,
-    *,
-    default_ttft_slo: float = 10.0,
-) -> Decision:
+def decide(request: Request, pool: Pool, terms: Terms, now: float, random: Random) -> Decision:
     """What `choose` says, and all that it weighed: for people who ask why."""
-    verdict = choose(request, pool, now, random, default_ttft_slo=default_ttft_slo)
+    decider = _Decider(request, pool, terms, now, random)
+    verdict = decider.verdict()
     chosen = verdict.backend_id if isinstance(verdict, Dispatch) else ""
-    candidates = [
-        _weigh(request, backend, now, default_ttft_slo)
-        for backend in pool.backends
-        if request.model in backend.models
-    ]
-    candidates.sort(key=lambda c: (c.objection != "", c.score, c.backend_id != chosen))
+    candidates = [decider.weigh(backend) for backend in decider.serving]
+    candidates.sort(key=lambda c: (c.objection != "", c.backend_id != chosen, c.score))
     return Decision(verdict, tuple(candidates))
 
 
-def _best(
-    request: Request,
-    serving: list[Backend],
-    tier: Tier,
-    now: float,
-    random: Random,
-    slo: float,
-) -> tuple[Backend, float] | None:
-    """The backend of the tier with the lowest score that meets the limit, and its expected time."""
-    tokens = request.prompt_tokens
-    best, best_score, best_time, equals = None, 0.0, 0.0, 1
-    for backend in serving:
-        if backend.tier is not tier:
-            continue
-        ahead = outlook(backend)
-        mine = score(ahead, tokens)
-        if not ahead.free_slot or (best is not None and mine > best_score):
-            continue
-        time = time_to_first_token(ahead, tokens)
-        if TTFT_MARGIN * time > slo or _standing_objection(request, backend, now):
-            continue
-        if best is not None and mine == best_score:
-            # Each of the equals is kept with the same probability.
-            equals += 1
-            if random.random() * equals >= 1.0:
-                continue
-        else:
-            equals = 1
-        best, best_score, best_time = backend, mine, time
-    return None if best is None else (best, best_time)
+class _Decider:
+    """One decision on its way."""
 
-
-def _weigh(request: Request, backend: Backend, now: float, default_ttft_slo: float) -> Candidate:
-    ahead = outlook(backend)
-    ttft = time_to_first_token(ahead, request.prompt_tokens)
-    objection = _standing_objection(request, backend, now)
-    slo = request.ttft_slo if request.ttft_slo is not None else default_ttft_slo
-    if not objection and not ahead.free_slot:
-        objection = "busy: every slot is taken"
-    elif not objection and TTFT_MARGIN * ttft > slo:
-        objection = f"too slow: {ttft:.3f} s expected to the first token"
-    return Candidate(
-        backend_id=backend.id,
-        tier=backend.tier,
-        objection=objection,
-        score=score(ahead, request.prompt_tokens),
-        predicted_ttft=ttft,
-        predicted_tpot=ahead.step,
-        free_slot=ahead.free_slot,
+    __slots__ = (
+        *("_cached", "_margin", "_now", "_pool", "_random", "_request", "_slo", "_terms"),
+        *("_tpot", "_tpot_margin", "serving"),
     )
 
+    def __init__(
+        self, request: Request, pool: Pool, terms: Terms, now: float, random: Random
+    ) -> None:
+        self._request = request
+        self._pool = pool
+        self._terms = terms
+        self._now = now
+        self._random = random
+        local, cloud = terms.local, terms.cloud
+        self.serving = [
+            backend
+            for backend in pool.backends
+            if (local if backend.tier is Tier.LOCAL else cloud) in backend.models
+        ]
+        slo = request.ttft_slo
+        if slo is None:
+            slo = terms.objective.ttft - request.waited
+        self._slo = slo
+        # An open valve closes late: while it is open, local must be better than good enough.
+        rules = terms.overflow
+        stricter = rules.leave if request.overflowing else 1.0
+        self._margin = rules.ttft_margin * stricter
+        self._tpot_margin = rules.tpot_margin * stricter
+        self._tpot = terms.objective.tpot
+        self._cached = self._hits()
 
-def _standing_objection(request: Request, backend: Backend, now: float) -> str:
-    """Why waiting for a free slot there would not help, or nothing."""
-    if backend.tier not in request.residency.tiers:
-        return f"not allowed: the request's residency excludes {backend.tier.value}"
-    if request.backend_id and backend.id != request.backend_id:
-        return "not asked for: the request names another backend"
-    if backend.health is not Health.READY:
-        return f"not ready: {backend.health.value}"
-    if backend.drained:
-        return "drained by an operator"
-    if backend.id in request.tried:
-        return "failed this request before"
-    if backend.cooling_until > now:
-        return "resting after failures"
-    if request.resume is not Resume.FRESH:
-        able = backend.resumes.get(request.model, frozenset())
-        if request.resume not in able:
-            return f"cannot go on after given {request.resume.value}"
-    return ""
-
-
-def _overflow(request: Request, preferred: list[Backend], now: float) -> Overflow:
-    if not preferred:
-        return Overflow.ABSENT
-    objections = [_standing_objection(request, backend, now) for backend in preferred]
-    if not all(objections):
-        return Overflow.SATURATED
-    if any(backend.id in request.tried for backend in preferred):
-        return Overflow.FAILED
-    return Overflow.UNHEALTHY
-
-
-def _without_feasible(
-    request: Request, serving: list[Backend], now: float, random: Random
-) -> Verdict:
-    """Nothing meets the objective: a late start where nobody asked for an early one, or wait."""
-    open_to_it = [b for b in serving if not _standing_objection(request, b, now)]
-    tiers = request.residency.tiers
-    if request.ttft_slo is None:
+    def verdict(self) -> Verdict:
+        """What is to be done with the request."""
+        request = self._request
+        tiers = request.residency.tiers
         for tier in tiers:
-            late = _best(request, open_to_it, tier, now, random, float("inf"))
-            if late is not None:
-                overflow = None if tier is tiers[0] else Overflow.SATURATED
-                return Dispatch(late[0].id, tier, late[1], overflow)
-    if open_to_it:
-        return Wait(f"{len(open_to_it)} backends serve it, all of them busy")
-    if request.resume is not Resume.FRESH:
-        return Refuse(Refusal.CANNOT_RESUME, "no other backend can go on with this answer")
-    known = [b for b in serving if b.tier in tiers]
-    if not known:
-        allowed = ", ".join(tier.value for tier in tiers)
-        why = f"{request.model!r} is not served in the allowed tier ({allowed})"
-    else:
-        why = f"none of the {len(known)} backends of {request.model!r} can take it now"
-    return Refuse(Refusal.NO_BACKEND, why)
+            found = self._best(tier, self._slo)
+            if found is not None:
+                return self._dispatch(found, tier)
+            if tier is Tier.LOCAL and len(tiers) > 1 and tier is tiers[0]:
+                # One that waits here may go to whoever is free first; one sent away is paid for.
+                expected = self._soonest()
+                if expected is not None and not self._is_last_chance():
+                    return Wait("a local slot is expected in time", expected)
+        if not self.serving:
+            return Refuse(Refusal.MODEL_UNKNOWN, f"no backend serves {request.model!r}")
+        return self._without_feasible()
+
+    def weigh(self, backend: Backend) -> Candidate:
+        """A backend as a candidate, for people."""
+        ahead = outlook(backend)
+        hits = self._saved(backend)
+        tokens = self._request.prompt_tokens - hits
+        ttft = self._expected_ttft(backend, ahead, tokens)
+        objection = standing_objection(self._request, backend, self._terms, self._now)
+        objection = objection or self._passing_objection(backend, ahead, tokens, ttft)
+        return Candidate(
+            backend_id=backend.id,
+            tier=backend.tier,
+            objection=objection,
+            score=self._score(backend, ahead, tokens),
+            predicted_ttft=ttft,
+            predicted_tpot=ahead.tpot,
+            free_slot=_has_room(ahead, tokens),
+            cached_tokens=hits,
+            cost=cost_of(self._request, backend, self._terms) or 0,
+        )
+
+    def _passing_objection(self, backend: Backend, ahead: Outlook, tokens: int, ttft: float) -> str:
+        if not _has_room(ahead, tokens):
+            full = "every slot is taken" if not ahead.free_slot else "its KV cache is full"
+            return f"busy: {full}"
+        if self._margin * ttft > self._slo:
+            return f"too slow: {ttft:.3f} s expected to the first token"
+        if backend.tier is Tier.LOCAL and self._tpot_margin * ahead.tpot > self._tpot:
+            return f"too slow: {ahead.tpot * 1e3:.1f} ms expected for each further token"
+        return ""
+
+    def _hits(self) -> Mapping[str, int]:
+        """Tokens of the prompt that each backend is thought to hold."""
+        request = self._request
+        tokens = request.prompt_tokens
+        if request.blocks and self._pool.prefixes is not None:
+            found = self._pool.prefixes.match(request.blocks)
+            hits = {who: cached_tokens(blocks, tokens) for who, blocks in found.items()}
+        elif request.affinity:
+            hits = {}
+        else:
+            return _NOTHING
+        if request.affinity:
+            # What shares a key is thought to share its prompt too, wherever the key belongs.
+            local = tuple(sorted(b.id for b in self.serving if b.tier is Tier.LOCAL))
+            hits[_ring(local).holder(request.affinity)] = tokens - 1
+        return hits
+
+    def _saved(self, backend: Backend) -> int:
+        return self._cached.get(backend.id, 0)
+
+    def _best(self, tier: Tier, slo: float) -> Choice | None:
+        """The backend of the tier that the algorithm likes best among those that meet the limit."""
+        if tier is Tier.CLOUD:
+            return self._cheapest(slo)
+        if self._terms.algorithm is Algorithm.PREDICTED:
+            return self._lowest_score(slo)
+        feasible = list(self._feasible(tier, slo))
+        if not feasible:
+            return None
+        ranking = RANKINGS[self._terms.algorithm]
+        return ranking(feasible, self._terms, self._pool.turn, self._random)
+
+    def _lowest_score(self, slo: float) -> Choice | None:
+        """As the ranking would; whoever cannot win is not looked at any closer."""
+        request, terms, now = self._request, self._terms, self._now
+        prompt, cached = request.prompt_tokens, self._cached
+        ramp = terms.slow_start
+        tpot_limit = self._tpot / self._tpot_margin if slo < inf else inf
+        ttft_limit = slo / self._margin
+        best: Choice | None = None
+        lowest, equals = inf, 1
+        for backend in self.serving:
+            if backend.tier is not Tier.LOCAL:
+                continue
+            ahead = backend.outlook or outlook(backend)
+            tokens = prompt - cached.get(backend.id, 0) if cached else prompt
+            mine = ahead.score + ahead.per_token * tokens
+            if ramp and now - backend.ready_since < ramp:
+                mine /= warmth(now - backend.ready_since, ramp)
+            if mine > lowest or not ahead.free_slot or tokens > ahead.kv_free:
+                continue
+            if ahead.tpot > tpot_limit:
+                continue
+            time = time_to_first_token(ahead, tokens)
+            if time > ttft_limit or standing_objection(request, backend, terms, now):
+                continue
+            if mine == lowest:
+                equals += 1
+                if self._random.random() * equals >= 1.0:
+                    continue
+            else:
+                equals = 1
+            best, lowest = Choice(backend, mine, time), mine
+        return best
+
+    def _feasible(self, tier: Tier, slo: float) -> Iterable[Choice]:
+        for backend in self.serving:
+            if backend.tier is not tier:
+                continue
+            ahead = outlook(backend)
+            tokens = self._request.prompt_tokens - self._saved(backend)
+            if not _has_room(ahead, tokens):
+                continue
+            time = self._expected_ttft(backend, ahead, tokens)
+            if self._margin * time > slo:
+                continue
+            if slo < inf and tier is Tier.LOCAL and self._tpot_margin * ahead.tpot > self._tpot:
+                continue
+            if not standing_objection(self._request, backend, self._terms, self._now):
+                yield Choice(backend, self._score(backend, ahead, tokens), time)
+
+    def _cheapest(self, slo: float) -> Choice | None:
+        """Of the cloud's: the lowest cost, then the fewest requests."""
+        feasible = list(self._feasible(Tier.CLOUD, slo))
+        if not feasible:
+            return None
+        self._random.shuffle(feasible)
+        request, terms = self._request, self._terms
+        return min(
+            feasible,
+            key=lambda c: (cost_of(request, c.backend, terms) or 0, outlook(c.backend).present),
+        )
+
+    def _score(self, backend: Backend, ahead: Outlook, tokens: int) -> float:
+        mine = score(ahead, tokens)
+        ramp = self._terms.slow_start
+        return mine / warmth(self._now - backend.ready_since, ramp) if ramp else mine
+
+    def _expected_ttft(self, backend: Backend, ahead: Outlook, tokens: int) -> float:
+        """For a local backend its model's word, for a provider what was seen of it."""
+        if backend.tier is Tier.CLOUD:
+            return backend.ttft_p95 + backend.round_trip
+        return time_to_first_token(ahead, tokens)
+
+    def _soonest(self) -> float | None:
+        """How long until a local slot is free, when that is early enough; else None."""
+        request = self._request
+        best: float | None = None
+        for backend in self.serving:
+            if backend.tier is not Tier.LOCAL:
+                continue
+            ahead = outlook(backend)
+            tokens = request.prompt_tokens - self._saved(backend)
+            if _has_room(ahead, tokens) or self._tpot_margin * ahead.tpot > self._tpot:
+                continue
+            time = time_to_first_token(ahead, tokens)
+            if not ahead.wait:
+                time += ahead.turnover
+            if self._margin * time > self._slo:
+                continue
+            if standing_objection(request, backend, self._terms, self._now):
+                continue
+            wait = ahead.wait or ahead.turnover
+            best = wait if best is None else min(best, wait)
+        return best
+
+    def _is_last_chance(self) -> bool:
+        """Whether the cloud would still be in time now, but not if asked after a little wait."""
+        if self._cheapest(self._slo - PATIENCE_S) is not None:
+            return False
+        return self._cheapest(self._slo) is not None
+
+    def _missing_money(self) -> int:
+        """What a budget would have to hold for the cheapest of those that it does not cover."""
+        request, terms = self._request, self._terms
+        if request.budget is None:
+            return 0
+        costs = [
+            cost
+            for backend in self.serving
+            if is_about_money(standing_objection(request, backend, terms, self._now))
+            and (cost := cost_of(request, backend, terms)) is not None
+            and (request.max_cost is None or cost <= request.max_cost)
+        ]
+        return min(costs, default=0)
+
+    def _dispatch(self, found: Choice, tier: Tier, *, late: bool = False) -> Dispatch:
+        request, terms = self._request, self._terms
+        preferred = request.residency.tiers[0]
+        overflow = None
+        if tier is not preferred:
+            overflow = Overflow.SATURATED if late else self._overflow(preferred)
+        backend = found.backend
+        cost = (cost_of(request, backend, terms) or 0) if tier is Tier.CLOUD else 0
+        rules = terms.overflow
+        comfortable = (
+            rules.ttft_margin * rules.leave * found.ttft <= self._slo
+            and rules.tpot_margin * rules.leave * outlook(backend).tpot <= self._tpot
+        )
+        tokens = request.prompt_tokens - self._saved(backend)
+        return Dispatch(backend.id, tier, found.ttft, overflow, tokens, cost, comfortable, late)
+
+    def _overflow(self, preferred: Tier) -> Overflow:
+        there = [backend for backend in self.serving if backend.tier is preferred]
+        if not there:
+            return Overflow.ABSENT
+        request, terms, now = self._request, self._terms, self._now
+        if not all(standing_objection(request, backend, terms, now) for backend in there):
+            return Overflow.SATURATED
+        if any(backend.id in request.tried for backend in there):
+            return Overflow.FAILED
+        return Overflow.UNHEALTHY
+
+    def _without_feasible(self) -> Verdict:
+        """Nothing is in time: a late start where nobody asked for an early one, or wait."""
+        request, serving = self._request, self.serving
+        objections = [
+            standing_objection(request, backend, self._terms, self._now) for backend in serving
+        ]
+        tiers = request.residency.tiers
+        if request.ttft_slo is None:
+            for tier in tiers:
+                found = self._best(tier, inf)
+                if found is not None:
+                    return self._dispatch(found, tier, late=True)
+        if not all(objections):
+            could = objections.count("")
+            expected = min(
+                outlook(backend).wait or outlook(backend).turnover
+                for backend, objection in zip(serving, objections, strict=True)
+                if not objection
+            )
+            why = f"{could} backends serve it, all of them busy"
+            return Wait(why, expected, self._missing_money())
+        if request.resume is not Resume.FRESH:
+            return Refuse(Refusal.CANNOT_RESUME, "no other backend can go on with this answer")
+        if money := next(filter(is_about_money, objections), ""):
+            why = f"only the cloud could take it, but it is {money}"
+            return Refuse(Refusal.NO_BUDGET, why, self._missing_money())
+        if not any(backend.tier in tiers for backend in serving):
+            allowed = ", ".join(tier.value for tier in tiers)
+            why = f"{request.model!r} is not served in the allowed tier ({allowed})"
+            return Refuse(Refusal.NO_BACKEND, why)
+        if request.residency is Residency.CLOUD_ONLY and not request.cloud_allowed:
+            return Refuse(Refusal.NOT_ALLOWED, "the policy keeps this tenant's requests local")
+        why = f"none of the {len(serving)} backends of {request.model!r} can take it now"
+        return Refuse(Refusal.NO_BACKEND, why)
+
+
+@lru_cache(maxsize=64)
+def _ring(backends: tuple[str, ...]) -> Ring:
+    return Ring(backends)
+
+
+def _has_room(ahead: Outlook, tokens: int) -> bool:
+    return ahead.free_slot and tokens <= ahead.kv_free
 
 
 def wait_limit(request: Request, longest: float) -> float:
@@ -194,7 +366,7 @@ def wait_limit(request: Request, longest: float) -> float:
     return longest if request.ttft_slo is None else min(longest, request.ttft_slo)
 
 
-def open_backends(request: Request, pool: Pool, now: float) -> list[Backend]:
+def open_backends(request: Request, pool: Pool, terms: Terms, now: float) -> list[Backend]:
     """Backends that would answer a small question about a model now, whatever their load.
 
     Ordered by the request's preference of tiers, then by load.
@@ -203,6 +375,7 @@ def open_backends(request: Request, pool: Pool, now: float) -> list[Backend]:
     serving = [
         backend
         for backend in pool.backends
-        if request.model in backend.models and not _standing_objection(request, backend, now)
+        if terms.name_in(backend.tier) in backend.models
+        and not standing_objection(request, backend, terms, now)
     ]
     return sorted(serving, key=lambda b: (order.index(b.tier), outlook(b).present, b.id))

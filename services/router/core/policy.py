@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from math import inf
 
 
 class Algorithm(Enum):
@@ -31,10 +32,11 @@ class PriorityClass(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """How soon and how fast answers should come; `tpot` is the time per output token."""
+    """How soon and how fast answers should come; `tpot` is the time per output token, without a
+    limit unless an operator sets one: it hangs on the model and the hardware."""
 
-    ttft: float = 2.0
-    tpot: float = 0.1
+    ttft: float = 10.0
+    tpot: float = inf
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,40 +1,51 @@
-"""Predicts how soon a backend would answer. Pure arithmetic on its load report.
+"""Predicts how soon and how fast a backend would answer. Pure arithmetic on its load report.
 
-A first form of the predicted-latency score: time grows with the prompt tokens
-queued ahead and with the requests already there, scaled by how slow the backend
-measures itself to be. Its constants are those of one H100 with an 8B model
-where the backend reports no step time of its own.
+A step of an engine takes `b0 + b1·prefill + b2·decode + b3·context`, times the speed ratio `m` that
+the engine measures itself (never learnt here from answers that came late: that feeds back). From it
+follow the score and the expected times of docs/adr/0006.
 """
 
 from __future__ import annotations
 
-from math import ceil
+from dataclasses import replace
+from math import inf
 from typing import NamedTuple
 
-from services.router.core.values import Backend
+from services.router.core.values import Backend, Coefficients, Load
 
-DEFAULT_STEP_S = 0.006
-PREFILL_S_PER_TOKEN = 17.25e-6
-QUEUE_S_PER_REQUEST = 0.0005
+H100_LLAMA_8B = Coefficients(5753e-6, 17.25e-6, 6.0e-6, 0.052e-6)
+"""Published for Llama-3.1-8B on one H100; what is assumed of a backend that says nothing."""
+
+QUEUE_SHARE = 0.087
+"""What one more request costs the others, as a share of an empty step: 0.5 ms on that H100. Stable
+from 0.25 ms, erratic above 1 ms."""
+
 DEFAULT_PREFILL_BUDGET = 2048
-TYPICAL_OUTPUT_TOKENS = 200
 
 
 class Outlook(NamedTuple):
     """What one state of a backend promises to any request: all but the request's own tokens.
 
-    Of a request of `p` tokens the score is `score + score_per_token · p`, the expected seconds to
-    the first token `rest + step · ⌈(queued + p) / budget⌉`, and those of each further one `step`.
+    Of a request with `p` tokens that its cache does not hold, the score is
+    `score + per_token · p`, and the expected seconds to the first token are
+    `rest + step · ⌈(queued + p) / budget⌉ + per_token · p`. `wait` is how long one more request is
+    expected to wait for a slot, 0 where one is free, and `turnover` how long until the next request
+    ends; `tpot` is the time per output token with it. `kv_free` is the room in tokens, infinite
+    where unknown.
     """
 
     present: int
     free_slot: bool
+    wait: float
+    turnover: float
     score: float
-    score_per_token: float
+    per_token: float
     rest: float
     step: float
     queued: int
     budget: int
+    tpot: float
+    kv_free: float
 
 
 def outlook(backend: Backend) -> Outlook:
@@ -47,24 +58,57 @@ def outlook(backend: Backend) -> Outlook:
 
 def _outlook(backend: Backend) -> Outlook:
     load = backend.load
-    present = _present(backend)
-    slow = load.step_time_ratio
-    step = load.step_time or DEFAULT_STEP_S
+    m = load.step_time_ratio
+    n = _present(backend)
     queued = load.queued_prefill_tokens + backend.sent_tokens_since
+    base, prefill, decode, context = load.coefficients or _assumed(load)
+    held = context * load.context_tokens
+    step = m * (base + decode * n + held)
+    tpot = m * (base + decode * (n + 1) + held + prefill * load.prefill_tokens_per_step)
+    per_token = m * prefill
     limit = load.max_running
-    excess = present + 1 - limit if 0 < limit <= present else 0
-    waiting = excess * TYPICAL_OUTPUT_TOKENS * step / max(load.running, 1)
-    roomy = not load.kv_total_tokens or load.kv_used_tokens < load.kv_total_tokens
+    excess = n + 1 - limit if 0 < limit <= n else 0
+    kv_free = inf
+    if load.kv_total_tokens:
+        kv_free = float(load.kv_total_tokens - load.kv_used_tokens - queued)
+    # Slots come free one after the other, as answers of mean length end.
+    turnover = backend.mean_output * tpot / max(load.running, 1)
+    wait = max(excess, 1) * turnover if excess or kv_free <= 0 else 0.0
+    residual = 0.5 * tpot if n else 0.0
     return Outlook(
-        present,
-        roomy and not excess,
-        slow * (PREFILL_S_PER_TOKEN * queued + QUEUE_S_PER_REQUEST * (present + 1)),
-        slow * PREFILL_S_PER_TOKEN,
-        backend.round_trip + slow * 0.5 * step + waiting,
-        slow * step,
+        n,
+        not excess and (kv_free > 0 or not n),
+        wait,
+        turnover,
+        per_token * queued + m * QUEUE_SHARE * base * (n + 1),
+        per_token,
+        backend.round_trip + residual + per_token * queued + wait,
+        step,
         queued,
-        max((load.prefill_budget or DEFAULT_PREFILL_BUDGET) - load.running, 1),
+        max((load.prefill_budget or DEFAULT_PREFILL_BUDGET) - n, 1),
+        tpot,
+        kv_free if n else inf,
     )
+
+
+def with_coefficients(load: Load) -> Load:
+    """The report, completed by what is assumed where it says nothing of its steps."""
+    return load if load.coefficients else replace(load, coefficients=_assumed(load))
+
+
+def _assumed(load: Load) -> Coefficients:
+    """Those of the known card, scaled so that they give the step time that the backend reports."""
+    known = H100_LLAMA_8B
+    if not load.step_time:
+        return known
+    modelled = (
+        known.base
+        + known.prefill * load.prefill_tokens_per_step
+        + known.decode * load.running
+        + known.context * load.context_tokens
+    )
+    scale = load.step_time / (modelled * load.step_time_ratio)
+    return Coefficients(*[scale * value for value in known])
 
 
 def _present(backend: Backend) -> int:
@@ -74,12 +118,16 @@ def _present(backend: Backend) -> int:
     return max(reported, backend.in_flight)
 
 
-def score(outlook: Outlook, prompt_tokens: int) -> float:
-    """Relative cost of adding a request, in seconds; lower is better."""
-    return outlook.score + outlook.score_per_token * prompt_tokens
+def score(ahead: Outlook, tokens: int) -> float:
+    """Relative cost of adding a request with so many uncached tokens, in seconds; lower is better.
+
+    The time that its prefill and those before it take, and what it costs those that decode:
+    `m·[b1·(Q + p) + κ·(n + 1)]`.
+    """
+    return ahead.score + ahead.per_token * tokens
 
 
-def time_to_first_token(outlook: Outlook, prompt_tokens: int) -> float:
-    """Expected seconds from dispatch to the first token."""
-    steps = ceil((outlook.queued + prompt_tokens) / outlook.budget)
-    return outlook.rest + outlook.step * steps
+def time_to_first_token(ahead: Outlook, tokens: int) -> float:
+    """Expected seconds from dispatch to the first token, for so many uncached tokens."""
+    steps = -(-(ahead.queued + tokens) // ahead.budget)
+    return ahead.rest + ahead.step * steps + ahead.per_token * tokens

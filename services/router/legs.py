@@ -1,0 +1,126 @@
+"""One dispatch of a request: what is sent to a backend, and the money set aside for it.
+
+An exchange has one leg at a time, and two while it hedges.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import cast
+
+from anabranch.v1 import generation_pb2 as pb
+from services.chassis.model_handler import CallContext
+from services.router import refusals
+from services.router.asking import Asking
+from services.router.core.cloud_budget import Reservation
+from services.router.core.values import Dispatch, Tier
+from services.router.decisions import Decisions
+from services.router.pool import Pool
+from services.router.receipt import write_seconds
+from services.router.receivers import Receiver
+from services.router.spending import Spending
+from services.router.uplink import MAX_START_BYTES, Uplink
+from services.router.waiting_line import WaitingLine
+
+DEADLINE_MARGIN_S = 0.05
+"""A backend's deadline is a little earlier than the caller's, so that its own word arrives."""
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """What all requests of a router share. Deadlines are on the clock of the loop."""
+
+    pool: Pool
+    decisions: Decisions
+    line: WaitingLine
+    spending: Spending
+    clock: Callable[[], float]
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+
+
+class Leg:
+    """A request at a backend, as number `number` of the session there."""
+
+    __slots__ = ("dispatch", "number", "reservation", "sent_at", "uplink")
+
+    def __init__(
+        self,
+        uplink: Uplink,
+        number: int,
+        dispatch: Dispatch,
+        reservation: Reservation | None,
+        sent_at: float,
+    ) -> None:
+        self.uplink = uplink
+        self.number = number
+        self.dispatch = dispatch
+        self.reservation = reservation
+        self.sent_at = sent_at
+
+    def drop(self) -> None:
+        """Nobody wants its answer any more; what still comes is not heard."""
+        self.uplink.disown(self.number)
+        self.uplink.cancel(self.number)
+
+    def settle(self, spending: Spending, cost: int | None) -> None:
+        """It is over and cost so much; None when nobody said, and all that was set aside counts."""
+        if self.reservation is not None:
+            spending.settle(self.reservation, self.reservation.amount if cost is None else cost)
+            self.reservation = None
+
+
+def send(
+    routing: Routing,
+    asking: Asking,
+    request: pb.GenerateRequest,
+    verdict: Dispatch,
+    context: CallContext,
+    traceparent: str,
+    receiver: Receiver,
+) -> Leg:
+    """Sends a request to the backend that was chosen, under the model's name there.
+
+    Raises Fault when it cannot be sent: too large with what is added, or its money is gone.
+    """
+    uplink = routing.pool.uplink(verdict.backend_id)
+    assert uplink is not None, "decided on the pool as it is now"
+    left = context.deadline - routing.loop.time() - DEADLINE_MARGIN_S
+    write_seconds(request.timeout, max(left, 0.001))
+    reservation = None
+    mask: tuple[pb.PiiKind, ...] = ()
+    if verdict.tier is Tier.CLOUD:
+        request.model = asking.terms.cloud
+        reservation = _set_aside(routing, asking, request, verdict)
+        # A router in front of this one has its own policy: what either wants masked is.
+        mask = (
+            *routing.decisions.masks(asking.tenant),
+            *cast("frozenset[pb.PiiKind]", context.mask),
+        )
+    else:
+        request.model = asking.terms.local
+    raw = request.SerializeToString()
+    if len(raw) > MAX_START_BYTES:
+        if reservation is not None:
+            routing.spending.release(reservation)
+        raise refusals.too_large_to_forward(len(raw), MAX_START_BYTES)
+    number = uplink.start(
+        raw, verdict.tokens, asking.blocks, context.caller, traceparent, receiver, mask
+    )
+    return Leg(uplink, number, verdict, reservation, routing.clock())
+
+
+def _set_aside(
+    routing: Routing, asking: Asking, request: pb.GenerateRequest, verdict: Dispatch
+) -> Reservation:
+    """Money for the cloud, more than which the proxy may not spend where a budget limits it."""
+    limited = routing.spending.available(asking.tenant) is not None
+    reservation = routing.spending.reserve(asking.tenant, verdict.cost)
+    if reservation is None:
+        raise refusals.no_budget("the cloud budget was used up in this moment")
+    if limited:
+        own = asking.max_cost
+        cost = verdict.cost if own is None else min(own, verdict.cost)
+        request.routing.max_cost_microusd = cost
+    return reservation
