@@ -152,7 +152,7 @@ class Exchange:
         elif self._seen_output or isinstance(verdict, values.Wait):
             raise self._lost(verdict.why)
         else:
-            raise refusals.refused(verdict, self._request.model)
+            raise refusals.refused(verdict, self._asking.name)
 
     def _queue(self) -> None:
         routing, asking = self._routing, self._asking

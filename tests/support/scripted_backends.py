@@ -120,6 +120,10 @@ class Backend:
     async def refuse(self, fault: Fault) -> None:
         """Answers the next start with an error."""
         number, _ = await self.next_start()
+        await self.fails(number, fault)
+
+    async def fails(self, number: int, fault: Fault) -> None:
+        """Ends a request with an error."""
         await self.send(Frame(stream=number, error=to_status(fault).SerializeToString(), last=True))
 
     async def crash(self) -> None:
