@@ -19,6 +19,7 @@ from services.router.core.values import (
     Health,
     Load,
     Pool,
+    Prices,
     Request,
     Residency,
     Terms,
@@ -124,6 +125,36 @@ def test_a_feasible_backend_of_the_preferred_tier_is_never_passed_over(
 
 
 @MANY
+@given(requests, pools(), prefixes(), terms, seeds, st.integers(0, 7))
+def test_each_algorithm_takes_the_best_of_what_is_explained(
+    request, found, index, terms, seed, turn
+):
+    pool = snapshot(found, index, turn)
+    decision = decide(request, pool, terms, NOW, Random(seed))
+    verdict = decision.verdict
+    assume(isinstance(verdict, Dispatch) and not verdict.late)
+    rivals = [c for c in decision.candidates if c.feasible and c.tier is verdict.tier]
+    chosen = rivals[0]
+    assert chosen.backend_id == verdict.backend_id == decision.candidates[0].backend_id
+    assert verdict.predicted_ttft == chosen.predicted_ttft
+    assert verdict.tokens == request.prompt_tokens - chosen.cached_tokens
+    present = {b.id: outlook(b).present for b in found}
+    if verdict.tier is Tier.CLOUD:
+        known = [c.cost for c in rivals if "m" in by_id(found, c.backend_id).prices]
+        assert verdict.cost == min(known, default=0)
+    elif terms.algorithm is Algorithm.PREDICTED:
+        assert chosen.score == min(c.score for c in rivals)
+    elif terms.algorithm is Algorithm.LEAST_OUTSTANDING:
+        assert present[chosen.backend_id] == min(present[c.backend_id] for c in rivals)
+    elif terms.algorithm is Algorithm.POWER_OF_TWO and len(rivals) > 1:
+        fuller = [c for c in rivals if present[c.backend_id] >= present[chosen.backend_id]]
+        assert len(fuller) > 1, "the fullest of all loses against any other"
+    elif terms.algorithm is Algorithm.ROUND_ROBIN:
+        in_turn = sorted(c.backend_id for c in rivals)
+        assert chosen.backend_id == in_turn[turn % len(in_turn)]
+
+
+@MANY
 @given(requests, pools(healthy_backends), prefixes(), terms, seeds, st.integers(1, 50))
 def test_more_load_makes_nobody_more_attractive(request, found, index, terms, seed, more):
     assume(terms.algorithm in (Algorithm.PREDICTED, Algorithm.LEAST_OUTSTANDING))
@@ -189,3 +220,11 @@ def test_an_objective_without_a_limit_for_the_first_token_keeps_the_one_for_the_
         patient = TERMS._replace(objective=Objective(ttft=inf, tpot=0.05), algorithm=algorithm)
         verdict = choose(Request("m", 10), Pool((slow, cloud())), patient, NOW, Random(1))
         assert verdict.backend_id == "cloud"
+
+
+def test_who_does_not_say_its_prices_is_not_taken_for_the_cheapest():
+    asked = Request("m", 10, residency=Residency.CLOUD_ONLY)
+    cheap, dear = ({"m": Prices(price, price)} for price in (1_000, 9_000))
+    rivals = (cloud("silent"), cloud("dear", prices=dear), cloud("cheap", prices=cheap))
+    assert choose(asked, Pool(rivals), TERMS, NOW, Random(1)).backend_id == "cheap"
+    assert choose(asked, Pool(rivals[:1]), TERMS, NOW, Random(1)).backend_id == "silent"

@@ -240,16 +240,18 @@ class _Decider:
                 yield Choice(backend, self._score(backend, ahead, tokens), time)
 
     def _cheapest(self, slo: float) -> Choice | None:
-        """Of the cloud's: the lowest cost, then the fewest requests."""
+        """Of the cloud's: the lowest cost, an unknown one last, then the fewest requests."""
         feasible = list(self._feasible(Tier.CLOUD, slo, inf))
         if not feasible:
             return None
         self._random.shuffle(feasible)
         request, terms = self._request, self._terms
-        return min(
-            feasible,
-            key=lambda c: (cost_of(request, c.backend, terms) or 0, outlook(c.backend).present),
-        )
+
+        def expense(choice: Choice) -> tuple[float, int]:
+            cost = cost_of(request, choice.backend, terms)
+            return (inf if cost is None else cost, outlook(choice.backend).present)
+
+        return min(feasible, key=expense)
 
     def _score(self, backend: Backend, ahead: Outlook, tokens: int) -> float:
         mine = score(ahead, tokens)
