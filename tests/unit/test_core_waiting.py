@@ -129,6 +129,25 @@ def test_money_is_asked_for_only_where_more_of_it_would_help(request, found, ter
 
 
 @MANY
+@given(requests, pools(least=1), terms)
+def test_a_reason_to_overflow_is_one_that_can_be_seen(request, found, terms):
+    decision = decide(request, snapshot(found), terms, NOW, Random(1))
+    said = decision.verdict
+    assume(isinstance(said, Dispatch))
+    preferred = request.residency.tiers[0]
+    there = [c for c in decision.candidates if c.tier is preferred]
+    if said.tier is preferred or request.backend_id:
+        assert said.overflow is None
+    elif not there:
+        assert said.overflow is Overflow.ABSENT
+    elif any(c.objection.startswith(("busy", "too slow")) for c in there):
+        assert said.overflow is Overflow.SATURATED
+    else:
+        failed = any(c.backend_id in request.tried for c in there)
+        assert said.overflow is (Overflow.FAILED if failed else Overflow.UNHEALTHY)
+
+
+@MANY
 @given(requests, pools(least=1), terms, st.integers(0, 9))
 def test_an_open_valve_is_stricter_with_local_backends_and_with_nobody_else(
     request, found, terms, seed
@@ -172,6 +191,18 @@ def test_who_has_no_limit_of_its_own_is_served_late_in_the_cloud_when_nothing_lo
 def test_who_has_a_limit_of_its_own_waits_for_it_to_pass():
     asked = Request("m", 10, ttft_slo=0.1)
     assert isinstance(verdict(asked, FULL, cloud(ttft_p95=5.0)), Wait)
+
+
+def test_the_reason_of_a_late_overflow_is_the_true_one():
+    asked, slow = Request("m", 10), cloud(ttft_p95=20.0)
+    assert verdict(asked, slow).overflow is Overflow.ABSENT
+    assert verdict(asked, local(drained=True), slow).overflow is Overflow.UNHEALTHY
+    assert verdict(asked._replace(tried=frozenset("a")), local(), slow).overflow is Overflow.FAILED
+
+
+def test_a_request_that_names_a_backend_overflows_from_nowhere():
+    asked = Request("m", 10, backend_id="cloud")
+    assert verdict(asked, local(), cloud()).overflow is None
 
 
 def test_an_open_valve_does_not_hold_the_cloud_to_more_than_its_objective():

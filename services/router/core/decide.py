@@ -310,8 +310,9 @@ class _Decider:
         request, terms = self._request, self._terms
         preferred = request.residency.tiers[0]
         overflow = None
-        if tier is not preferred:
-            overflow = Overflow.SATURATED if late else self._overflow(preferred)
+        # One that names its backend leaves no tier for want of a place there.
+        if tier is not preferred and not request.backend_id:
+            overflow = self._overflow(preferred)
         backend = found.backend
         cost = (cost_of(request, backend, terms) or 0) if tier is Tier.CLOUD else 0
         rules = terms.overflow
