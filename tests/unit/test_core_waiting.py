@@ -19,9 +19,11 @@ from services.router.core.values import (
     Overflow,
     Pool,
     Prices,
+    Refusal,
     Refuse,
     Request,
     Residency,
+    Resume,
     Terms,
     Tier,
     Wait,
@@ -231,3 +233,12 @@ def test_an_open_valve_holds_nobody_back_who_cannot_leave(asked, limit):
     opened = verdict(asked._replace(overflowing=True), queued, cloud(), terms=hasty)
     assert opened == closed
     assert not opened.late
+
+
+def test_an_answer_that_only_money_keeps_from_going_on_asks_for_it():
+    able = {"m": frozenset({Resume.AFTER_TEXT})}
+    (priced,) = dear([cloud(resumes=able)])
+    asked = Request("m", 10, resume=Resume.AFTER_TEXT, max_output=90, budget=0)
+    refused = verdict(asked, priced)
+    assert (refused.refusal, refused.money) == (Refusal.NO_BUDGET, 100)
+    assert verdict(asked._replace(budget=100), priced).backend_id == "cloud"

@@ -355,11 +355,11 @@ class _Decider:
             )
             why = f"{could} backends serve it, all of them busy"
             return Wait(why, expected, self._missing_money())
-        if request.resume is not Resume.FRESH:
-            return Refuse(Refusal.CANNOT_RESUME, "no other backend can go on with this answer")
         if money := next(filter(is_about_money, objections), ""):
             why = f"only the cloud could take it, but it is {money}"
             return Refuse(Refusal.NO_BUDGET, why, self._missing_money())
+        if request.resume is not Resume.FRESH:
+            return Refuse(Refusal.CANNOT_RESUME, "no other backend can go on with this answer")
         if not any(backend.tier in tiers for backend in serving):
             allowed = ", ".join(tier.value for tier in tiers)
             why = f"{request.model!r} is not served in the allowed tier ({allowed})"
