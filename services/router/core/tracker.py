@@ -97,6 +97,12 @@ class Tracker:
         """So many requests are over."""
         self.in_flight -= count
         self._ended_since += count
+        if self._load is _NO_LOAD:
+            # Some never report: what they were sent would be remembered for ever.
+            unreported = self._unreported
+            while len(unreported) > self.in_flight:
+                self._unreported_tokens -= unreported.popleft()[1]
+                self._ended_since -= 1
         self._view = None
 
     def reported(self, load: Load, starts_seen: int) -> None:
