@@ -239,18 +239,28 @@ def _load(report: session_pb2.LoadReport) -> Load:
         context_tokens=report.context_tokens,
         kv_used_tokens=report.kv_used_tokens,
         kv_total_tokens=report.kv_total_tokens,
-        step_time_ratio=report.step_time_ratio or 1.0,
-        prefill_tokens_per_step=report.prefill_tokens_per_step,
-        step_time=report.step_time.ToNanoseconds() / 1e9,
+        step_time_ratio=_positive(report.step_time_ratio) or 1.0,
+        prefill_tokens_per_step=_positive(report.prefill_tokens_per_step),
+        step_time=max(report.step_time.ToNanoseconds() / 1e9, 0.0),
         max_running=report.max_running,
         prefill_budget=report.prefill_budget,
-        coefficients=_coefficients(report) if report.HasField("step_model") else None,
+        coefficients=_coefficients(report.step_model) if report.HasField("step_model") else None,
     )
 
 
-def _coefficients(report: session_pb2.LoadReport) -> Coefficients:
-    """The wire speaks of microseconds, decisions of seconds."""
-    model = report.step_model
-    return Coefficients(
-        model.base / 1e6, model.prefill / 1e6, model.decode / 1e6, model.context / 1e6
-    )
+def _coefficients(model: session_pb2.StepCoefficients) -> Coefficients | None:
+    """The wire speaks of microseconds, decisions of seconds. None where no step takes time.
+
+    Fitted ones may come out below zero, where more load would seem to be less.
+    """
+    said = (model.base, model.prefill, model.decode, model.context)
+    found = Coefficients(*[_positive(value) / 1e6 for value in said])
+    return found if found.base else None
+
+
+def _positive(value: float) -> float:
+    """The value, 0 for what no figure of a load can be: one below zero, infinite or not a number.
+
+    A score that is none would win, or lose, against any other.
+    """
+    return value if 0.0 < value < inf else 0.0

@@ -13,8 +13,8 @@ from aiohttp import web
 
 from services.chassis.registry import Entry, KeyValues, KeyValuesUnavailable, open_key_values
 from tests.support.consul import ConsulAgent, running_consul
+from tests.support.waiting import BOUND_S
 
-WITHIN = 30.0  # s, a bound for waiting that no healthy run comes near
 KEY = "anabranch/router/policy"
 
 
@@ -32,7 +32,7 @@ class View:
             self._news.set()
 
     async def until(self, shows: Callable[[bytes | None], bool]) -> None:
-        async with asyncio.timeout(WITHIN):
+        async with asyncio.timeout(BOUND_S):
             while not self.history or not shows(self.history[-1]):
                 await self._news.wait()
                 self._news.clear()
@@ -122,7 +122,7 @@ async def test_closing_ends_the_watches(world: World):
     view = View(store)
     await view.until_is(None)
     await store.close()
-    async with asyncio.timeout(WITHIN):
+    async with asyncio.timeout(BOUND_S):
         await view.task
 
 
@@ -212,7 +212,7 @@ class FaultyConsul:
 
     async def until_asked(self, times: int) -> None:
         target = len(self.asked_with) + times
-        async with asyncio.timeout(WITHIN):
+        async with asyncio.timeout(BOUND_S):
             while len(self.asked_with) < target:
                 await asyncio.sleep(0.02)
 

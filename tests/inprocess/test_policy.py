@@ -19,8 +19,8 @@ from services.chassis.settings import SettingsError, load
 from services.router.core.policy import AdmissionRules, Objective, Policy
 from services.router.policy.document import read
 from services.router.settings import PREFIX, Settings
-from tests.support.auth import until
 from tests.support.inprocess import MODEL, Cluster, cluster
+from tests.support.waiting import until
 
 GOOD = "version: 1\nslow_start: 3s # as it was written\n"
 OTHER = "version: 1\nslow_start: 4s\n"
@@ -29,7 +29,6 @@ BAD_FAULTS = [
     "slow_start: must be a duration such as 250ms, 2s, 1m or 1d, or a number of seconds (line 2)",
     "models.m.locl: is not known; did you mean local? (line 3)",
 ]
-WITHIN = 20.0  # s, a bound for waiting that no healthy run comes near
 
 
 def version_of(text: str) -> str:
@@ -52,7 +51,7 @@ async def in_force(admin: AsyncClient, text: str) -> None:
     async def so() -> bool:
         return (await admin.policy()).text == text
 
-    await until(so, WITHIN)
+    await until(so)
 
 
 async def refused(admin: AsyncClient) -> tuple[str, ...]:
@@ -61,7 +60,7 @@ async def refused(admin: AsyncClient) -> tuple[str, ...]:
     async def so() -> bool:
         return bool((await admin.policy()).rejected)
 
-    await until(so, WITHIN)
+    await until(so)
     return (await admin.policy()).rejected[1:]
 
 
@@ -69,7 +68,7 @@ async def not_refused(admin: AsyncClient) -> None:
     async def so() -> bool:
         return not (await admin.policy()).rejected
 
-    await until(so, WITHIN)
+    await until(so)
 
 
 def replace(path: Path, text: str) -> None:
@@ -247,7 +246,7 @@ async def test_a_file_that_is_gone_leaves_the_last_good_policy(tmp_path):
         async def is_no_file() -> bool:
             return "is no regular file" in (await admin.policy()).rejected
 
-        await until(is_no_file, WITHIN)
+        await until(is_no_file)
         path.rmdir()
         path.write_text(OTHER)
         await in_force(admin, OTHER)

@@ -24,6 +24,7 @@ from services.router.policy.problems import BadPolicy, Problem
 from services.router.policy.schema import schema
 from services.router.policy.sections import to_document
 from tests.support.policies import KINDS, policies
+from tests.support.waiting import BOUND_S
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -451,8 +452,8 @@ HOSTILE = {
 def test_a_hostile_document_is_refused_soon(name: str):
     began = time.process_time()
     found = problems(HOSTILE[name])
-    # Without bounds these take minutes or all memory; the machine may be slow.
-    assert time.process_time() - began < 30
+    # Without bounds these take minutes or all memory.
+    assert time.process_time() - began < BOUND_S
     assert 1 <= len(found) <= 201
 
 

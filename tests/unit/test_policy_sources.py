@@ -29,6 +29,7 @@ from services.router.policy.consul_source import ConsulSource
 from services.router.policy.local_source import LocalSource
 from services.router.policy.policy_file import PolicyFile
 from services.router.policy.store import PolicyStore, Source
+from tests.support.waiting import until
 
 BAD = "version: 1\nslow_start: soon\n"
 
@@ -51,9 +52,16 @@ class Router:
         await self.source.write(self.store.read(text), expected)
 
     async def until(self, seconds: float) -> None:
-        async with asyncio.timeout(10):
-            while self.has != seconds:
-                await asyncio.sleep(0.005)
+        async def so() -> bool:
+            return self.has == seconds
+
+        await until(so)
+
+    async def refuses(self) -> None:
+        async def so() -> bool:
+            return self.store.rejected is not None
+
+        await until(so)
 
 
 def local(path: Path | None, board: Board | None = None) -> Router:
@@ -188,6 +196,12 @@ class Supervisor:
         for worker in self.workers:
             worker.hear(value, self.revision)
 
+    async def holds(self, count: int) -> None:
+        async def so() -> bool:
+            return len(self.held_back) == count
+
+        await until(so)
+
     def release(self) -> None:
         self.holds_back = False
         for value, after in self.held_back:
@@ -295,8 +309,7 @@ async def test_of_two_updates_that_expect_the_same_version_one_wins_everywhere()
     supervisor.holds_back = True
     first = asyncio.create_task(one.write(text_of(2), expected))
     second = asyncio.create_task(other.write(text_of(3), expected))
-    while len(supervisor.held_back) < 2:
-        await asyncio.sleep(0.005)
+    await supervisor.holds(2)
     supervisor.release()
     await first
     with pytest.raises(Fault, match="the policy in force has the version") as late:
@@ -310,8 +323,7 @@ async def test_of_two_updates_of_whatever_is_in_force_the_later_one_stays():
     one, other = await started(None, supervisor.board(), supervisor.board())
     supervisor.holds_back = True
     writes = [asyncio.create_task(r.write(text_of(n))) for n, r in ((2, one), (3, other))]
-    while len(supervisor.held_back) < 2:
-        await asyncio.sleep(0.005)
+    await supervisor.holds(2)
     supervisor.release()
     await asyncio.gather(*writes)
     await look(one, other)
@@ -407,8 +419,7 @@ async def test_a_bad_value_changes_nothing_and_is_told(follower, shelf):
     await written(shelf, text_of(2))
     await follower.until(2.0)
     await written(shelf, BAD)
-    while follower.store.rejected is None:
-        await asyncio.sleep(0.005)
+    await follower.refuses()
     assert follower.has == 2.0
     assert "slow_start: must" in follower.store.rejected.problems[0]
     await written(shelf, text_of(3))
@@ -449,8 +460,7 @@ async def test_an_update_expects_the_last_good_version_where_a_bad_value_is_writ
 ):
     await follower.write(text_of(2))
     await written(shelf, BAD)
-    while follower.store.rejected is None:
-        await asyncio.sleep(0.005)
+    await follower.refuses()
     shown = follower.store.current().version
     with pytest.raises(Fault, match="has the version"):
         await follower.write(text_of(3), "another")

@@ -66,8 +66,8 @@ class _Decider:
     """One decision on its way."""
 
     __slots__ = (
-        *("_cached", "_margin", "_now", "_pool", "_random", "_request", "_slo", "_terms"),
-        *("_tpot", "_tpot_margin", "serving"),
+        *("_cached", "_leave", "_now", "_pool", "_random", "_request", "_slo", "_terms"),
+        *("_tpot", "serving"),
     )
 
     def __init__(
@@ -89,19 +89,27 @@ class _Decider:
             slo = terms.objective.ttft - request.waited
         self._slo = slo
         # An open valve closes late: while it is open, local must be better than good enough.
-        rules = terms.overflow
-        stricter = rules.leave if request.overflowing else 1.0
-        self._margin = rules.ttft_margin * stricter
-        self._tpot_margin = rules.tpot_margin * stricter
+        spills = request.overflowing and request.residency is Residency.LOCAL_FIRST
+        self._leave = terms.overflow.leave if spills else 1.0
         self._tpot = terms.objective.tpot
         self._cached = self._hits()
 
     def verdict(self) -> Verdict:
         """What is to be done with the request."""
-        request = self._request
-        tiers = request.residency.tiers
+        if not self.serving:
+            return Refuse(Refusal.MODEL_UNKNOWN, f"no backend serves {self._request.model!r}")
+        found = self._in_time()
+        if found is None and self._leave != 1.0:
+            # Nobody takes the excess: what is good enough locally is better than to wait for more.
+            self._leave = 1.0
+            found = self._in_time()
+        return self._without_feasible() if found is None else found
+
+    def _in_time(self) -> Verdict | None:
+        """Where the objective is met, now or once a local slot comes free; else None."""
+        tiers = self._request.residency.tiers
         for tier in tiers:
-            found = self._best(tier, self._slo)
+            found = self._best(tier, self._slo, self._tpot)
             if found is not None:
                 return self._dispatch(found, tier)
             if tier is Tier.LOCAL and len(tiers) > 1 and tier is tiers[0]:
@@ -109,9 +117,7 @@ class _Decider:
                 expected = self._soonest()
                 if expected is not None and not self._is_last_chance():
                     return Wait("a local slot is expected in time", expected)
-        if not self.serving:
-            return Refuse(Refusal.MODEL_UNKNOWN, f"no backend serves {request.model!r}")
-        return self._without_feasible()
+        return None
 
     def weigh(self, backend: Backend) -> Candidate:
         """A backend as a candidate, for people."""
@@ -137,11 +143,19 @@ class _Decider:
         if not _has_room(ahead, tokens):
             full = "every slot is taken" if not ahead.free_slot else "its KV cache is full"
             return f"busy: {full}"
-        if self._margin * ttft > self._slo:
+        if self._ttft_margin(backend.tier) * ttft > self._slo:
             return f"too slow: {ttft:.3f} s expected to the first token"
-        if backend.tier is Tier.LOCAL and self._tpot_margin * ahead.tpot > self._tpot:
+        if backend.tier is Tier.LOCAL and self._tpot_margin() * ahead.tpot > self._tpot:
             return f"too slow: {ahead.tpot * 1e3:.1f} ms expected for each further token"
         return ""
+
+    def _ttft_margin(self, tier: Tier) -> float:
+        """How many times a predicted time to the first token must fit into its limit."""
+        margin = self._terms.overflow.ttft_margin
+        return margin * self._leave if tier is Tier.LOCAL else margin
+
+    def _tpot_margin(self) -> float:
+        return self._terms.overflow.tpot_margin * self._leave
 
     def _hits(self) -> Mapping[str, int]:
         """Tokens of the prompt that each backend is thought to hold."""
@@ -163,25 +177,27 @@ class _Decider:
     def _saved(self, backend: Backend) -> int:
         return self._cached.get(backend.id, 0)
 
-    def _best(self, tier: Tier, slo: float) -> Choice | None:
-        """The backend of the tier that the algorithm likes best among those that meet the limit."""
+    def _best(self, tier: Tier, slo: float, tpot: float) -> Choice | None:
+        """The backend of the tier that the algorithm likes best among those that meet the limits.
+
+        What comes out of a provider, and how fast, is not predicted: `tpot` is for local ones.
+        """
         if tier is Tier.CLOUD:
             return self._cheapest(slo)
         if self._terms.algorithm is Algorithm.PREDICTED:
-            return self._lowest_score(slo)
-        feasible = list(self._feasible(tier, slo))
+            return self._lowest_score(slo, tpot)
+        feasible = list(self._feasible(tier, slo, tpot))
         if not feasible:
             return None
         ranking = RANKINGS[self._terms.algorithm]
         return ranking(feasible, self._terms, self._pool.turn, self._random)
 
-    def _lowest_score(self, slo: float) -> Choice | None:
+    def _lowest_score(self, slo: float, tpot: float) -> Choice | None:
         """As the ranking would; whoever cannot win is not looked at any closer."""
         request, terms, now = self._request, self._terms, self._now
         prompt, cached = request.prompt_tokens, self._cached
         ramp = terms.slow_start
-        tpot_limit = self._tpot / self._tpot_margin if slo < inf else inf
-        ttft_limit = slo / self._margin
+        ttft_margin, tpot_margin = self._ttft_margin(Tier.LOCAL), self._tpot_margin()
         best: Choice | None = None
         lowest, equals = inf, 1
         for backend in self.serving:
@@ -194,10 +210,10 @@ class _Decider:
                 mine /= warmth(now - backend.ready_since, ramp)
             if mine > lowest or not ahead.free_slot or tokens > ahead.kv_free:
                 continue
-            if ahead.tpot > tpot_limit:
+            if tpot_margin * ahead.tpot > tpot:
                 continue
             time = time_to_first_token(ahead, tokens)
-            if time > ttft_limit or standing_objection(request, backend, terms, now):
+            if ttft_margin * time > slo or standing_objection(request, backend, terms, now):
                 continue
             if mine == lowest:
                 equals += 1
@@ -208,7 +224,8 @@ class _Decider:
             best, lowest = Choice(backend, mine, time), mine
         return best
 
-    def _feasible(self, tier: Tier, slo: float) -> Iterable[Choice]:
+    def _feasible(self, tier: Tier, slo: float, tpot: float) -> Iterable[Choice]:
+        margin, tpot_margin = self._ttft_margin(tier), self._tpot_margin()
         for backend in self.serving:
             if backend.tier is not tier:
                 continue
@@ -217,24 +234,24 @@ class _Decider:
             if not _has_room(ahead, tokens):
                 continue
             time = self._expected_ttft(backend, ahead, tokens)
-            if self._margin * time > slo:
-                continue
-            if slo < inf and tier is Tier.LOCAL and self._tpot_margin * ahead.tpot > self._tpot:
+            if margin * time > slo or tpot_margin * ahead.tpot > tpot:
                 continue
             if not standing_objection(self._request, backend, self._terms, self._now):
                 yield Choice(backend, self._score(backend, ahead, tokens), time)
 
     def _cheapest(self, slo: float) -> Choice | None:
-        """Of the cloud's: the lowest cost, then the fewest requests."""
-        feasible = list(self._feasible(Tier.CLOUD, slo))
+        """Of the cloud's: the lowest cost, an unknown one last, then the fewest requests."""
+        feasible = list(self._feasible(Tier.CLOUD, slo, inf))
         if not feasible:
             return None
         self._random.shuffle(feasible)
         request, terms = self._request, self._terms
-        return min(
-            feasible,
-            key=lambda c: (cost_of(request, c.backend, terms) or 0, outlook(c.backend).present),
-        )
+
+        def expense(choice: Choice) -> tuple[float, int]:
+            cost = cost_of(request, choice.backend, terms)
+            return (inf if cost is None else cost, outlook(choice.backend).present)
+
+        return min(feasible, key=expense)
 
     def _score(self, backend: Backend, ahead: Outlook, tokens: int) -> float:
         mine = score(ahead, tokens)
@@ -256,12 +273,12 @@ class _Decider:
                 continue
             ahead = outlook(backend)
             tokens = request.prompt_tokens - self._saved(backend)
-            if _has_room(ahead, tokens) or self._tpot_margin * ahead.tpot > self._tpot:
+            if _has_room(ahead, tokens) or self._tpot_margin() * ahead.tpot > self._tpot:
                 continue
             time = time_to_first_token(ahead, tokens)
             if not ahead.wait:
                 time += ahead.turnover
-            if self._margin * time > self._slo:
+            if self._ttft_margin(Tier.LOCAL) * time > self._slo:
                 continue
             if standing_objection(request, backend, self._terms, self._now):
                 continue
@@ -293,8 +310,9 @@ class _Decider:
         request, terms = self._request, self._terms
         preferred = request.residency.tiers[0]
         overflow = None
-        if tier is not preferred:
-            overflow = Overflow.SATURATED if late else self._overflow(preferred)
+        # One that names its backend leaves no tier for want of a place there.
+        if tier is not preferred and not request.backend_id:
+            overflow = self._overflow(preferred)
         backend = found.backend
         cost = (cost_of(request, backend, terms) or 0) if tier is Tier.CLOUD else 0
         rules = terms.overflow
@@ -325,7 +343,7 @@ class _Decider:
         tiers = request.residency.tiers
         if request.ttft_slo is None:
             for tier in tiers:
-                found = self._best(tier, inf)
+                found = self._best(tier, inf, inf)
                 if found is not None:
                     return self._dispatch(found, tier, late=True)
         if not all(objections):
@@ -337,11 +355,11 @@ class _Decider:
             )
             why = f"{could} backends serve it, all of them busy"
             return Wait(why, expected, self._missing_money())
-        if request.resume is not Resume.FRESH:
-            return Refuse(Refusal.CANNOT_RESUME, "no other backend can go on with this answer")
         if money := next(filter(is_about_money, objections), ""):
             why = f"only the cloud could take it, but it is {money}"
             return Refuse(Refusal.NO_BUDGET, why, self._missing_money())
+        if request.resume is not Resume.FRESH:
+            return Refuse(Refusal.CANNOT_RESUME, "no other backend can go on with this answer")
         if not any(backend.tier in tiers for backend in serving):
             allowed = ", ".join(tier.value for tier in tiers)
             why = f"{request.model!r} is not served in the allowed tier ({allowed})"

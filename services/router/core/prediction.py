@@ -7,7 +7,6 @@ follow the score and the expected times of docs/adr/0006.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import inf
 from typing import NamedTuple
 
@@ -71,13 +70,17 @@ def _outlook(backend: Backend) -> Outlook:
     kv_free = inf
     if load.kv_total_tokens:
         kv_free = float(load.kv_total_tokens - load.kv_used_tokens - queued)
-    # Slots come free one after the other, as answers of mean length end.
-    turnover = backend.mean_output * tpot / max(load.running, 1)
-    wait = max(excess, 1) * turnover if excess or kv_free <= 0 else 0.0
+    # What an empty backend's cache still holds makes room for whoever comes.
+    full = n > 0 and kv_free <= 0
+    # Slots come free one after the other, as answers of mean length end. Where only slots are
+    # short all of them are in use, even if the report is from before those who take them.
+    at_once = limit if excess and not full else max(load.running, 1)
+    turnover = backend.mean_output * tpot / at_once
+    wait = max(excess, 1) * turnover if excess or full else 0.0
     residual = 0.5 * tpot if n else 0.0
     return Outlook(
         n,
-        not excess and (kv_free > 0 or not n),
+        not excess and not full,
         wait,
         turnover,
         per_token * queued + m * QUEUE_SHARE * base * (n + 1),
@@ -89,11 +92,6 @@ def _outlook(backend: Backend) -> Outlook:
         tpot,
         kv_free if n else inf,
     )
-
-
-def with_coefficients(load: Load) -> Load:
-    """The report, completed by what is assumed where it says nothing of its steps."""
-    return load if load.coefficients else replace(load, coefficients=_assumed(load))
 
 
 def _assumed(load: Load) -> Coefficients:

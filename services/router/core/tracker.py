@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections import deque
 
-from services.router.core.prediction import with_coefficients
 from services.router.core.values import Backend, Health, Load, Tier
 
 _MEAN_WEIGHT = 0.05
 _TTFT_WEIGHT = 0.1
-_NO_LOAD = with_coefficients(Load())
+_NO_LOAD = Load()
 
 
 class Tracker:
@@ -64,11 +63,18 @@ class Tracker:
         state = self.state
         state.in_flight -= count
         state.ended_since += count
+        if state.load is _NO_LOAD:
+            # Some never report: what they were sent would be remembered for ever.
+            unreported = self._unreported
+            while len(unreported) > state.in_flight:
+                self._unreported_tokens -= unreported.popleft()[1]
+                state.ended_since -= 1
+            self._show_unreported()
         state.outlook = None
 
     def reported(self, load: Load, starts_seen: int) -> None:
         """The backend's own figures; what was sent after the start `starts_seen` stays added."""
-        self.state.load = with_coefficients(load)
+        self.state.load = load
         self.state.ended_since = 0
         unreported = self._unreported
         while unreported and unreported[0][0] <= starts_seen:

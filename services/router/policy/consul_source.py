@@ -59,7 +59,7 @@ class ConsulSource:
         try:
             await self._write(document, expected_version)
             async with asyncio.timeout(_FOLLOWED_WITHIN_S):
-                await self._store.until(document.policy.version)
+                await self._store.until(document)
         except KeyValuesUnavailable as trouble:
             _log.warning("policy not written: %s", trouble, extra={"place": self._place})
             raise not_settled("Consul does not take the policy") from trouble

@@ -113,12 +113,12 @@ class PolicyStore:
         self._rejected = None
         self._text = document.text
         self._source = source
+        self._changed.set()
+        self._changed = asyncio.Event()
         if document.policy == self._current:
             return
         self._current = document.policy
         _log.info("policy in force", extra={"version": self._current.version, "source": source})
-        self._changed.set()
-        self._changed = asyncio.Event()
         for subscriber in self._subscribers:
             subscriber(self._current)
 
@@ -157,9 +157,9 @@ class PolicyStore:
         """The place holds again what is in force."""
         self._rejected = None
 
-    async def until(self, version: str) -> None:
-        """Waits until the policy of that version is in force."""
-        while self._current.version != version:
+    async def until(self, document: Document) -> None:
+        """Waits until that very document is in force."""
+        while (self._current.version, self._text) != (document.policy.version, document.text):
             await self._changed.wait()
 
     def observe(self, meter: Meter) -> None:
