@@ -1,13 +1,16 @@
 """What goes wrong in one request of the router ends that one: sessions, lines and others go on."""
 
 import time
+from dataclasses import replace
 
+import grpc
 import pytest
 
 from anabranch.v1 import errors_pb2
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault, Work, to_status
 from services.router import exchange
+from services.router.core.policy import BreakerRules
 from tests.inprocess.test_routing_policy import (
     BUSY,
     FREE,
@@ -173,3 +176,27 @@ async def test_a_hedge_that_failed_counts_when_it_is_said_how_far_a_request_got(
 async def _has_failed(s) -> bool:
     (running,) = s.handler._exchanges
     return running._receipt.attempts == 2
+
+
+async def test_nobody_who_waits_is_sent_to_a_session_that_is_just_over():
+    policy = replace(PLAIN, breaker=BreakerRules(consecutive=1, rest=0.0, longest_rest=30.0))
+    async with pool_of(policy, a={}, b={}) as (s, at):
+        a = s.pool.uplink("a")
+        await at["b"].send(load=BUSY)
+        await until(lambda: _has_running(s, "b"))
+        s.ask(prompt="fails")
+        await at["a"].refuse(Fault(errors_pb2.ERROR_REASON_INTERNAL, "down"))
+        await until(lambda: _waits(s, 1))
+        s.ask(prompt="the probe")
+        await at["a"].next_start()
+        s.ask(prompt="waits")
+        assert len(s.routing.line) == 2
+        # This ending says nothing about the probe: another one may be it.
+        a._call.fail(grpc.StatusCode.UNAUTHENTICATED, "as the test wants it")
+        _, request = await at["a"].next_start()
+        assert request.prompt == "waits"
+        assert a.backend.in_flight == len(a._receivers) == 1
+
+
+async def _waits(s, count: int) -> bool:
+    return len(s.routing.line) == count
