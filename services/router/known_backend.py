@@ -52,6 +52,7 @@ class KnownBackend:
         self.version = instance.meta.get("version", "")
         self.report: session_pb2.LoadReport | None = None
         self.report_at = 0.0
+        self.leaving = False
         self._listed_models = frozenset(filter(None, instance.meta.get("models", "").split(",")))
         # What does not say that it is local may lead anywhere: nothing private goes there.
         tier = Tier.LOCAL if instance.meta.get("tier") == Tier.LOCAL.value else Tier.CLOUD
@@ -126,6 +127,7 @@ class KnownBackend:
         tracker.state.zone = ready.zone or tracker.state.zone
         self.version = ready.version or self.version
         self.report = None
+        self.leaving = False
         tracker.connected(self._clock())
         self.set_health(Health.READY, "")
 
@@ -146,9 +148,14 @@ class KnownBackend:
         self.report_at = self._clock()
         self.tracker.reported(_load(report), report.starts_seen)
         if report.draining and self.health is Health.READY:
-            self.set_health(Health.DRAINING, "draining")
+            self.leaves("draining")
         else:
             self._on_change()
+
+    def leaves(self, why: str) -> None:
+        """It says itself that it takes nothing new in this session."""
+        self.leaving = True
+        self.set_health(Health.DRAINING, why)
 
     def disconnected(self, health: Health, detail: str) -> None:
         """The session is over, and every request on it."""
