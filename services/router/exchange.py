@@ -172,7 +172,7 @@ class Exchange:
         self._phase = _Phase.RUNNING
         delay = self._routing.decisions.hedging.hedge_delay(verdict.predicted_ttft)
         if delay is not None and self._receipt.attempts == 1:
-            self._hedge = Hedge(self, self._routing, self._receipt, delay)
+            self._hedge = Hedge(self, self._routing, self._receipt, self._asking.terms, delay)
 
     def on_chunk(self, raw: bytes, last: bool, tokens: int) -> None:
         """A chunk of the answer: passed on as it is, but for the last."""
