@@ -208,9 +208,10 @@ def test_a_request_that_names_a_backend_overflows_from_nowhere():
 
 
 def test_an_open_valve_does_not_hold_the_cloud_to_more_than_its_objective():
-    asked = Request("m", 10, overflowing=True, ttft_slo=1.0)
-    slow = local(load=Load(queued_prefill_tokens=900_000))
-    assert verdict(asked, slow, cloud(ttft_p95=0.75)).backend_id == "cloud"
+    asked = Request("m", 10, ttft_slo=1.0)
+    both = local(round_trip=0.73), cloud(ttft_p95=0.75)
+    assert verdict(asked, *both).backend_id == "a"
+    assert verdict(asked._replace(overflowing=True), *both).backend_id == "cloud"
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,7 @@ class _Decider:
     def _best(self, tier: Tier, slo: float, tpot: float) -> Choice | None:
         """The backend of the tier that the algorithm likes best among those that meet the limits.
 
-        What comes out of a provider, and how fast, is not predicted: `tpot` is for local ones.
+        Nobody predicts a provider's time per token: `tpot` is for local ones.
         """
         if tier is Tier.CLOUD:
             return self._cheapest(slo)
@@ -267,18 +267,19 @@ class _Decider:
     def _soonest(self) -> float | None:
         """How long until a local slot is free, when that is early enough; else None."""
         request = self._request
+        ttft_margin, tpot_margin = self._ttft_margin(Tier.LOCAL), self._tpot_margin()
         best: float | None = None
         for backend in self.serving:
             if backend.tier is not Tier.LOCAL:
                 continue
             ahead = outlook(backend)
             tokens = request.prompt_tokens - self._saved(backend)
-            if _has_room(ahead, tokens) or self._tpot_margin() * ahead.tpot > self._tpot:
+            if _has_room(ahead, tokens) or tpot_margin * ahead.tpot > self._tpot:
                 continue
             time = time_to_first_token(ahead, tokens)
             if not ahead.wait:
                 time += ahead.turnover
-            if self._ttft_margin(Tier.LOCAL) * time > self._slo:
+            if ttft_margin * time > self._slo:
                 continue
             if standing_objection(request, backend, self._terms, self._now):
                 continue
