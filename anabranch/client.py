@@ -33,7 +33,15 @@ from anabranch.request import RequestOptions, build_request
 from anabranch.session import SessionSettings
 from anabranch.streams import AnswerStream
 from anabranch.tokens import ClientCredentials, FixedToken, TokenSource
-from anabranch.types import Answer, Backend, Embeddings, Explanation, Model, TokenCount
+from anabranch.types import (
+    Answer,
+    Backend,
+    Embeddings,
+    Explanation,
+    Model,
+    RoutingPolicy,
+    TokenCount,
+)
 from anabranch.v1 import (
     admin_pb2,
     admin_pb2_grpc,
@@ -205,6 +213,21 @@ class AsyncClient:
         """Says what the router would do with a request, without doing it. Needs `admin`."""
         ask = admin_pb2.ExplainRouteRequest(request=self.prepare(request, options))
         return wire.explanation(await self._call(self._admin().ExplainRoute, ask))
+
+    async def policy(self) -> RoutingPolicy:
+        """Returns the routing policy in force. Needs the scope `admin`."""
+        return wire.routing_policy(
+            await self._call(self._admin().GetPolicy, admin_pb2.GetPolicyRequest())
+        )
+
+    async def update_policy(self, text: str, *, expected_version: str = "") -> str:
+        """Replaces the routing policy, whole or not at all, and returns the version now in force.
+
+        With `expected_version` only if that one is in force. Raises InvalidRequestError, whose
+        `violations` name every fault of a bad document by its path. Needs the scope `admin`.
+        """
+        ask = admin_pb2.UpdatePolicyRequest(policy_yaml=text, expected_version=expected_version)
+        return str((await self._call(self._admin().UpdatePolicy, ask)).version)
 
     def prepare(
         self, request: generation_pb2.GenerateRequest | None, options: RequestOptions

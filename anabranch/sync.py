@@ -18,7 +18,15 @@ from anabranch.environment import client_arguments
 from anabranch.loop_thread import LoopThread
 from anabranch.request import RequestOptions
 from anabranch.streams import BlockingAnswerStream
-from anabranch.types import Answer, Backend, Embeddings, Explanation, Model, TokenCount
+from anabranch.types import (
+    Answer,
+    Backend,
+    Embeddings,
+    Explanation,
+    Model,
+    RoutingPolicy,
+    TokenCount,
+)
 from anabranch.v1 import generation_pb2
 
 
@@ -114,3 +122,11 @@ class Client:
     ) -> Explanation:
         """As AsyncClient.explain."""
         return self._loop.run(self._client.explain(request, **options))
+
+    def policy(self) -> RoutingPolicy:
+        """As AsyncClient.policy."""
+        return self._loop.run(self._client.policy())
+
+    def update_policy(self, text: str, *, expected_version: str = "") -> str:
+        """As AsyncClient.update_policy."""
+        return self._loop.run(self._client.update_policy(text, expected_version=expected_version))

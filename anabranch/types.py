@@ -289,3 +289,17 @@ class Explanation:
     prompt_tokens: int = 0
     overflowing: bool = False
     waiting: int = 0
+
+
+@dataclass(frozen=True)
+class RoutingPolicy:
+    """The policy by which a router decides, as its document.
+
+    `source` is default, file, consul or admin. `rejected` says why a newer document from there
+    is not in force, line by line; it is empty when there is none.
+    """
+
+    text: str
+    version: str
+    source: str
+    rejected: tuple[str, ...]

@@ -18,6 +18,7 @@ from anabranch.types import (
     Logprobs,
     Model,
     Receipt,
+    RoutingPolicy,
     TokenCount,
     TokenLogprob,
     ToolCall,
@@ -172,6 +173,11 @@ def explanation(proto: admin_pb2.ExplainRouteResponse) -> Explanation:
         overflowing=proto.overflowing,
         waiting=proto.waiting,
     )
+
+
+def routing_policy(proto: admin_pb2.GetPolicyResponse) -> RoutingPolicy:
+    """Reads a GetPolicyResponse."""
+    return RoutingPolicy(proto.policy_yaml, proto.version, proto.source, tuple(proto.rejected))
 
 
 def _present(proto: Any, field: str) -> float | None:

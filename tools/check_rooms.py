@@ -40,6 +40,7 @@ ENVIRONMENT_READERS = ("anabranch/cli", "anabranch/environment.py")
 HEAVY = {
     "services/local_engine/vllm_engine.py": {"jinja2", "torch", "transformers", "vllm"},
     "services/local_engine/chat_tokenizer.py": {"jinja2"},
+    "services/local_engine/vllm_kv_events.py": {"msgspec", "zmq"},
 }
 """Imports that the engine's own requirements bring, by the only files that may use them."""
 

@@ -39,6 +39,8 @@ ENGINES = (
     EngineSpec("sim-1", EngineKind.SIM, SIM_MODEL, {"SIM_SLOWDOWN": "6"}),
     EngineSpec("sim-2", EngineKind.SIM, SIM_MODEL, {"SIM_SLOWDOWN": "6"}),
 )
+SOON = 1.0
+"""Seconds to the first token that a full engine cannot promise, and the cloud can."""
 RIVER_TOKENS = 120
 KILL_AFTER = 40
 """Tokens of the river answer before the engine is killed."""
@@ -114,8 +116,10 @@ class Demo:
             try:
                 self._tell.asked("you, privately (LOCAL_ONLY)", QUESTION)
                 self._tell.say("   … waits for a slot of the local engine")
-                self._tell.asked("you", QUESTION)
-                stream = self._caller.stream(model=MODEL, messages=QUESTION, max_tokens=32)
+                self._tell.asked(f"you, wanting a first token within {SOON:g} s", QUESTION)
+                stream = self._caller.stream(
+                    model=MODEL, messages=QUESTION, max_tokens=32, ttft_slo=SOON
+                )
                 answer = await self._show(stream, "provider simulator (NOT a model)")
                 receipt = _receipt(answer)
                 self._tell.receipt(receipt)

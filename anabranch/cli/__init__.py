@@ -11,6 +11,7 @@ import click
 from anabranch.cli.ask import chat, count, generate
 from anabranch.cli.cluster import backends, drain, explain, models, undrain
 from anabranch.cli.connection import Connection
+from anabranch.cli.policy import policy
 from anabranch.cli.shell import completion, version
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -60,6 +61,7 @@ for command in (
     drain,
     undrain,
     explain,
+    policy,
     version,
     completion,
 ):

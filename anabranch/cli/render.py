@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from anabranch.transcript import Chunk, Transcript
-from anabranch.types import Backend, Explanation, Model, as_dict
+from anabranch.types import Backend, Explanation, Model, RoutingPolicy, as_dict
 from anabranch.vocabulary import BackendState, BreakerState
 
 _CONTROLS = dict.fromkeys({*range(0x20), *range(0x7F, 0xA0)} - {ord("\n"), ord("\t")})
@@ -207,6 +207,19 @@ def _circumstances(explanation: Explanation) -> str:
     if explanation.waiting:
         parts.append(f"{explanation.waiting} wait in line")
     return " · ".join(parts)
+
+
+def print_policy(policy: RoutingPolicy) -> None:
+    """Prints a policy's document on stdout, and on stderr what is to be known about it."""
+    click.echo(policy.text, nl=not policy.text.endswith("\n"))
+    click.secho(f"version {policy.version} · from {policy.source}", err=True, dim=True)
+    for line in policy.rejected:
+        click.secho(line.translate(_CONTROLS), err=True, fg="yellow")
+
+
+def print_updated(version: str) -> None:
+    """Says that a policy is in force."""
+    click.echo(f"in force: version {version}")
 
 
 def milliseconds(seconds: float | None) -> str:

@@ -1,18 +1,19 @@
 """What engine, proxy and router each implement; the wire is carried by model_service.
 
-Only the interface: an `Outlet` that output goes into, the context of a request,
-and the `ModelHandler` protocol.
+Only the interfaces: an `Outlet` that output goes into, the context of a request, the
+`ModelHandler` protocol, and `HoldsPrefixes` for the handlers that have a prefix cache.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from anabranch.v1 import generation_pb2, model_pb2, session_pb2
 from services.chassis.authn import Principal
 from services.chassis.errors import Fault
+from services.chassis.prefix_log import PrefixLog
 
 Cancel = Callable[[], None]
 
@@ -34,12 +35,17 @@ class Outlet(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CallContext:
-    """One request's circumstances. `deadline` is in seconds of the loop's clock."""
+    """One request's circumstances. `deadline` is in seconds of the loop's clock.
+
+    `mask` holds the PiiKinds that a relay asks to have masked before the prompt leaves; one that
+    this process does not know may be among them.
+    """
 
     caller: Principal
     request_id: str
     deadline: float
     traceparent: str = ""
+    mask: frozenset[int] = frozenset()
 
 
 class ModelHandler(Protocol):
@@ -76,3 +82,11 @@ class ModelHandler(Protocol):
 
     def load(self) -> session_pb2.LoadReport | None:
         """The load now; None from a service that reports none."""
+
+
+@runtime_checkable
+class HoldsPrefixes(Protocol):
+    """What a ModelHandler is as well if its backend has a prefix cache of its own."""
+
+    def prefix_log(self) -> PrefixLog | None:
+        """What the cache holds and what changes in it; None when that is not told."""

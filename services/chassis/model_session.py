@@ -54,6 +54,7 @@ class Session:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._handler = handler
+        self._requests = requests
         self._limits = requests.limits
         self._verifier = verifier
         self._wire = wire
@@ -104,6 +105,7 @@ class Session:
 
     async def _serve(self) -> None:
         greeting = relay_pb2.RelaySessionResponse(ready=self._handler.ready())
+        greeting.ready.prefix_cache_events = self._state.tells_prefixes
         self._offered_id = self._resumable.offer(greeting.ready, self._limits.session_buffer_bytes)
         greeted = self._wire.send(greeting.SerializeToString())
         self._blocked = self._state.output.behind = not greeted
@@ -254,11 +256,16 @@ class Session:
         # The first report goes at once: until it comes, a relay knows of no limit here.
         self._wake.set()
         last = self._clock()
+        was_busy = False
         while True:
             await asyncio.sleep(self._limits.load_busy_interval)
             now = self._clock()
             state = self._state
-            if state.running() or now - last >= self._limits.load_idle_interval:
+            busy = self._is_busy()
+            # What became idle says so once more; and what is due stays so until it has been said.
+            due = busy or was_busy or state.load_due or state.prefixes_wait
+            was_busy = busy
+            if due or now - last >= self._limits.load_idle_interval:
                 last = now
                 state.load_due = True
                 # While output flows the report rides along: a message of its own costs its
@@ -266,3 +273,9 @@ class Session:
                 if not state.spoke:
                     self._wake.set()
                 state.spoke = False
+
+    def _is_busy(self) -> bool:
+        """Whether the load changes; to a relay it matters too what others have brought."""
+        if self._state.principal.has("relay"):
+            return len(self._requests) > 0
+        return self._state.running() > 0

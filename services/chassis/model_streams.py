@@ -179,6 +179,7 @@ class ActiveRequests:
         *,
         traceparent: str = "",
         time_remaining: float | None = None,
+        mask: frozenset[int] = frozenset(),
     ) -> ActiveRequest:
         """Starts a serialised GenerateRequest; a refusal goes to the target as well.
 
@@ -194,7 +195,7 @@ class ActiveRequests:
             request = self._read(raw, caller)
             now = deadlines.now()
             deadline = now + self._allowed(request, time_remaining)
-            context = CallContext(caller, request.request_id, deadline, traceparent)
+            context = CallContext(caller, request.request_id, deadline, traceparent, mask)
             active.begin(self._handler.open(request, context, active), deadlines, deadline, now)
         except Exception as exc:  # noqa: BLE001 - the edge: whatever a handler raises becomes a status
             active.fail(fault_of(exc))

@@ -14,10 +14,12 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from enum import IntEnum
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import uvloop
@@ -60,15 +62,21 @@ def main(
     argv: Sequence[str],
     *,
     running_worker: Callable[[S, Worker], Life] | None = None,
+    checks: Mapping[str, Callable[[Path], Sequence[str]]] = MappingProxyType({}),
 ) -> int:
     """Runs a service until SIGTERM or SIGINT and returns the exit code.
 
     The first signal starts the ordered shutdown, a second one ends the process
     at once. Bad settings are all listed on stderr and end it with code 2.
-    `running_worker` runs it as one of several; it needs WorkerSettings.
+    `running_worker` runs it as one of several; it needs WorkerSettings. `checks`: kinds of files
+    that `--check-KIND FILE` looks at instead; each check returns what is wrong.
     """
     module = settings_type.__module__.rpartition(".")[0]
-    arguments = _parser(service, module, prefix, settings_type).parse_args(argv)
+    arguments = _parser(service, module, prefix, settings_type, checks).parse_args(argv)
+    for kind, check in checks.items():
+        path: Path | None = getattr(arguments, f"check_{kind}")
+        if path is not None:
+            return _checked(kind, path, check)
     if getattr(arguments, "workers", None) is not None:
         environ = {k: v for k, v in environ.items() if k != f"{prefix}WORKERS_FILE"}
         environ[f"{prefix}WORKERS"] = str(arguments.workers)
@@ -100,7 +108,11 @@ def main(
 
 
 def _parser(
-    service: str, module: str, prefix: str, settings_type: type[CommonSettings]
+    service: str,
+    module: str,
+    prefix: str,
+    settings_type: type[CommonSettings],
+    checks: Iterable[str],
 ) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m {module}",
@@ -109,6 +121,13 @@ def _parser(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--check-settings", action="store_true", help="check the settings and exit")
+    for kind in checks:
+        parser.add_argument(
+            f"--check-{kind}",
+            type=Path,
+            metavar="FILE",
+            help=f"check a {kind} file, name every fault, and exit; needs no settings",
+        )
     if issubclass(settings_type, WorkerSettings):
         parser.add_argument(
             "--workers",
@@ -126,6 +145,16 @@ def _bad_settings(service: str, error: SettingsError) -> int:
         print(f"{service}: {problem}", file=sys.stderr)
     print(f"{service}: see --help for the settings", file=sys.stderr)
     return ExitCode.BAD_SETTINGS
+
+
+def _checked(kind: str, path: Path, check: Callable[[Path], Sequence[str]]) -> int:
+    problems = check(path)
+    for problem in problems:
+        print(f"{path}: {problem}", file=sys.stderr)
+    if problems:
+        return ExitCode.BAD_SETTINGS
+    print(f"{path}: the {kind} is good")
+    return ExitCode.OK
 
 
 class _Stop:

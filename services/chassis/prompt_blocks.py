@@ -6,6 +6,7 @@ to it, as prefix caches name theirs, but independent of any tokenizer. Pure.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from hashlib import blake2b
 
@@ -15,6 +16,8 @@ BLOCK_BYTES = 256
 MOST_BLOCKS = 512
 """Beyond these a longer prompt has no more names: what follows changes no choice."""
 TYPICAL_BYTES_PER_TOKEN = 4
+TOKEN_BYTES = 4
+"""Of a prompt that is given as token ids."""
 
 
 def prompt_blocks(request: pb.GenerateRequest) -> tuple[int, ...]:
@@ -25,6 +28,15 @@ def prompt_blocks(request: pb.GenerateRequest) -> tuple[int, ...]:
     if request.ByteSize() < BLOCK_BYTES:
         return ()
     return block_names(_text(request))
+
+
+def prompt_bytes(request: pb.GenerateRequest) -> int:
+    """The size of all the text that a request's blocks are cut from, the rest without names too."""
+    if request.prompt_token_ids:
+        return TOKEN_BYTES * len(request.prompt_token_ids)
+    if request.prompt:
+        return len(request.prompt.encode())
+    return sum(map(len, _turns(request.messages, sys.maxsize)))
 
 
 def block_names(text: bytes) -> tuple[int, ...]:
@@ -42,9 +54,8 @@ def _text(request: pb.GenerateRequest) -> bytes:
     """What a tokenizer would see, roughly: prompts that begin alike do so here too."""
     limit = BLOCK_BYTES * MOST_BLOCKS
     if request.prompt_token_ids:
-        count = limit // TYPICAL_BYTES_PER_TOKEN
-        ids = request.prompt_token_ids[:count]
-        return b"".join([token.to_bytes(4, "little", signed=True) for token in ids])
+        ids = request.prompt_token_ids[: limit // TOKEN_BYTES]
+        return b"".join([token.to_bytes(TOKEN_BYTES, "little", signed=True) for token in ids])
     if request.prompt:
         return request.prompt[:limit].encode()[:limit]
     return b"".join(_turns(request.messages, limit))[:limit]

@@ -6,14 +6,18 @@ outlives a connection. Reading, writing and the credential's check are model_ses
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from anabranch.v1 import errors_pb2, relay_pb2, session_pb2
 from services.chassis.authn import Principal, Verifier, denied
 from services.chassis.errors import Fault, Violation, invalid, to_status
-from services.chassis.model_handler import ModelHandler
+from services.chassis.model_handler import HoldsPrefixes, ModelHandler
 from services.chassis.model_streams import ActiveRequest, ActiveRequests
+from services.chassis.prefix_log import PrefixReader
 from services.chassis.session_output import SessionOutput, Wake
+
+_NO_MASK: frozenset[int] = frozenset()
 
 
 def protocol_fault(message: str) -> Fault:
@@ -31,13 +35,18 @@ class Carrier(Protocol):
 class _Stream:
     """The outlet of one request of a session."""
 
-    __slots__ = ("_number", "_output")
+    __slots__ = ("_number", "_on_first", "_output", "_waits")
 
-    def __init__(self, output: SessionOutput, number: int) -> None:
+    def __init__(self, output: SessionOutput, number: int, on_first: Callable[[], None]) -> None:
         self._output = output
         self._number = number
+        self._on_first = on_first
+        self._waits = True
 
     def chunk(self, raw: bytes, *, last: bool, tokens: int) -> None:
+        if self._waits and tokens:
+            self._waits = False
+            self._on_first()
         self._output.add((self._number, raw, None, last, tokens), len(raw))
 
     def fail(self, fault: Fault) -> None:
@@ -74,6 +83,17 @@ class SessionState:
         self.closed = False
         self.load_due = True
         self.spoke = False
+        self._prefixes = _reader(handler, principal)
+
+    @property
+    def tells_prefixes(self) -> bool:
+        """Whether the caller hears what the backend's prefix cache holds."""
+        return self._prefixes is not None
+
+    @property
+    def prefixes_wait(self) -> bool:
+        """Whether there is news of the prefix cache."""
+        return self._prefixes is not None and self._prefixes.waits
 
     @property
     def resumable(self) -> bool:
@@ -183,10 +203,11 @@ class SessionState:
         self._start(number, frame)
 
     def _start(self, number: int, frame: relay_pb2.RelaySessionRequestFrame) -> None:
-        stream = _Stream(self.output, number)
+        stream = _Stream(self.output, number, self._on_first_token)
         try:
             self._verifier.check_live(self.principal)
             caller = self._caller(frame)
+            mask = self._mask(frame)
         except Fault as fault:
             stream.fail(fault)
             return
@@ -199,7 +220,9 @@ class SessionState:
                 )
             )
             return
-        request = self._requests.open(frame.start, stream, caller, traceparent=frame.traceparent)
+        request = self._requests.open(
+            frame.start, stream, caller, traceparent=frame.traceparent, mask=mask
+        )
         if not request.ended:
             self._streams[number] = request
 
@@ -222,6 +245,15 @@ class SessionState:
             raise denied(frozenset({"generate"}))
         return principal
 
+    def _mask(self, frame: relay_pb2.RelaySessionRequestFrame) -> frozenset[int]:
+        """What must be masked in the request: for relays to say, since they know the policy."""
+        kinds = frame.mask
+        if not kinds:
+            return _NO_MASK
+        if not self.principal.has("relay"):
+            raise denied(frozenset({"relay"}))
+        return frozenset(kinds)
+
     # To the caller
 
     def next_message(self) -> bytes | None:
@@ -233,17 +265,27 @@ class SessionState:
             return repeated
         load = self._handler.load() if self.load_due else None
         self.load_due = False
-        if not output.waits and load is None and self._go_away is None:
+        prefixes = None if self._prefixes is None else self._prefixes.next()
+        beside_them = load is not None or prefixes is not None or self._go_away is not None
+        if not output.waits and not beside_them:
             return None
         self.spoke = True
         beside: relay_pb2.RelaySessionResponse | None = None
-        if load is not None or self._go_away is not None or self._received != self._received_told:
-            beside = self._beside(load)
+        if beside_them or self._received != self._received_told:
+            beside = self._beside(load, prefixes)
         return output.next_message(beside)
 
-    def _beside(self, load: session_pb2.LoadReport | None) -> relay_pb2.RelaySessionResponse:
+    def _beside(
+        self,
+        load: session_pb2.LoadReport | None,
+        prefixes: session_pb2.PrefixCacheEvents | None,
+    ) -> relay_pb2.RelaySessionResponse:
         """What a message says apart from its frames."""
         message = relay_pb2.RelaySessionResponse()
+        if prefixes is not None:
+            message.prefix_cache.CopyFrom(prefixes)
+            if self.prefixes_wait:
+                self.output.wake.set()  # more than one message takes
         if load is not None:
             load.starts_seen = self._starts
             message.load.CopyFrom(load)
@@ -259,3 +301,15 @@ class SessionState:
         self._streams.pop(number, None)
         # A slot came free: whoever waits for one hears of it with the very same message.
         self.load_due = True
+
+    def _on_first_token(self) -> None:
+        # A relay that predicted when it would come learns in the same message how things stand.
+        self.load_due = True
+
+
+def _reader(handler: ModelHandler, principal: Principal) -> PrefixReader | None:
+    """Only for relays: what is held says something of the prompts that others have sent."""
+    if not principal.has("relay") or not isinstance(handler, HoldsPrefixes):
+        return None
+    log = handler.prefix_log()
+    return None if log is None else PrefixReader(log)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
@@ -19,6 +20,7 @@ from services.cloud_proxy.dialects.openai_chat import OpenAiChat
 from services.cloud_proxy.handler import CloudProxy
 from services.cloud_proxy.http_session import open_session
 from services.cloud_proxy.keys import KeyPool
+from services.cloud_proxy.masking.request import Masker
 from services.cloud_proxy.observe import Observer
 from services.cloud_proxy.retries import RetryPolicy
 from services.cloud_proxy.settings import Settings
@@ -41,7 +43,7 @@ async def running(
     `registry` and `key_source` stand in for what the settings name, in tests of one process.
     """
     routes = settings.routes()
-    _warn(routes)
+    _warn(routes, settings)
     timers = Timers(
         first_token=settings.first_token_timeout,
         inter_token=settings.inter_token_timeout,
@@ -80,6 +82,7 @@ async def running(
                 routes,
                 dialects,
                 upstream,
+                Masker(settings.masked_kinds(), secrets.randbits),
                 Observer(host.meter, host.tracer),
                 host.tasks,
                 identity=identity,
@@ -108,7 +111,9 @@ def _meta(routes: Mapping[str, Route], settings: Settings) -> dict[str, str]:
     }
 
 
-def _warn(routes: Mapping[str, Route]) -> None:
+def _warn(routes: Mapping[str, Route], settings: Settings) -> None:
+    if not settings.masked_kinds():
+        _log.warning("prompts leave as they are: nothing is masked but what a router asks for")
     for route in routes.values():
         facts = {"model": route.name, "provider": route.profile.name}
         if route.model.prices is None:

@@ -19,6 +19,7 @@ from services.cloud_proxy.answer import Delta, Ending, Finish, ProviderFailure, 
 from services.cloud_proxy.config import Route
 from services.cloud_proxy.dialects import AnswerDecoder, Dialect, EncodedRequest
 from services.cloud_proxy.failures import to_fault
+from services.cloud_proxy.masking.request import Masked
 from services.cloud_proxy.observe import Observer
 from services.cloud_proxy.upstream import Upstream
 
@@ -33,8 +34,11 @@ _FINISH = {
 
 
 class Call:
-    """One request. Providers do not number tokens, so `first_token` counts the pieces of output
-    delivered before, per choice, starting after the continuation's token ids."""
+    """One request; `masked` is what leaves of it, where that differs.
+
+    Providers do not number tokens, so `first_token` counts the pieces of output
+    delivered before, per choice, starting after the continuation's token ids.
+    """
 
     def __init__(
         self,
@@ -42,6 +46,7 @@ class Call:
         route: Route,
         dialect: Dialect,
         encoded: EncodedRequest,
+        masked: Masked | None,
         context: CallContext,
         outlet: Outlet,
         observer: Observer,
@@ -50,12 +55,16 @@ class Call:
         self._route = route
         self._dialect = dialect
         self._encoded = encoded
+        # One for all attempts: only one delivers anything.
+        self._restorer = masked.restorer() if masked is not None else None
+        self._masked_entities = sum(masked.counts.values()) if masked is not None else 0
         self._context = context
         self._outlet = outlet
         self._observer = observer
         self._choices = max(request.sampling.n, 1)
         self._start = len(request.continuation.token_ids)
         self._pieces = [0] * self._choices
+        self._received = 0
         self._bytes = 0
         self._reasoning_bytes = 0
         self._show_reasoning = (
@@ -123,18 +132,27 @@ class Call:
 
     def deliver(self, delta: Delta) -> None:
         """See Exchange."""
+        # Counted as it came, since that is what is billed.
         tools = sum(len(t.name) + len(t.arguments.encode()) for t in delta.tools)
         thought = len(delta.reasoning.encode())
         self._reasoning_bytes += thought
         self._bytes += len(delta.text.encode()) + thought + tools
-        reasoning = delta.reasoning if self._show_reasoning else ""
-        if not (delta.text or reasoning or delta.tools):
+        self._received += self._shows(delta)
+        self._tell(self._restorer.restored(delta) if self._restorer is not None else delta)
+
+    def _shows(self, delta: Delta) -> bool:
+        """Whether the caller sees anything of it."""
+        return bool(delta.text or delta.tools or (delta.reasoning and self._show_reasoning))
+
+    def _tell(self, delta: Delta) -> None:
+        """Sends output to the caller, if there is any."""
+        if not self._shows(delta):
             return
         chunk = pb.GenerateChunk(
             index=delta.choice,
             first_token=self._start + self._pieces[delta.choice],
             text=delta.text,
-            reasoning=reasoning,
+            reasoning=delta.reasoning if self._show_reasoning else "",
         )
         for tool in delta.tools:
             chunk.tool_calls.add(
@@ -161,6 +179,9 @@ class Call:
         source: pb.Usage.Source,
         replay: dict[int, bytes],
     ) -> None:
+        if self._restorer is not None:
+            for number in range(self._choices):
+                self._tell(self._restorer.rest(number))
         prices = self._route.model.prices
         cost = estimates.cost_microusd(usage, prices) if prices else 0
         self._observer.usage(self._route, usage, cost)
@@ -187,6 +208,7 @@ class Call:
                 "completion_tokens": usage.completion,
                 "usage_source": pb.Usage.Source.Name(source),
                 "cost_microusd": cost,
+                "masked_entities": self._masked_entities,
             },
         )
 
@@ -213,6 +235,7 @@ class Call:
         chunk.receipt.tier = pb.TIER_CLOUD
         chunk.receipt.served_model = self._route.model.name
         chunk.receipt.cost_microusd = cost
+        chunk.receipt.masked_entities = self._masked_entities
 
     def _fail(self, fault: Fault) -> None:
         if self._ended:
@@ -235,7 +258,7 @@ class Call:
         return ProviderUsage(
             prompt=estimates.prompt_tokens(self._request),
             cached=0,
-            completion=max(estimates.tokens_of(self._bytes), sum(self._pieces)),
+            completion=max(estimates.tokens_of(self._bytes), self._received),
             reasoning=estimates.tokens_of(self._reasoning_bytes),
         )
 

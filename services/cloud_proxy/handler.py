@@ -20,6 +20,7 @@ from services.cloud_proxy import estimates
 from services.cloud_proxy.call import Call
 from services.cloud_proxy.config import Route
 from services.cloud_proxy.dialects import Dialect
+from services.cloud_proxy.masking.request import Masked, Masker, Unmaskable
 from services.cloud_proxy.observe import Observer
 from services.cloud_proxy.upstream import Upstream
 
@@ -54,6 +55,7 @@ class CloudProxy:
         routes: Mapping[str, Route],
         dialects: Mapping[str, Dialect],
         upstream: Upstream,
+        masker: Masker,
         observer: Observer,
         tasks: TaskStarter,
         *,
@@ -65,6 +67,7 @@ class CloudProxy:
         self._names = {alias: r for r in routes.values() for alias in (r.name, *r.aliases)}
         self._dialects = dialects
         self._upstream = upstream
+        self._masker = masker
         self._observer = observer
         self._tasks = tasks
         self._identity = identity
@@ -78,8 +81,11 @@ class CloudProxy:
         _check_residency(request)
         route = self._route(request.model)
         self._check_images(request)
+        masked = self._mask(request, context)
+        # What leaves is what is billed.
+        leaving = masked.request if masked is not None else request
         dialect = self._dialects[route.profile.dialect]
-        encoded = dialect.encode_request(request, route, max_tokens=_affordable(request, route))
+        encoded = dialect.encode_request(leaving, route, max_tokens=_affordable(leaving, route))
         if self._running >= self._max_in_flight:
             raise Fault(
                 errors_pb2.ERROR_REASON_OVERLOADED,
@@ -96,7 +102,9 @@ class CloudProxy:
                     "parameter": parameter,
                 },
             )
-        call = Call(request, route, dialect, encoded, context, outlet, self._observer)
+        if masked is not None:
+            self._observer.masked(route, masked.counts)
+        call = Call(request, route, dialect, encoded, masked, context, outlet, self._observer)
         task = self._tasks.create_task(call.run(self._upstream), name=f"call {context.request_id}")
         self._running += 1
         self._observer.running(1)
@@ -160,6 +168,16 @@ class CloudProxy:
                 metadata={"model": name[:256]},
             )
         return route
+
+    def _mask(self, request: pb.GenerateRequest, context: CallContext) -> Masked | None:
+        try:
+            return self._masker.mask(request, context.mask)
+        except Unmaskable as cannot:
+            raise Fault(
+                errors_pb2.ERROR_REASON_UNSUPPORTED,
+                str(cannot),
+                metadata={"feature": cannot.feature},
+            ) from None
 
     def _check_images(self, request: pb.GenerateRequest) -> None:
         """The provider fetches image addresses, so only hosts the operator trusts are named."""

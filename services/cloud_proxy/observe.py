@@ -5,13 +5,17 @@ Names follow OpenTelemetry's conventions for generative AI where those name the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from opentelemetry.context import Context
 from opentelemetry.metrics import Meter
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from anabranch.v1 import generation_pb2 as pb
 from services.cloud_proxy.answer import ProviderFailure, ProviderUsage
 from services.cloud_proxy.config import Route
+from services.cloud_proxy.masking import NAMES
 
 _PROPAGATOR = TraceContextTextMapPropagator()
 
@@ -37,6 +41,11 @@ class Observer:
             "anabranch.cloud.parameters_dropped",
             description="Sampling parameters left out because the profile says so",
         )
+        self._masked = meter.create_counter(
+            "anabranch.cloud.entities_masked",
+            unit="{entity}",
+            description="Personal data and keys masked in prompts, each once a request",
+        )
         self._running = meter.create_up_down_counter(
             "anabranch.cloud.requests_running", description="Requests at providers now"
         )
@@ -48,6 +57,11 @@ class Observer:
     def dropped(self, route: Route, parameter: str) -> None:
         """A parameter was left out."""
         self._dropped.add(1, {**_labels(route), "anabranch.parameter": parameter})
+
+    def masked(self, route: Route, counts: Mapping[pb.PiiKind, int]) -> None:
+        """A request leaves with so many entities masked, by kind."""
+        for kind, count in counts.items():
+            self._masked.add(count, {**_labels(route), "anabranch.pii.kind": NAMES[kind]})
 
     def first_output(self, route: Route, seconds: float) -> None:
         """The first output of a request came."""

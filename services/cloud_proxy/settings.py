@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from anabranch.v1 import generation_pb2 as pb
 from services.chassis.settings import CommonSettings, Secret, SettingsError, setting
 from services.cloud_proxy.config import Route, load_routes, parse_keys
+from services.cloud_proxy.masking import KINDS
 from services.cloud_proxy.profiles import BadConfiguration, built_in_profiles, load_profiles
 
 
@@ -56,15 +58,31 @@ class Settings(CommonSettings):
     image_hosts: tuple[str, ...] = setting(
         (), help="Hosts whose https image addresses are passed on. Empty: none, only image bytes."
     )
+    mask: tuple[str, ...] = setting(
+        tuple(KINDS),
+        choices=(*KINDS, "none"),
+        help="What is masked in prompts before they leave, and restored in answers: a list of "
+        "kinds, or none. A router may ask for more in a request, never for less.",
+    )
     ca_file: Path | None = setting(
         None, help="PEM file of the certificate authorities to trust instead of the system's."
     )
 
     def __post_init__(self) -> None:
+        problems = []
+        if not self.mask or ("none" in self.mask and len(self.mask) > 1):
+            # What is left empty by mistake must not switch it off.
+            problems.append("ANABRANCH_CLOUD_MASK must be a list of kinds, or none alone")
         try:
             self.routes()
         except BadConfiguration as bad:
-            raise SettingsError(bad.problems) from None
+            problems += bad.problems
+        if problems:
+            raise SettingsError(problems)
+
+    def masked_kinds(self) -> frozenset[pb.PiiKind]:
+        """What is masked whoever asks."""
+        return frozenset(KINDS[name] for name in self.mask if name != "none")
 
     def routes(self) -> dict[str, Route]:
         """The models offered, by name. Reads the files. Raises BadConfiguration."""

@@ -16,6 +16,7 @@ from services.local_engine.handler import BackendIdentity, EngineHandler
 from services.local_engine.settings import Settings
 from services.local_engine.sim_engine import H100_LLAMA_8B, SimEngine, SimOptions
 from services.local_engine.sim_model import SimLimits
+from services.local_engine.slow_spells import slow_spells
 from services.local_engine.step_model import StepModel
 from services.local_engine.vllm_engine import VllmEngine
 from services.local_engine.vllm_options import VllmOptions
@@ -92,6 +93,8 @@ def make_engine(settings: Settings) -> Engine:
             speed=settings.sim_speed,
             mean_output_tokens=settings.sim_output_tokens,
             load_seconds=settings.sim_load_seconds,
+            slow_spells=slow_spells(settings.sim_slow_spells),
+            prefix_events=settings.prefix_events,
         )
         simulation = SimEngine(options)
         simulation.slowdown = settings.sim_slowdown
@@ -111,6 +114,7 @@ def make_engine(settings: Settings) -> Engine:
             cpu_threads=settings.cpu_threads,
             enforce_eager=settings.enforce_eager,
             seed=settings.seed,
+            prefix_events=settings.prefix_events,
             step_model=pace,
         )
     )

@@ -14,6 +14,8 @@ from typing import Protocol
 
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault
+from services.chassis.prefix_log import PrefixLog
+from services.local_engine.step_model import StepModel
 
 
 class Finish(Enum):
@@ -87,7 +89,8 @@ class Job:
     """One request as an engine takes it. The id is unique in the process.
 
     `max_tokens` is the resolved bound on new tokens, within the context. A lower `priority`
-    goes first.
+    goes first. `block_names` are those of the prompt's text of `text_bytes`, for an engine that
+    tells what its prefix cache holds; see chassis/prompt_blocks.py.
     """
 
     id: str
@@ -96,6 +99,8 @@ class Job:
     max_tokens: int
     continuation: Continuation = field(default_factory=Continuation)
     priority: int = 0
+    block_names: tuple[int, ...] = ()
+    text_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +167,7 @@ class EngineLoad:
     max_running: int = 0
     step_time: float = 0.0
     prefill_budget: int = 0
+    step_model: StepModel | None = None
 
 
 OnDelta = Callable[[Delta], None]
@@ -174,6 +180,10 @@ class Engine(Protocol):
     @property
     def facts(self) -> ModelFacts:
         """The loaded model. Raises Fault MODEL_LOADING before `start` has returned."""
+
+    @property
+    def prefixes(self) -> PrefixLog | None:
+        """What its prefix cache holds, once loaded; None from an engine that does not tell."""
 
     async def start(self) -> None:
         """Loads the model; returns once jobs can run. Raises EngineStartError."""

@@ -15,10 +15,13 @@ from anabranch.v1 import errors_pb2, model_pb2, session_pb2
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault, fault_of
 from services.chassis.model_handler import CallContext, Cancel, Outlet
+from services.chassis.prefix_log import PrefixLog
+from services.chassis.prompt_blocks import prompt_blocks, prompt_bytes
 from services.local_engine import wire
 from services.local_engine.engine import Continuation, Delta, Engine, Finish, Job, SamplingSpec
 from services.local_engine.engine_metrics import EngineMetrics, RequestTimes
 from services.local_engine.job_output import JobOutput
+from services.local_engine.load_reports import LoadReports
 
 LONG_REQUEST_BYTES = 4096
 """Serialised requests above this are encoded apart, so that short ones need not wait for them."""
@@ -56,11 +59,12 @@ class EngineHandler:
         self._names = frozenset(names)
         self._aliases = tuple(names[1:])
         self._identity = identity
-        self._draining = draining
         self._metrics = metrics
         self._max_waiting = max_waiting
         self._job_ids = itertools.count(1)
-        self._reports = itertools.count(1)
+        self._reports = LoadReports(
+            engine, encoding=self._encoding, draining=draining, clock=metrics.clock
+        )
         self._lanes: tuple[asyncio.Queue[_Call], ...] = tuple(
             asyncio.Queue() for _ in range(self.LANES)
         )
@@ -81,8 +85,10 @@ class EngineHandler:
             outlet=outlet,
             request_id=context.request_id,
             times=self._metrics.request(request.model),
+            reports=self._reports,
         )
         lane.put_nowait(call)
+        self._reports.changed()
         return call.cancel
 
     async def encode_requests(self, lane: int) -> None:
@@ -127,12 +133,15 @@ class EngineHandler:
         )
 
     def load(self) -> session_pb2.LoadReport:
-        """The engine's load; requests not yet encoded count as waiting."""
-        report = wire.load_report(
-            self._engine.load(), sequence=next(self._reports), draining=self._draining()
-        )
-        report.waiting += sum(lane.qsize() for lane in self._lanes)
-        return report
+        """The engine's load, requests that are not yet encoded included."""
+        return self._reports.now()
+
+    def prefix_log(self) -> PrefixLog | None:
+        """What the engine's prefix cache holds."""
+        return self._engine.prefixes
+
+    def _encoding(self) -> int:
+        return sum(lane.qsize() for lane in self._lanes)
 
     def _check_model(self, name: str) -> None:
         if name not in self._names:
@@ -143,7 +152,7 @@ class EngineHandler:
             )
 
     def _check_room(self) -> None:
-        waiting = self._engine.load().waiting + sum(lane.qsize() for lane in self._lanes)
+        waiting = self._engine.load().waiting + self._encoding()
         if waiting >= self._max_waiting:
             raise Fault(
                 errors_pb2.ERROR_REASON_OVERLOADED,
@@ -161,6 +170,7 @@ class _Call:
         "_first",
         "_job_id",
         "_outlet",
+        "_reports",
         "_request",
         "_request_id",
         "_spec",
@@ -180,6 +190,7 @@ class _Call:
         outlet: Outlet,
         request_id: str,
         times: RequestTimes,
+        reports: LoadReports,
     ) -> None:
         self._engine = engine
         self._job_id = job_id
@@ -189,6 +200,7 @@ class _Call:
         self._outlet = outlet
         self._request_id = request_id
         self._times = times
+        self._reports = reports
         self._first = True
         self._submitted = False
         self.ended = False
@@ -201,6 +213,7 @@ class _Call:
             job = await self._job()
             if not self.ended:
                 self._submitted = True
+                self._reports.changed()
                 self._engine.submit(job, self._deliver, self._fail)
         except Exception as error:  # noqa: BLE001 - the edge: what a request raises ends it alone
             self._fail(fault_of(error))
@@ -228,8 +241,17 @@ class _Call:
             existing_tokens=len(continuation.token_ids),
             context_length=engine.facts.context_length,
         )
-        priority = wire.priority_of(self._request)
-        return Job(self._job_id, prompt, self._spec, max_tokens, continuation, priority)
+        tells = engine.prefixes is not None
+        return Job(
+            self._job_id,
+            prompt,
+            self._spec,
+            max_tokens,
+            continuation,
+            wire.priority_of(self._request),
+            prompt_blocks(self._request) if tells else (),
+            prompt_bytes(self._request) if tells else 0,
+        )
 
     def _deliver(self, delta: Delta) -> None:
         if self.ended:
@@ -242,10 +264,12 @@ class _Call:
             outcome = "cancelled" if delta.finish is Finish.CANCELLED else "ok"
             self._times.end(outcome, delta.usage.prompt, delta.usage.completion)
         raw = wire.chunk_of(delta, request_id).SerializeToString()
+        self._reports.changed()
         self._outlet.chunk(raw, last=last, tokens=len(delta.token_ids))
 
     def _fail(self, fault: Fault) -> None:
         if not self.ended:
             self.ended = True
             self._times.end("error", 0, 0)
+            self._reports.changed()
             self._outlet.fail(fault)

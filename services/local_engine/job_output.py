@@ -14,7 +14,7 @@ from services.local_engine.engine import Candidate, Delta, Finish, Job, OnDelta,
 class JobOutput:
     """Emits the deltas of a job, numbers their tokens and adds up its usage."""
 
-    __slots__ = ("_counts", "_on_delta", "_on_fail", "_open", "_started", "cached", "ended", "job")
+    __slots__ = ("_cached", "_counts", "_on_delta", "_on_fail", "_open", "_started", "ended", "job")
 
     def __init__(self, job: Job, on_delta: OnDelta, on_fail: OnFail) -> None:
         self.job = job
@@ -24,7 +24,7 @@ class JobOutput:
         self._counts = [existing] * job.sampling.n
         self._open = set(range(job.sampling.n))
         self._started = False
-        self.cached = 0
+        self._cached: int | None = None
         self.ended = False
 
     @property
@@ -36,6 +36,13 @@ class JobOutput:
     def new_tokens(self) -> int:
         """Tokens emitted so far, over all choices."""
         return sum(self._counts) - len(self._counts) * len(self.job.continuation.token_ids)
+
+    def found_cached(self, tokens: int) -> None:
+        """A choice found so many tokens of the prompt in the cache.
+
+        The least of all choices is what the job found: others find what the first has computed.
+        """
+        self._cached = tokens if self._cached is None else min(self._cached, tokens)
 
     def emit(
         self,
@@ -76,7 +83,7 @@ class JobOutput:
     def _usage(self, *, partial: bool) -> TokenUsage:
         return TokenUsage(
             prompt=len(self.job.prompt_token_ids),
-            cached_prompt=min(self.cached, len(self.job.prompt_token_ids)),
+            cached_prompt=min(self._cached or 0, len(self.job.prompt_token_ids)),
             completion=sum(self._counts),
             partial=partial,
         )

@@ -7,6 +7,7 @@ from pathlib import PurePath
 from typing import Literal
 
 from services.chassis.settings import CommonSettings, setting
+from services.local_engine.slow_spells import slow_spells
 from services.local_engine.step_model import StepModel
 
 
@@ -31,6 +32,9 @@ class Settings(CommonSettings):
     model_aliases: tuple[str, ...] = setting((), help="Other names that requests may use.")
     max_waiting: int = setting(
         2048, minimum=1, help="Requests that may wait here; further ones are refused as overload."
+    )
+    prefix_events: bool = setting(
+        True, help="Tell routers what the prefix cache holds; off, they assume it."
     )
     step_model: str = setting(
         "",
@@ -71,6 +75,11 @@ class Settings(CommonSettings):
     sim_slowdown: float = setting(
         1.0, minimum=0.01, help="Steps take this many times longer than the step model says."
     )
+    sim_slow_spells: str = setting(
+        "",
+        help="When steps take longer for a while, counted from the start: at=10s,for=5s,factor=3, "
+        "again and again with every=60s as well; several with ; between. Simulation only.",
+    )
     sim_kv_tokens: int = setting(131_072, minimum=64, help="Simulated KV cache, in tokens.")
     sim_output_tokens: int = setting(
         128, minimum=1, help="Mean length of a simulated answer that nothing cuts, in tokens."
@@ -83,6 +92,10 @@ class Settings(CommonSettings):
                 StepModel.parse(self.step_model)
             except ValueError as error:
                 raise ValueError(f"step_model {error}") from None
+        try:
+            slow_spells(self.sim_slow_spells)
+        except ValueError as error:
+            raise ValueError(f"sim_slow_spells {error}") from None
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from anabranch.v1 import errors_pb2
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault, Violation, invalid
+from services.chassis.prefix_log import PrefixLog
 from services.local_engine import sim_tokenizer, wire
 from services.local_engine.engine import (
     Candidate,
@@ -26,7 +27,8 @@ from services.local_engine.engine import (
     OnFail,
 )
 from services.local_engine.job_output import JobOutput
-from services.local_engine.load_meter import JobLoad, LoadMeter
+from services.local_engine.load_meter import JobLoad, LoadMeter, StepSize
+from services.local_engine.prefix_events import PrefixNames
 from services.local_engine.sim_model import (
     SimLimits,
     SimModel,
@@ -34,11 +36,13 @@ from services.local_engine.sim_model import (
     answer_seed,
     natural_length,
 )
+from services.local_engine.slow_spells import SlowSpell, factor_at
 from services.local_engine.step_model import StepModel
 from services.local_engine.text_stream import AnswerText
 
 H100_LLAMA_8B = StepModel(5753e-6, 17.25e-6, 6.0e-6, 0.052e-6)
 """Published for Llama-3.1-8B on one H100."""
+_MOST_LATE_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,8 @@ class SimOptions:
     speed: float = 1.0
     mean_output_tokens: int = 128
     load_seconds: float = 0.0
+    slow_spells: tuple[SlowSpell, ...] = ()
+    prefix_events: bool = True
 
 
 class _Running:
@@ -70,7 +76,8 @@ class SimEngine:
     """Simulated continuous batching in real time.
 
     `slowdown` may be set while it runs: 3 makes each step take three times as long, which the
-    reported step time ratio then shows. `stalled` makes it hang as a stuck device would.
+    reported step time ratio then shows; slow spells do so by a schedule. `stalled` makes it hang
+    as a stuck device would.
     """
 
     def __init__(
@@ -83,11 +90,11 @@ class SimEngine:
         self._options = options or SimOptions()
         self._clock = clock
         self._sleep = sleep
-        self._model = SimModel(self._options.limits, self._options.pace)
-        speed = self._options.speed
-        pace = self._options.pace
-        scaled = (pace.base, pace.prefill, pace.decode, pace.context)
-        self._meter = LoadMeter(clock, StepModel(*(v / speed for v in scaled)) if speed else None)
+        limits, pace, speed = self._options.limits, self._options.pace, self._options.speed
+        self._prefixes = PrefixNames(PrefixLog(), limits.block)
+        self._model = SimModel(limits, pace, self._prefixes)
+        self._meter = LoadMeter(clock, pace.faster(speed) if speed else None)
+        self._started = clock()
         self._jobs: dict[str, _Running] = {}
         self._work = asyncio.Event()
         self._loop_task: asyncio.Task[None] | None = None
@@ -113,10 +120,16 @@ class SimEngine:
             ),
         )
 
+    @property
+    def prefixes(self) -> PrefixLog | None:
+        """What the simulated prefix cache holds."""
+        return self._prefixes.log if self._options.prefix_events else None
+
     async def start(self) -> None:
         """Pretends to load."""
         if self._options.load_seconds:
             await self._sleep(self._options.load_seconds)
+        self._started = self._clock()
         self._loop_task = asyncio.create_task(self._run(), name="sim-engine")
 
     async def close(self) -> None:
@@ -161,7 +174,10 @@ class SimEngine:
         except Fault as refused:
             output.fail(refused)
             return
-        running = _Running(output, self._meter.admit(len(job.prompt_token_ids), job.sampling.n))
+        prompt = job.prompt_token_ids
+        held = self._prefixes.admit(job.block_names, job.text_bytes, prompt)
+        tokens = len(prompt) + len(existing)
+        running = _Running(output, self._meter.admit(tokens, job.sampling.n, held))
         try:
             self._add_streams(running)
         except ValueError as mismatch:
@@ -233,14 +249,24 @@ class SimEngine:
                 continue
             started = self._clock()
             step = self._model.step()
-            speed = self._options.speed
-            seconds = step.seconds * self.slowdown / speed if speed else 0.0
-            # Steps follow each other on a grid, so that late wake-ups do not add up.
-            due = max(due + seconds, started)
+            seconds = self._seconds(step.seconds, started)
+            # Steps follow each other on a grid, so that late wake-ups of a busy machine do not
+            # add up: what one costs, the next ones make good, and only a long stall is lost.
+            due += seconds
+            lost = max(0.0, started - _MOST_LATE_S - due)
+            due += lost
             await self._sleep(max(0.0, due - started))
             self._deliver(step.tokens)
-            took = seconds if seconds else self._clock() - started
-            self._meter.step(took, step.prefill_tokens)
+            took = seconds + lost if seconds else self._clock() - started
+            size = StepSize(step.prefill_tokens, step.decodes, step.context_tokens)
+            self._meter.step(took, size)
+
+    def _seconds(self, modelled: float, now: float) -> float:
+        speed = self._options.speed
+        if not speed:
+            return 0.0
+        slow = self.slowdown * factor_at(self._options.slow_spells, now - self._started)
+        return modelled * slow / speed
 
     def _deliver(self, tokens: Sequence[tuple[Stream, int]]) -> None:
         for stream, token in tokens:
@@ -253,7 +279,7 @@ class SimEngine:
         output = running.output
         running.load.prefilled(stream.cached)
         running.load.produced(1)
-        output.cached = max(output.cached, stream.cached)
+        output.found_cached(stream.cached)
         finish = None
         if token == sim_tokenizer.EOS:
             finish = Finish.STOP

@@ -13,7 +13,9 @@ from array import array
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
+from services.local_engine.prefix_events import ROOT, chain_keys
 from services.local_engine.sim_tokenizer import EOS, FIRST_WORD, LABEL, WORDS
 from services.local_engine.step_model import StepModel
 
@@ -72,6 +74,8 @@ class Stream:
     """Length of the answer after which EOS follows; None for never."""
     prefilled: int = 0
     cached: int = 0
+    """Tokens of the prompt that were in the cache when it first ran."""
+    preempted: bool = False
     to_prefill: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -100,52 +104,75 @@ class Step:
 
     seconds: float
     prefill_tokens: int
+    decodes: int
+    context_tokens: int
+    """Held by all sequences when it began."""
     tokens: list[tuple[Stream, int]]
 
 
-class PrefixBlocks:
-    """Which prompt prefixes are in the cache, by whole blocks; the least used leave first."""
+class CacheListener(Protocol):
+    """Hears of every block that the prefix cache gains or loses; its parent comes before it."""
 
-    def __init__(self, block: int, capacity: int) -> None:
+    def store(self, key: int, parent: int) -> None: ...
+
+    def remove(self, key: int) -> None: ...
+
+
+class PrefixBlocks:
+    """Which prompt prefixes are in the cache, by whole blocks; the least used leave first.
+
+    Of one prompt the last block leaves first, as in vLLM: without its beginning it is worthless.
+    """
+
+    def __init__(self, block: int, capacity: int, listener: CacheListener | None = None) -> None:
         self._block = block
         self._capacity = capacity
+        self._listener = listener
         self._blocks: OrderedDict[int, None] = OrderedDict()
 
     def match(self, prompt: Sequence[int]) -> int:
-        """Tokens of the prompt that need not be computed; at least one always does."""
-        matched = 0
-        for key in self._keys(prompt):
+        """Tokens of the prompt that need not be computed; the last one's block always is."""
+        most = max(0, len(prompt) - 1) // self._block
+        matched = []
+        for key, _ in zip(chain_keys(prompt, self._block), range(most), strict=False):
             if key not in self._blocks:
                 break
-            self._blocks.move_to_end(key)
-            matched += self._block
-        return min(matched, len(prompt) - 1)
+            matched.append(key)
+        self._use(matched)
+        return len(matched) * self._block
 
     def add(self, prompt: Sequence[int]) -> None:
         """The prompt has been computed."""
-        for key in self._keys(prompt):
-            self._blocks[key] = None
-            self._blocks.move_to_end(key)
+        keys = list(chain_keys(prompt, self._block))
+        parent = ROOT
+        for key in keys:
+            if key not in self._blocks:
+                self._blocks[key] = None
+                if self._listener is not None:
+                    self._listener.store(key, parent)
+            parent = key
+        self._use(keys)
         while len(self._blocks) > self._capacity:
-            self._blocks.popitem(last=False)
+            key, _ = self._blocks.popitem(last=False)
+            if self._listener is not None:
+                self._listener.remove(key)
 
-    def _keys(self, prompt: Sequence[int]) -> list[int]:
-        keys, chain = [], 0
-        for start in range(0, len(prompt) - self._block + 1, self._block):
-            chain = hash((chain, tuple(prompt[start : start + self._block])))
-            keys.append(chain)
-        return keys
+    def _use(self, keys: Sequence[int]) -> None:
+        for key in reversed(keys):
+            self._blocks.move_to_end(key)
 
 
 class SimModel:
     """The scheduler: sequences in, steps out."""
 
-    def __init__(self, limits: SimLimits, pace: StepModel) -> None:
+    def __init__(
+        self, limits: SimLimits, pace: StepModel, listener: CacheListener | None = None
+    ) -> None:
         self.limits = limits
         self._pace = pace
         self._waiting: deque[Stream] = deque()
         self._running: list[Stream] = []
-        self._prefixes = PrefixBlocks(limits.block, limits.kv_tokens // limits.block)
+        self._prefixes = PrefixBlocks(limits.block, limits.kv_tokens // limits.block, listener)
 
     @property
     def running(self) -> int:
@@ -190,7 +217,7 @@ class SimModel:
             if token == EOS or sequence.produced >= sequence.length_limit:
                 self._running.remove(sequence)
         seconds = self._pace.seconds(prefilled, len(decodes), context)
-        return Step(seconds, prefilled, tokens)
+        return Step(seconds, prefilled, len(decodes), context, tokens)
 
     def _next_token(self, sequence: Stream) -> int:
         position = sequence.produced
@@ -213,8 +240,9 @@ class SimModel:
             if self._running and claimed > self.limits.kv_tokens:
                 break
             self._running.append(self._waiting.popleft())
-            sequence.cached = self._prefixes.match(sequence.prompt)
-            sequence.prefilled = sequence.cached
+            sequence.prefilled = self._prefixes.match(sequence.prompt)
+            if not sequence.preempted:
+                sequence.cached = sequence.prefilled
             spent += self._chunk(sequence, budget - spent, first)
         return spent, first
 
@@ -234,4 +262,5 @@ class SimModel:
                 decodes.remove(victim)
             victim.to_prefill = len(victim.prompt) + victim.produced
             victim.prefilled = 0
+            victim.preempted = True
             self._waiting.appendleft(victim)

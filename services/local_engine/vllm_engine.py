@@ -10,15 +10,15 @@ import asyncio
 import logging
 import multiprocessing
 import os
-import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 from anabranch.v1 import errors_pb2
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault
+from services.chassis.prefix_log import PrefixLog
 from services.local_engine import vllm_options, vllm_sampling
 from services.local_engine.chat_tokenizer import ChatTokenizer
 from services.local_engine.engine import (
@@ -33,14 +33,15 @@ from services.local_engine.engine import (
 )
 from services.local_engine.load_meter import LoadMeter
 from services.local_engine.orphan_guard import OrphanGuard
+from services.local_engine.own_thread import in_own_thread
+from services.local_engine.prefix_events import PrefixNames
 from services.local_engine.vllm_jobs import NewParams, VllmJobs
+from services.local_engine.vllm_kv_events import BlockEvents, KvEventSocket
 from services.local_engine.vllm_options import VllmOptions
 from services.local_engine.vllm_outputs import Outputs, outputs_for
 from services.local_engine.vllm_steps import StepRecorder
 
 _log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 _LOST_POLL_S = 0.25
 _CAPABILITIES = (
@@ -61,6 +62,7 @@ class _Loaded:
     jobs: VllmJobs
     kv_total_tokens: int
     prefill_budget: int
+    prefixes: PrefixNames | None
 
 
 class VllmEngine:
@@ -77,7 +79,8 @@ class VllmEngine:
         self._clock = clock
         self._meter = LoadMeter(clock, options.step_model)
         self._recorders: list[StepRecorder] = []
-        self._feeder: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._events: KvEventSocket | None = None
         self._state: _Loaded | None = None
         self._guard: OrphanGuard | None = None
 
@@ -86,33 +89,46 @@ class VllmEngine:
         """The loaded model."""
         return self._loaded.facts
 
+    @property
+    def prefixes(self) -> PrefixLog | None:
+        """What the prefix cache holds, as vLLM's events tell; None where it tells nothing."""
+        names = self._loaded.prefixes
+        return None if names is None else names.log
+
     async def start(self) -> None:
         """Loads the model, which takes from 15 s to minutes, off the event loop."""
         _set_variables(vllm_options.process_variables(self._options))
         logging.getLogger("vllm").setLevel(max(_log.getEffectiveLevel(), logging.WARNING))
         started = self._clock()
         self._guard = OrphanGuard()
+        self._events = _event_socket() if self._options.prefix_events else None
         try:
-            self._state = await _in_own_thread(self._load)
+            self._state = await in_own_thread(self._load, name="model-load")
         except Exception as error:
             raise EngineStartError(f"vLLM cannot serve {self._options.model}: {error}") from error
         self._guard.watch(child.pid for child in multiprocessing.active_children() if child.pid)
-        self._feeder = asyncio.create_task(self._state.jobs.run(), name="vllm-jobs")
+        self._run(self._state.jobs.run(), "vllm-jobs")
+        if self._events is not None and self._state.prefixes is not None:
+            self._run(self._events.listen(BlockEvents(self._state.prefixes)), "vllm-kv-events")
         await self._warm_up()
+        self._meter.forget_pace()
         _log.info("model loaded", extra={"seconds": round(self._clock() - started, 1)})
 
     async def close(self) -> None:
         """Ends running jobs as cancelled and stops vLLM's processes, which takes some seconds."""
         state, self._state = self._state, None
         guard, self._guard = self._guard, None
+        events, self._events = self._events, None
         if state is not None:
             state.jobs.abort_all()
-            if self._feeder is not None:
-                self._feeder.cancel()
-                await asyncio.wait({self._feeder})
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks)
             await asyncio.to_thread(state.llm.shutdown)
         if guard is not None:
             await asyncio.to_thread(guard.close)
+        if events is not None:
+            events.close()
 
     async def lost(self) -> str:
         """Waits until vLLM's engine core is dead."""
@@ -158,12 +174,16 @@ class VllmEngine:
             )
         return self._state
 
+    def _run(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        self._tasks.append(asyncio.create_task(work, name=name))
+
     def _load(self) -> _Loaded:
         import vllm
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
         from vllm.v1.executor.uniproc_executor import UniProcExecutor
+        from vllm.v1.metrics.stats import SchedulerStats
 
         options = self._options
         is_cpu = current_platform.is_cpu()
@@ -173,9 +193,19 @@ class VllmEngine:
             if options.tensor_parallel_size * options.pipeline_parallel_size == 1:
                 # Without a third process, which would import everything once more: 10 s less.
                 arguments["distributed_executor_backend"] = UniProcExecutor
+        if "iteration_details" in _field_names(SchedulerStats):
+            # What each step computed comes with its statistics; older ones only log it.
+            arguments["enable_logging_iteration_details"] = True
+        if self._events is not None:
+            arguments |= _event_arguments(self._events.endpoint, _field_names(AsyncEngineArgs))
         config = AsyncEngineArgs(**arguments).create_engine_config()
         llm = AsyncLLM.from_vllm_config(config, stat_loggers=[self._new_recorder])
-        model = config.model_config
+        model, cache = config.model_config, config.cache_config
+        prefixes = None
+        if "kv_events_config" in arguments and cache.enable_prefix_caching:
+            prefixes = PrefixNames(PrefixLog(), int(cache.block_size))
+        elif self._events is not None:
+            _log.info("this vLLM does not tell what its prefix cache holds: routers assume it")
         new_params, refusals = _requests(dict(model.get_diff_sampling_param()))
         tokenizer = ChatTokenizer(llm.get_tokenizer(), int(model.get_vocab_size()))
         return _Loaded(
@@ -195,17 +225,23 @@ class VllmEngine:
                 new_params,
                 refusals,
                 self._outputs(llm, vllm.__version__),
+                self._begun,
+                prefixes,
             ),
-            kv_total_tokens=int(
-                (config.cache_config.num_gpu_blocks or 0) * config.cache_config.block_size
-            ),
+            kv_total_tokens=int((cache.num_gpu_blocks or 0) * cache.block_size),
             prefill_budget=int(config.scheduler_config.max_num_batched_tokens),
+            prefixes=prefixes,
         )
 
-    def _new_recorder(self, _config: Any, _engine_index: int = 0) -> StepRecorder:
-        recorder = StepRecorder(self._meter, self._clock)
+    def _new_recorder(self, config: Any, _engine_index: int = 0) -> StepRecorder:
+        budget = int(config.scheduler_config.max_num_batched_tokens)
+        recorder = StepRecorder(self._meter, self._clock, budget)
         self._recorders.append(recorder)
         return recorder
+
+    def _begun(self) -> None:
+        for recorder in self._recorders:
+            recorder.begun()
 
     async def _warm_up(self) -> None:
         """One tiny job: kernels are loaded, and a model that cannot run is found out now."""
@@ -247,10 +283,38 @@ def _engine_arguments(options: VllmOptions, *, is_cpu: bool) -> dict[str, Any]:
         "enable_log_requests": False,
         "use_tqdm_on_load": False,
     }
-    for name in ("max_model_len", "max_num_batched_tokens"):
+    for name in ("max_model_len", "max_num_batched_tokens", "num_gpu_blocks_override"):
         if getattr(options, name):
             arguments[name] = getattr(options, name)
     return arguments
+
+
+def _event_socket() -> KvEventSocket | None:
+    try:
+        return KvEventSocket()
+    except OSError as error:
+        _log.warning(
+            "no socket for events of the KV cache: routers assume what it holds",
+            extra={"cause": str(error)},
+        )
+        return None
+
+
+def _event_arguments(endpoint: str, known: frozenset[str]) -> dict[str, Any]:
+    """What has vLLM publish its cache's events; nothing from one that cannot."""
+    if "kv_events_config" not in known:
+        return {}
+    try:
+        from vllm.config import KVEventsConfig
+
+        config = KVEventsConfig(enable_kv_cache_events=True, publisher="zmq", endpoint=endpoint)
+    except (ImportError, TypeError, ValueError):
+        return {}
+    return {"kv_events_config": config}
+
+
+def _field_names(kind: Any) -> frozenset[str]:
+    return frozenset(field.name for field in fields(kind))
 
 
 def _requests(defaults: dict[str, Any]) -> tuple[NewParams, tuple[type[Exception], ...]]:
@@ -269,30 +333,3 @@ def _requests(defaults: dict[str, Any]) -> tuple[NewParams, tuple[type[Exception
     # VLLMClientError exists since vLLM 0.30; before it, refusals were plain ValueErrors.
     client_error = getattr(vllm.exceptions, "VLLMClientError", ValueError)
     return new_params, (ValueError, TypeError, NotImplementedError, client_error)
-
-
-async def _in_own_thread(work: Callable[[], T]) -> T:
-    """Runs `work` in a daemon thread: a process that is told to stop need not wait for it."""
-    loop = asyncio.get_running_loop()
-    result: asyncio.Future[T] = loop.create_future()
-
-    def settle(value: T | None, error: BaseException | None) -> None:
-        if result.done():
-            return  # given up meanwhile
-        if error is None:
-            result.set_result(cast(T, value))
-        else:
-            result.set_exception(error)
-
-    def run() -> None:
-        value: T | None = None
-        failure: BaseException | None = None
-        try:
-            value = work()
-        except BaseException as error:  # noqa: BLE001 - raised again by the waiting coroutine
-            failure = error
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(settle, value, failure)
-
-    threading.Thread(target=run, name="model-load", daemon=True).start()
-    return await result

@@ -17,6 +17,7 @@ from services.local_engine.chat_tokenizer import ChatTokenizer
 from services.local_engine.engine import Finish, Job, OnDelta, OnFail
 from services.local_engine.job_output import JobOutput
 from services.local_engine.load_meter import JobLoad, LoadMeter
+from services.local_engine.prefix_events import PrefixNames
 from services.local_engine.text_stream import AnswerText, ends_inside_character
 from services.local_engine.vllm_outputs import Outputs
 
@@ -36,7 +37,10 @@ class _Running:
 
 
 class VllmJobs:
-    """The jobs that run on one AsyncLLM. `refusals` are what it raises for a bad request."""
+    """The jobs that run on one AsyncLLM. `refusals` are what it raises for a bad request.
+
+    `on_begin` is called when vLLM gets a job after it had none; `prefixes` learns of each job.
+    """
 
     def __init__(
         self,
@@ -46,8 +50,13 @@ class VllmJobs:
         new_params: NewParams,
         refusals: tuple[type[Exception], ...],
         outputs: Outputs,
+        on_begin: Callable[[], None],
+        prefixes: PrefixNames | None,
     ) -> None:
         self._llm = llm
+        self._on_begin = on_begin
+        self._prefixes = prefixes
+        self._idle = True
         self._outputs = outputs
         self._tokenizer = tokenizer
         self._meter = meter
@@ -64,7 +73,11 @@ class VllmJobs:
             output.fail(_lost(output))
             return
         tokens = len(job.prompt_token_ids) + len(job.continuation.token_ids)
-        running = _Running(output, self._meter.admit(tokens, job.sampling.n))
+        held = 0
+        if self._prefixes is not None:
+            held = self._prefixes.admit(job.block_names, job.text_bytes, job.prompt_token_ids)
+        running = _Running(output, self._meter.admit(tokens, job.sampling.n, held))
+        self._idle = self._idle or not self._jobs
         self._jobs[job.id] = running
         self._commands.put_nowait(running)
 
@@ -105,6 +118,9 @@ class VllmJobs:
                 job.priority,
                 functools.partial(self._receive, running),
             )
+            if self._idle:
+                self._idle = False
+                self._on_begin()
         except Exception as error:  # noqa: BLE001 - the edge: vLLM's refusals end this job alone
             self._fail(running, error)
 
@@ -144,8 +160,9 @@ class VllmJobs:
 
     def _deliver_all(self, running: _Running, output: Any) -> None:
         try:
-            running.output.cached = output.num_cached_tokens or 0
-            running.load.prefilled(running.output.cached)
+            cached = output.num_cached_tokens or 0
+            running.output.found_cached(cached)
+            running.load.prefilled(cached)
             for part in output.outputs:
                 self._deliver(running, part)
         except Exception as error:  # noqa: BLE001 - the edge: this runs inside vLLM's output loop

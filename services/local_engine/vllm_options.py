@@ -32,6 +32,10 @@ class VllmOptions:
     enforce_eager: bool | None = None
     """None: eager on a CPU, where compiling takes minutes; compiled on a GPU."""
     seed: int = 0
+    num_gpu_blocks_override: int = 0
+    """Blocks of the KV cache, fewer than there is room for: tests of eviction need few."""
+    prefix_events: bool = True
+    """Follow what the prefix cache holds, where vLLM tells it."""
     step_model: StepModel | None = None
     """The pace that step_time_ratio compares with; None learns it from the steps seen."""
 

@@ -181,6 +181,12 @@ def load_report(load: EngineLoad, *, sequence: int, draining: bool) -> session_p
         prefill_budget=load.prefill_budget,
     )
     report.step_time.FromNanoseconds(int(load.step_time * 1e9))
+    model = load.step_model
+    if model is not None:
+        report.step_model.base = model.base * 1e6
+        report.step_model.prefill = model.prefill * 1e6
+        report.step_model.decode = model.decode * 1e6
+        report.step_model.context = model.context * 1e6
     return report
 
 

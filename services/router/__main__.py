@@ -5,6 +5,7 @@ import sys
 
 from services.chassis import process
 from services.router.app import running, running_worker
+from services.router.policy.check import check_file
 from services.router.settings import PREFIX, SERVICE, Settings
 
 if __name__ == "__main__":
@@ -17,5 +18,6 @@ if __name__ == "__main__":
             os.environ,
             sys.argv[1:],
             running_worker=running_worker,
+            checks={"policy": check_file},
         )
     )

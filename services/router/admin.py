@@ -22,6 +22,7 @@ from services.router.core.slow_start import warmth
 from services.router.explanation import explain
 from services.router.handler import RouterHandler
 from services.router.legs import Routing
+from services.router.policy_updates import PolicyUpdates
 from services.router.receipt import TIERS
 from services.router.uplink import Uplink
 
@@ -45,10 +46,11 @@ Context: TypeAlias = grpc.aio.ServicerContext
 class RouterAdmin(admin_pb2_grpc.RouterAdminServiceServicer):
     """The admin RPCs of one router process."""
 
-    def __init__(self, routing: Routing, handler: RouterHandler) -> None:
+    def __init__(self, routing: Routing, handler: RouterHandler, policy: PolicyUpdates) -> None:
         self._routing = routing
         self._pool = routing.pool
         self._handler = handler
+        self._policy = policy
 
     async def ListBackends(
         self, request: admin_pb2.ListBackendsRequest, context: Context
@@ -109,19 +111,19 @@ class RouterAdmin(admin_pb2_grpc.RouterAdminServiceServicer):
     async def GetPolicy(
         self, request: admin_pb2.GetPolicyRequest, context: Context
     ) -> admin_pb2.GetPolicyResponse:
-        """Not built yet, and says so."""
-        raise _no_policy()
+        """What is in force in this process."""
+        return self._policy.get()
 
     async def UpdatePolicy(
         self, request: admin_pb2.UpdatePolicyRequest, context: Context
     ) -> admin_pb2.UpdatePolicyResponse:
-        """Not built yet, and says so."""
-        raise _no_policy()
+        """Another policy, whole or not at all."""
+        return await self._policy.update(request)
 
     def _status(self, uplink: Uplink) -> admin_pb2.BackendStatus:
         return _status(
             uplink,
-            slow_start=self._routing.decisions.policy.slow_start,
+            slow_start=self._routing.decisions.policy_now().slow_start,
             prefix_blocks=self._pool.prefixes.count(uplink.backend.id),
         )
 
@@ -143,14 +145,6 @@ class RouterAdmin(admin_pb2_grpc.RouterAdminServiceServicer):
         return self._status(uplink)
 
 
-def _no_policy() -> Fault:
-    return Fault(
-        errors_pb2.ERROR_REASON_UNSUPPORTED,
-        "this router has no policy document yet; its settings decide",
-        metadata={"feature": "policy"},
-    )
-
-
 def _status(uplink: Uplink, *, slow_start: float, prefix_blocks: int) -> admin_pb2.BackendStatus:
     backend = uplink.backend
     status = admin_pb2.BackendStatus(
@@ -165,7 +159,7 @@ def _status(uplink: Uplink, *, slow_start: float, prefix_blocks: int) -> admin_p
         zone=backend.zone,
         detail=backend.detail,
         breaker=_BREAKERS[backend.breaker.state(time.monotonic())],
-        warmth=warmth(time.monotonic() - backend.tracker.ready_since, slow_start),
+        warmth=warmth(time.monotonic() - backend.tracker.state.ready_since, slow_start),
         prefix_blocks=prefix_blocks,
     )
     if backend.drained and backend.health is values.Health.READY:

@@ -6,6 +6,7 @@ over their private sockets, where plain RouterAdmin answers, and joins the answe
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable
 from typing import Any
@@ -20,20 +21,27 @@ from services.router.admin import Context, RouterAdmin
 from services.router.admin_merge import merge_backends, merge_statuses
 from services.router.handler import RouterHandler
 from services.router.legs import Routing
+from services.router.policy.source import not_settled
+from services.router.policy_updates import PolicyUpdates
 
 _log = logging.getLogger(__name__)
 
 _DRAINED = "drained/"
+_FOLLOWED_WITHIN_S = 5.0
+_LOOK_AGAIN_S = 0.05
 
 
 class AdminOfAll(RouterAdmin):
     """The admin RPCs of a router of several workers.
 
-    ExplainRoute answers as this worker would decide: any worker may get the request.
+    ExplainRoute and GetPolicy answer for this worker: any worker may get the request, and all
+    have the same policy but for the moment in which it changes.
     """
 
-    def __init__(self, routing: Routing, handler: RouterHandler, worker: Worker) -> None:
-        super().__init__(routing, handler)
+    def __init__(
+        self, routing: Routing, handler: RouterHandler, policy: PolicyUpdates, worker: Worker
+    ) -> None:
+        super().__init__(routing, handler, policy)
         self._worker = worker
 
     def follow_shared(self) -> None:
@@ -104,6 +112,24 @@ class AdminOfAll(RouterAdmin):
         _good(await self._ask("SetLogLevel", request, context))
         self._worker.share(LOG_LEVEL, request.level)
         return own
+
+    async def UpdatePolicy(
+        self, request: admin_pb2.UpdatePolicyRequest, context: Context
+    ) -> admin_pb2.UpdatePolicyResponse:
+        """Another policy, in force in every worker when this returns."""
+        own = await super().UpdatePolicy(request, context)
+        asked = admin_pb2.GetPolicyRequest()
+        try:
+            async with asyncio.timeout(_FOLLOWED_WITHIN_S):
+                while True:
+                    replies = _good(await self._ask("GetPolicy", asked, context))
+                    # A later update may have come to some of them, and to this worker, already.
+                    done = {own.version, self._policy.version}
+                    if all(reply.version in done for reply in replies):
+                        return own
+                    await asyncio.sleep(_LOOK_AGAIN_S)
+        except TimeoutError:
+            raise not_settled("not every worker has the policy yet") from None
 
     async def _of_backend(
         self, own: Awaitable[Any], method: str, request: Any, context: Context

@@ -26,6 +26,9 @@ from services.router.decisions import Decisions
 from services.router.handler import RouterHandler
 from services.router.legs import Routing
 from services.router.observation import Observer
+from services.router.policy.sources import open_source
+from services.router.policy.store import PolicyStore
+from services.router.policy_updates import PolicyUpdates
 from services.router.pool import BACKEND_SERVICES, WORKERS, Pool
 from services.router.session_metrics import observe_sessions
 from services.router.settings import PREFIX, SERVICE, Settings
@@ -43,7 +46,7 @@ async def running(
     """A router that serves until the context is left; with `worker`, as one of several processes.
 
     Raises SettingsError without an identity of its own: backends let nobody in
-    anonymously.
+    anonymously; and with every fault of a policy that cannot be used.
     """
     if not settings.client_id or settings.client_secret is None:
         raise SettingsError(
@@ -52,12 +55,21 @@ async def running(
                 "its backends as a client with the scope relay"
             ]
         )
-    async with Host.open(SERVICE, settings, registry=registry, worker=worker) as host:
+    policies = PolicyStore(_default_policy(settings))
+    async with (
+        Host.open(SERVICE, settings, registry=registry, worker=worker) as host,
+        open_source(
+            settings.policy_place,
+            policies,
+            registry=settings.registry,
+            registry_token=settings.registry_token,
+            worker=worker,
+        ) as policy_source,
+    ):
         assert host.tokens is not None, "the settings hold an identity"
         workers = settings.workers or 1
-        policy = _default_policy(settings)
         leases = ShareOfBudget(workers, time.time)
-        routing = assemble(host.tokens, host.tasks, lambda: policy, leases)
+        routing = assemble(host.tokens, host.tasks, policies.current, leases)
         pool = routing.pool
         handler = RouterHandler(
             routing,
@@ -81,9 +93,10 @@ async def running(
                 most_detached=settings.max_detached_sessions,
             ),
         )
-        admin = RouterAdmin(routing, handler)
+        updates = PolicyUpdates(policies, policy_source)
+        admin = RouterAdmin(routing, handler, updates)
         add_admin = admin_pb2_grpc.add_RouterAdminServiceServicer_to_server
-        of_all = AdminOfAll(routing, handler, worker) if worker is not None else None
+        of_all = AdminOfAll(routing, handler, updates, worker) if worker is not None else None
         if of_all is not None:
             # What a sibling asks is asked of this worker alone, so no question goes round.
             host.add_private_servicer(add_admin, admin)
@@ -94,9 +107,13 @@ async def running(
             description="Requests that wait for a free slot",
         )
         observe_sessions(host.meter, model_service.resumable)
+        policies.observe(host.meter)
+        policies.subscribe(lambda _: routing.line.changed())
         await host.start()
         if of_all is not None:
             of_all.follow_shared()
+        await policy_source.start()
+        host.tasks.create_task(policy_source.follow(), name="policy")
         for service in BACKEND_SERVICES:
             host.tasks.create_task(pool.follow(host.registry, service), name=f"discover-{service}")
         host.set_meta({WORKERS: str(workers)})
@@ -137,7 +154,7 @@ def assemble(
     clock = time.monotonic
     pool = Pool(tokens, tasks, clock, seed=seed)
     decisions = Decisions(pool, policy, clock, seed)
-    line = WaitingLine(lambda: decisions.policy.admission, clock)
+    line = WaitingLine(lambda: decisions.policy_now().admission, clock)
     spending = Spending(policy, leases, time.time)
     pool.on_change = spending.on_change = line.changed
     return Routing(pool, decisions, line, spending, clock)

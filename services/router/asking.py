@@ -63,14 +63,15 @@ class Asking:
                 self._ttft_slo = routing.ttft_slo.ToNanoseconds() / 1e9
             if routing.HasField("max_cost_microusd"):
                 self.max_cost = routing.max_cost_microusd
+        policy = decisions.policy_now()
         name = request.model
         self.model = decisions.resolve(name, self._affinity)
         self.resolved = "" if self.model == name else self.model
         self.terms = decisions.terms(self.model)
-        self._cloud_allowed = decisions.policy.tenant(tenant).cloud
+        self._cloud_allowed = policy.tenant(tenant).cloud
         self._max_output = request.sampling.max_tokens if request.HasField("sampling") else 0
         self._prompt_tokens = estimated_prompt_tokens(request)
-        self.blocks = prompt_blocks(request) if decisions.policy.affinity.enabled else ()
+        self.blocks = prompt_blocks(request) if policy.affinity.enabled else ()
 
     def claim(self, *, resuming: bool) -> Hashable:
         """What it waits for: those with the same are decided alike. None: it is like no other, for

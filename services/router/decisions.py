@@ -49,20 +49,20 @@ class Decisions:
         self._clock = clock
         # Breaks ties; nothing secret hangs on it.
         self._random = random.Random(seed)  # noqa: S311
-        self._policy = policy()
+        # As of the last request: what one request reads is of one policy.
+        self.policy = policy()
         self._terms: dict[str, values.Terms] = {}
         self._valves: dict[str, Valve] = {}
         self._splits: dict[str, Split] = {}
         self._turn = 0
-        self.retries = RetryBudget(self._policy.retry)
-        self.hedging = Hedging(self._policy.hedge)
+        self.retries = RetryBudget(self.policy.retry)
+        self.hedging = Hedging(self.policy.hedge)
 
-    @property
-    def policy(self) -> Policy:
-        """The policy in force; a new one takes effect here when it is first asked for."""
+    def policy_now(self) -> Policy:
+        """The policy in force; a new one takes effect when it is first asked for."""
         policy = self._read_policy()
-        if policy is not self._policy:
-            self._policy = policy
+        if policy is not self.policy:
+            self.policy = policy
             self._terms.clear()
             self._valves.clear()
             self._splits.clear()
@@ -73,12 +73,11 @@ class Decisions:
 
     def terms(self, model: str) -> values.Terms:
         """What the policy says about a model."""
-        policy = self.policy
         found = self._terms.get(model)
         if found is None:
             if len(self._terms) >= _REMEMBERED_MODELS:
                 self._terms.clear()
-            found = self._terms[model] = terms_of(policy, model)
+            found = self._terms[model] = terms_of(self.policy, model)
         return found
 
     def resolve(self, name: str, key: str) -> str:
@@ -119,6 +118,13 @@ class Decisions:
         """Backends for a small question about the model, best first, whatever their load."""
         found = open_backends(request, self._pool.snapshot(self._turn), terms, self._clock())
         return [uplink for b in found if (uplink := self._pool.uplink(b.id)) is not None]
+
+    def count_request(self) -> None:
+        """A request came: repeats and hedges may be a share of these."""
+        now = self._clock()
+        self.retries.deposit(now)
+        if self.policy.hedge.enabled:
+            self.hedging.count(now)
 
     def objection_to_repeat(self, attempts: int, *, lost: bool) -> str:
         """Why a request that failed is not tried elsewhere, or nothing, and a repeat is counted.

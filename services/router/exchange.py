@@ -89,9 +89,7 @@ class Exchange:
     def begin(self) -> None:
         """Decides and starts, or queues. Raises Fault when it is refused at once."""
         self._running.add(self)
-        decisions, now = self._routing.decisions, self._routing.clock()
-        decisions.retries.deposit(now)
-        decisions.hedging.count(now)
+        self._routing.decisions.count_request()
         try:
             self._act(self._routing.decisions.choose(self._values(), self._asking.terms))
         except Fault as fault:

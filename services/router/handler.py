@@ -91,7 +91,7 @@ class RouterHandler:
     async def list_models(self) -> Sequence[generation_pb2.ModelInfo]:
         """What the ready backends serve, under the policy's names too."""
         backends = [uplink.backend for uplink in self._pool.uplinks()]
-        return catalogue(backends, self._routing.decisions.policy)
+        return catalogue(backends, self._routing.decisions.policy_now())
 
     def ready(self) -> session_pb2.SessionReady:
         """The greeting of a session."""

@@ -56,7 +56,7 @@ class KnownBackend:
         # What does not say that it is local may lead anywhere: nothing private goes there.
         tier = Tier.LOCAL if instance.meta.get("tier") == Tier.LOCAL.value else Tier.CLOUD
         self.tracker = Tracker(instance.id, tier, self._listed_models)
-        self.tracker.zone = instance.meta.get("zone", "")
+        self.tracker.state.zone = instance.meta.get("zone", "")
         self._on_change = on_change
         self._clock = clock
         self.breaker = Breaker(BreakerRules())
@@ -70,22 +70,22 @@ class KnownBackend:
     @property
     def health(self) -> Health:
         """Whether it takes work."""
-        return self.tracker.health
+        return self.tracker.state.health
 
     @property
     def tier(self) -> Tier:
         """On whose hardware it runs."""
-        return self.tracker.tier
+        return self.tracker.state.tier
 
     @property
     def zone(self) -> str:
         """Its availability zone, empty when it has none."""
-        return self.tracker.zone
+        return self.tracker.state.zone
 
     @property
     def drained(self) -> bool:
         """Whether an operator wants nothing new to go there."""
-        return self.tracker.drained
+        return self.tracker.state.drained
 
     @property
     def in_flight(self) -> int:
@@ -95,7 +95,7 @@ class KnownBackend:
     @property
     def model_names(self) -> frozenset[str]:
         """What it serves, as it says itself, or as listed before it ever did."""
-        return self.tracker.models
+        return self.tracker.state.models
 
     def changed(self) -> None:
         """Something that a decision sees is different now."""
@@ -104,26 +104,26 @@ class KnownBackend:
 
     def set_drained(self, drained: bool) -> None:
         """Nothing new for it, or again."""
-        if self.tracker.drained != drained:
-            self.tracker.drained = drained
+        if self.tracker.state.drained != drained:
+            self.tracker.state.drained = drained
             self.changed()
 
     def greeted(self, ready: session_pb2.SessionReady) -> None:
         """A session is open, and the backend said what it is."""
         tracker = self.tracker
         self.models = {model.name: model for model in ready.models}
-        tracker.models = frozenset(self.models) or self._listed_models
-        tracker.resumes = {
+        tracker.state.models = frozenset(self.models) or self._listed_models
+        tracker.state.resumes = {
             name: frozenset(_RESUMES[c] for c in info.capabilities if c in _RESUMES)
             for name, info in self.models.items()
         }
-        tracker.prices = {
+        tracker.state.prices = {
             name: Prices(info.prices.input, info.prices.output)
             for name, info in self.models.items()
             if info.HasField("prices")
         }
-        tracker.tier = _TIERS.get(ready.tier, Tier.CLOUD)
-        tracker.zone = ready.zone or tracker.zone
+        tracker.state.tier = _TIERS.get(ready.tier, Tier.CLOUD)
+        tracker.state.zone = ready.zone or tracker.state.zone
         self.version = ready.version or self.version
         self.report = None
         tracker.connected(self._clock())
@@ -131,7 +131,7 @@ class KnownBackend:
 
     def set_health(self, health: Health, detail: str) -> None:
         """Records whether it takes work, and for people why not."""
-        self.tracker.health = health
+        self.tracker.state.health = health
         self.detail = detail
         self.changed()
 
@@ -160,7 +160,7 @@ class KnownBackend:
     def sent(self) -> int:
         """A request goes there."""
         generation = self.breaker.sent(self._clock())
-        if self.breaker.open_until != self.tracker.cooling_until:
+        if self.breaker.open_until != self.tracker.state.cooling_until:
             self._show_breaker()
         return generation
 
@@ -173,9 +173,9 @@ class KnownBackend:
         now = self._clock()
         tracker = self.tracker
         tracker.first_token(seconds)
-        if tracker.tier is Tier.CLOUD:
+        if tracker.state.tier is Tier.CLOUD:
             self._ttft.add(seconds, now)
-            tracker.ttft_p95 = self._ttft.value(now)
+            tracker.state.ttft_p95 = self._ttft.value(now)
         self.breaker.proved(generation, now)
         self._show_breaker()
 
@@ -208,7 +208,7 @@ class KnownBackend:
         tracker = self.tracker
         excused = 0.0
         if not decoding:
-            known = tracker.load.step_time > 0
+            known = tracker.state.load.step_time > 0
             excused = _PATIENCE * time_to_first_token(outlook(tracker.view()), 0) if known else inf
         silent = self.breaker.check_silence(self._clock(), tracker.in_flight, excused)
         if silent:
@@ -222,8 +222,8 @@ class KnownBackend:
 
     def _show_breaker(self) -> None:
         """Decisions see it."""
-        if self.tracker.cooling_until != self.breaker.open_until:
-            self.tracker.cooling_until = self.breaker.open_until
+        if self.tracker.state.cooling_until != self.breaker.open_until:
+            self.tracker.state.cooling_until = self.breaker.open_until
             self.changed()
 
 

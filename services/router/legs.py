@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import cast
 
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.model_handler import CallContext
@@ -92,7 +93,11 @@ def send(
     if verdict.tier is Tier.CLOUD:
         request.model = asking.terms.cloud
         reservation = _set_aside(routing, asking, request, verdict)
-        mask = routing.decisions.masks(asking.tenant)
+        # A router in front of this one has its own policy: what either wants masked is.
+        mask = (
+            *routing.decisions.masks(asking.tenant),
+            *cast("frozenset[pb.PiiKind]", context.mask),
+        )
     else:
         request.model = asking.terms.local
     raw = request.SerializeToString()

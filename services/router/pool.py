@@ -102,8 +102,7 @@ class Pool:
         async for instances in registry.watch(ROUTER_SERVICE):
             self._peers = max(sum(map(_processes, instances)), own)
             for uplink in self._uplinks.values():
-                uplink.backend.tracker.peers = self._peers
-                uplink.backend.tracker.touch()
+                uplink.backend.tracker.set_peers(self._peers)
 
     async def look_for_silence(self) -> None:
         """Gives up backends that have work and bring no token, until cancelled."""
@@ -137,7 +136,7 @@ class Pool:
             instance, self._tokens, self._changed, self._clock, self._random, self.prefixes
         )
         uplink.backend.breaker.set_rules(self._breaker)
-        uplink.backend.tracker.peers = self._peers
+        uplink.backend.tracker.set_peers(self._peers)
         uplink.backend.set_drained(instance.id in self._drained)
         task = self._tasks.create_task(uplink.run(), name=f"uplink-{instance.id}")
         self._uplinks[instance.id] = uplink

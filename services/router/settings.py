@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from services.chassis.settings import WorkerSettings, setting
+from services.chassis.settings import SettingsError, WorkerSettings, setting
+from services.router.policy.place import Place, has_key_values, parse_place
 
 SERVICE = "anabranch-router"
 PREFIX = "ANABRANCH_ROUTER_"
@@ -22,16 +23,27 @@ class Settings(WorkerSettings):
         "consul://127.0.0.1:8500",
         help="Where backends are found: consul://host:port, static:service=host:port,… or none.",
     )
+    policy: str = setting(
+        "none",
+        help="Where the routing policy is: file:/path/of/policy.yaml, consul:key of the registry's "
+        "Consul, or none: the defaults, and what the settings below say. Changes are followed.",
+    )
     ttft_slo: float = setting(
         10.0,
         minimum=0.001,
-        help="Time to first token beyond which requests without a limit of their own overflow.",
+        help="Time to first token within which requests without a limit of their own wait for a "
+        "local slot; what is predicted to be later goes to the cloud. The policy goes before it.",
     )
     max_queue_time: float = setting(
-        30.0, minimum=0, help="How long a request waits for a free slot before it is refused."
+        30.0,
+        minimum=0,
+        help="How long a request waits for a free slot before it is refused. The policy goes "
+        "before it.",
     )
     max_waiting: int = setting(
-        1000, minimum=0, help="Requests that wait at once; further ones are refused."
+        1000,
+        minimum=0,
+        help="Requests that wait at once; further ones are refused. The policy goes before it.",
     )
     default_timeout: float = setting(
         600.0, minimum=1, help="Time that a request may take when it sets none itself."
@@ -51,3 +63,18 @@ class Settings(WorkerSettings):
         minimum=1,
         help="Sessions that wait for their callers to reconnect; beyond it the oldest ones end.",
     )
+
+    def __post_init__(self) -> None:
+        try:
+            place = parse_place(self.policy)
+        except ValueError as refused:
+            raise SettingsError([f"{PREFIX}POLICY {refused}"]) from None
+        if place.key and not has_key_values(self.registry):
+            raise SettingsError(
+                [f"{PREFIX}POLICY names a key, so {PREFIX}REGISTRY must be consul://…"]
+            )
+
+    @property
+    def policy_place(self) -> Place:
+        """Where the policy is."""
+        return parse_place(self.policy)

@@ -61,10 +61,12 @@ class Spending:
         epoch_clock: Callable[[], float],
     ) -> None:
         self._read_policy = policy
-        self._policy = policy()
         self._leases = leases
         self._now = epoch_clock
+        self._policy = policy()
         self._budget = CloudBudget(budgets_of(self._policy))
+        self._unlimited = False
+        self._follow(self._policy)
         self._asked: set[str] = set()
         self._silent_until: dict[str, float] = {}
         self._asks = asyncio.Event()
@@ -74,8 +76,9 @@ class Spending:
         """What the tenant may spend now; None where nothing limits it."""
         policy = self._read_policy()
         if policy is not self._policy:
-            self._policy = policy
-            self._budget.budget_of = budgets_of(policy)
+            self._follow(policy)
+        if self._unlimited:
+            return None
         found: int | None = None
         for account, budget in (
             (ALL, policy.cloud_budget),
@@ -123,6 +126,13 @@ class Spending:
                     await self._supply(account)
         finally:
             await self._give_back()
+
+    def _follow(self, policy: Policy) -> None:
+        self._policy = policy
+        self._budget.budget_of = budgets_of(policy)
+        tenants = policy.tenants.values()
+        limited = policy.cloud_budget is not None or any(t.cloud_budget for t in tenants)
+        self._unlimited = not limited
 
     def _want(self, account: str) -> None:
         if account in self._asked or not self._budget.wants(account, self._now()):

@@ -123,7 +123,7 @@ async def test_a_killed_worker_costs_only_the_streams_that_it_had_begun(router):
 
 async def test_requests_without_output_survive_the_kill_of_their_worker(tmp_path):
     # A prefill of many seconds: the kill comes before any token.
-    async with two_workers(tmp_path, SIM_SLOWDOWN="50") as router, AsyncExitStack() as stack:
+    async with two_workers(tmp_path, SIM_SLOWDOWN="25") as router, AsyncExitStack() as stack:
         await until_workers(router, 2)
         callers = await clients(stack, router, 16)
         asked = [

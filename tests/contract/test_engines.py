@@ -10,12 +10,16 @@ import pytest_asyncio
 from anabranch.v1 import errors_pb2
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault
+from services.chassis.prefix_log import PrefixReader
+from services.chassis.prompt_blocks import prompt_blocks
 from services.local_engine.engine import Continuation, Engine, Finish, SamplingSpec
 from services.local_engine.sim_engine import SimEngine, SimOptions
+from services.local_engine.sim_model import SimLimits
 from services.local_engine.step_model import StepModel
 from services.local_engine.vllm_engine import VllmEngine
 from services.local_engine.vllm_options import VllmOptions
-from tests.support.engines import MODEL, RunningJob, run_job, until_idle
+from tests.support.auth import until
+from tests.support.engines import MODEL, RunningJob, run_job, run_request, until_idle
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 
@@ -29,12 +33,20 @@ async def engine(request):
     chosen: Engine
     if request.param == "sim":
         # Steps of 1 ms: quick, but slow enough that an abort comes in the middle.
-        chosen = SimEngine(SimOptions(pace=StepModel(1e-3, 0, 0, 0)))
+        options = SimOptions(pace=StepModel(1e-3, 0, 0, 0), limits=SimLimits(kv_tokens=3072))
+        chosen = SimEngine(options)
     else:
         if not MODEL.is_dir():
             pytest.skip("no model: run tools/fetch_model.py")
         chosen = VllmEngine(
-            VllmOptions(str(MODEL), "smollm2", max_num_seqs=32, max_model_len=1024, kv_cache_gib=1)
+            VllmOptions(
+                str(MODEL),
+                "smollm2",
+                max_num_seqs=32,
+                max_model_len=1024,
+                kv_cache_gib=1,
+                num_gpu_blocks_override=24,  # of 128 tokens: a few long prompts fill it
+            )
         )
     await chosen.start()
     yield chosen
@@ -252,3 +264,91 @@ async def test_images_are_refused_by_name(engine):
         )
     assert refused.value.reason == errors_pb2.ERROR_REASON_UNSUPPORTED
     assert refused.value.metadata["feature"] == "images"
+
+
+def long_request(start: str) -> pb.GenerateRequest:
+    """At least 500 tokens for either engine; seven of them overflow the cache."""
+    return pb.GenerateRequest(prompt=f"{start} bako deku lomi fate. " * 56)
+
+
+async def test_only_what_was_found_in_the_cache_counts_as_cached(engine):
+    fresh = await run_request(engine, long_request("Counted"), greedy(4))
+    again = await run_request(engine, long_request("Counted"), greedy(4))
+    third = await run_request(engine, long_request("Counted"), greedy(4))
+    assert fresh.usage.cached_prompt == 0
+    assert fresh.usage.prompt / 2 < again.usage.cached_prompt < fresh.usage.prompt
+    assert third.usage == again.usage
+
+
+async def test_choices_that_find_what_their_first_has_computed_found_nothing(engine):
+    spec = SamplingSpec(max_tokens=4, ignore_eos=True, n=2, seed=7)
+    answer = await run_request(engine, long_request("Twofold"), spec)
+    assert answer.usage.cached_prompt == 0
+    answer = await run_request(engine, long_request("Twofold"), spec)
+    assert answer.usage.cached_prompt > answer.usage.prompt / 2
+
+
+async def test_a_resumed_answer_counts_as_cached_no_more_than_its_prompt(engine):
+    prompt = await prompt_of(engine, "Tell me of the sea. " * 20)
+    tokens = (await run_job(engine, prompt, greedy(200))).tokens()
+    continuation = Continuation(tuple(tokens[:190]))
+    rest = await run_job(engine, prompt, greedy(10), continuation=continuation)
+    assert 0 < rest.usage.cached_prompt <= len(prompt)
+
+
+async def test_the_names_of_a_prompt_are_told_while_the_cache_holds_it_and_no_longer(engine):
+    asked = long_request("Remembered")
+    names = prompt_blocks(asked)
+    reader, heard = PrefixReader(engine.prefixes), set()
+
+    async def hears(condition) -> None:
+        async def holds() -> bool:
+            while (events := reader.next()) is not None:
+                if events.cleared:
+                    heard.clear()
+                heard.update(events.stored)
+                heard.difference_update(events.removed)
+            return condition(heard)
+
+        await until(holds, 20.0)
+
+    await hears(lambda heard: not heard & set(names))
+    fresh = await run_request(engine, asked, greedy(2))
+    # All names but of the prompt's end, which fills no block of the engine's.
+    await hears(lambda heard: heard.issuperset(names[:-2]))
+    again = await run_request(engine, asked, greedy(2))
+    held = len(heard & set(names)) / len(names)
+    assert held == pytest.approx(again.usage.cached_prompt / fresh.usage.prompt, abs=0.15)
+    for number in range(7):
+        await run_request(engine, long_request(f"Other {number}"), greedy(2))
+    await hears(lambda heard: not heard & set(names))
+    assert heard == set(engine.prefixes.held())
+    late = await run_request(engine, asked, greedy(2))
+    assert late.usage.cached_prompt == 0
+
+
+async def test_what_the_cache_holds_is_not_queued(engine):
+    asked = long_request("Queued")
+    prompt = await engine.encode(asked)
+    fresh = RunningJob(engine, prompt, greedy(2), asked=asked)
+    assert engine.load().queued_prefill_tokens == len(prompt)
+    await fresh.result()
+
+    async def known() -> bool:
+        return set(prompt_blocks(asked)[:-2]) <= set(engine.prefixes.held())
+
+    await until(known, 20.0)
+    again = RunningJob(engine, prompt, greedy(2), asked=asked)
+    assert engine.load().queued_prefill_tokens < len(prompt) / 2
+    await again.result()
+
+
+async def test_how_long_steps_should_take_is_told_once_it_is_known(engine):
+    prompt = await prompt_of(engine)
+    await run_job(engine, prompt, greedy(60))
+    load = engine.load()
+    assert load.step_model is not None
+    parts = (load.step_model.base, load.step_model.prefill, load.step_model.decode)
+    assert min(*parts, load.step_model.context) >= 0
+    assert 0 < load.step_model.seconds(0, 1, len(prompt)) < 2
+    assert 0.1 <= load.step_time_ratio <= 10

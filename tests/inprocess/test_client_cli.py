@@ -79,6 +79,67 @@ def test_tables_for_people_and_json_for_programs(
     assert json.loads(run(remote, *command, "--json").stdout)
 
 
+def test_a_policy_is_shown_as_it_was_written_with_what_is_wrong_with_a_newer_one(
+    remote: str,
+) -> None:
+    shown = run(remote, "policy", "show")
+    assert shown.exit_code == 0
+    assert shown.stdout == "version: 1 # as it was written\n"
+    assert shown.stderr.splitlines() == [
+        "version v1 · from file",
+        "file p.yaml was refused:",
+        "slow_start: must be a duration",
+    ]
+    as_json = json.loads(run(remote, "policy", "show", "--json").stdout)
+    assert as_json == {
+        "text": "version: 1 # as it was written\n",
+        "version": "v1",
+        "source": "file",
+        "rejected": ["file p.yaml was refused:", "slow_start: must be a duration"],
+    }
+
+
+def test_a_policy_is_updated_whole_or_not_at_all(remote: str, tmp_path: Path) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text("version: 1\n")
+    good = run(remote, "policy", "update", str(file), "--expected-version", "v1")
+    assert (good.exit_code, good.stdout) == (0, "in force: version v2\n")
+    piped = run(remote, "policy", "update", "-", "--json", stdin="version: 1\n")
+    assert json.loads(piped.stdout) == {"version": "v2"}
+    late = run(remote, "policy", "update", str(file), "--expected-version", "v0")
+    assert late.exit_code == 4
+    assert "[VERSION_MISMATCH]" in late.stderr
+    assert "change that" in late.stderr
+    file.write_text("bad: 1\n")
+    bad = run(remote, "policy", "update", str(file))
+    assert bad.exit_code == 4
+    assert bad.stderr.splitlines() == [
+        "models.a: must be good",
+        "models.b: must be good",
+        "Nothing changed: a policy is put in force whole or not at all.",
+    ]
+    as_json = json.loads(run(remote, "policy", "update", str(file), "--json").stderr)
+    assert [v["field"] for v in as_json["error"]["violations"]] == ["models.a", "models.b"]
+    file.write_bytes(b"\xff\xfe")
+    assert run(remote, "policy", "update", str(file)).exit_code == 2
+
+
+def test_an_edited_policy_is_put_in_force_and_never_lost(remote: str, tmp_path: Path) -> None:
+    def edit(line: str) -> Result:
+        editor = tmp_path / "editor"
+        editor.write_text(f'#!/bin/sh\nprintf "{line}" >> "$1"\n')
+        editor.chmod(0o755)
+        return run(remote, "policy", "edit", env={"EDITOR": str(editor), "VISUAL": str(editor)})
+
+    assert edit("slow_start: 3s\\n").stdout == "in force: version v2\n"
+    unchanged = edit("")
+    assert (unchanged.exit_code, unchanged.stderr) == (0, "Nothing changed.\n")
+    bad = edit("bad: 1\\n")
+    assert bad.exit_code == 4
+    assert "models.a: must be good" in bad.stderr
+    assert bad.stdout == "version: 1 # as it was written\nbad: 1\n"
+
+
 def test_count(remote: str) -> None:
     assert run(remote, "count", "--raw", "-m", "m", "a b c").stdout == "3 of 99 tokens\n"
     counted = json.loads(run(remote, "count", "--raw", "-m", "m", "a b", "--json").stdout)

@@ -17,6 +17,7 @@ from anabranch.v1 import generation_pb2 as pb
 from services.chassis.channels import open_channel
 from services.chassis.errors import fault_from_rpc_error
 from services.chassis.host import Host
+from services.chassis.prompt_blocks import prompt_blocks
 from services.local_engine.app import EngineLost, running
 from services.local_engine.settings import Settings
 from services.local_engine.sim_engine import SimEngine, SimOptions
@@ -89,6 +90,13 @@ async def engine(simulation: SimEngine | None = None, **changes: Any) -> AsyncIt
         yield Caller(host, channel, keys.token("generate", "relay"))
 
 
+def usage_of(messages: list[session_pb2.SessionResponse]) -> pb.Usage:
+    """Of a session's one request."""
+    (last,) = [f.chunk for message in messages for f in message.frames if f.last]
+    usage: pb.Usage = last.usage
+    return usage
+
+
 async def refusal(call: Any) -> Any:
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await call
@@ -138,6 +146,38 @@ async def test_a_session_introduces_the_backend_and_reports_load():
     assert all(load.max_running and load.kv_total_tokens for load in loads)
     # One message per step with a frame for each request, not one per token.
     assert len(messages) < len(frames)
+
+
+async def test_every_report_says_what_steps_should_cost():
+    async with engine(step_model="1000,2,3,0.5", sim_speed=2.0) as caller:
+        messages = await caller.session(request())
+    models = [m.load.step_model for m in messages if m.HasField("load")]
+    assert {(m.base, m.prefill, m.decode, m.context) for m in models} == {(500, 1, 1.5, 0.25)}
+
+
+async def test_every_session_is_told_which_prompts_the_cache_holds():
+    long = request(text="The river runs to the sea. " * 60)
+    names = set(prompt_blocks(long))
+    async with engine() as caller:
+        first = await caller.session(long)
+        second = await caller.session(request(text="Something else."))
+        third = await caller.session(long)
+    for messages in (first, second, third):
+        assert messages[0].ready.prefix_cache_events
+        told = [m.prefix_cache for m in messages if m.HasField("prefix_cache")]
+        assert told[0].cleared
+        held = {name for events in told for name in events.stored}
+        # The text's end may fill no block of the engine's own.
+        assert names - held <= {prompt_blocks(long)[-1]}
+    assert usage_of(first).cached_prompt_tokens == 0
+    assert usage_of(third).cached_prompt_tokens > 1000
+
+
+async def test_an_engine_that_is_told_not_to_tells_nothing_of_its_cache():
+    async with engine(prefix_events=False) as caller:
+        messages = await caller.session(request(text="The river runs to the sea. " * 60))
+    assert not messages[0].ready.prefix_cache_events
+    assert not any(m.HasField("prefix_cache") for m in messages)
 
 
 async def test_two_choices_end_apart_and_the_stream_ends_with_the_last():
@@ -360,6 +400,9 @@ async def test_vllm_answers_the_same_through_every_rpc():
         whole = await caller.generate(**fields)
         chunks = await caller.stream(**fields)
         messages = await caller.session(request(**fields))
+        long = request(text="The river runs to the sea. " * 90)
+        before = await caller.session(long)
+        after = await caller.session(long)
         choice = pb.GenerateRequest(
             model=MODEL_NAME,
             prompt="Is water wet? Answer:",
@@ -378,6 +421,13 @@ async def test_vllm_answers_the_same_through_every_rpc():
             metrics = await response.text()
     framed = [frame.chunk for message in messages for frame in message.frames]
     tokens = list(whole.choices[0].token_ids)
+    told = [m.prefix_cache for m in after if m.HasField("prefix_cache")]
+    held = {name for events in told for name in events.stored}
+    usage = [usage_of(messages) for messages in (before, after)]
+    assert usage[0].cached_prompt_tokens == 0
+    assert usage[1].cached_prompt_tokens > usage[1].prompt_tokens / 2
+    assert len(held & set(prompt_blocks(long))) > len(prompt_blocks(long)) / 2
+    assert any(m.load.step_model.base > 0 for m in after)
     assert "Paris" in whole.choices[0].text
     assert whole.choices[0].finish_reason == pb.FINISH_REASON_STOP
     assert [t for c in chunks for t in c.token_ids] == tokens

@@ -116,6 +116,15 @@ def start(**more: Any) -> session_pb2.SessionRequest:
         ),
         ("generate", {}, ""),
         ("relay", {"on_behalf_of": session_pb2.Caller(tenant="a", client_id="b")}, ""),
+        ("generate", {"mask": [pb.PII_KIND_EMAIL]}, "needs relay"),
+        (
+            "relay",
+            {
+                "on_behalf_of": session_pb2.Caller(tenant="a", client_id="b"),
+                "mask": [pb.PII_KIND_EMAIL],
+            },
+            "",
+        ),
     ],
 )
 async def test_a_relay_never_speaks_for_itself_and_nobody_else_for_others(town, who, more, reason):

@@ -15,6 +15,7 @@ from services.chassis.errors import Fault, fault_from_rpc_error
 from services.chassis.settings import Secret
 from services.cloud_proxy.app import running
 from services.cloud_proxy.settings import Settings
+from tests.support.auth import bearer
 from tests.support.local_keys import LocalKeys
 from tests.support.provider import KEY, Provider, routes_file, simulator
 from tests.support.waiting import BOUND_S
@@ -23,11 +24,12 @@ from tests.support.waiting import BOUND_S
 class Proxy:
     """The proxy, its provider, and a stub with a credential."""
 
-    def __init__(self, stub: Any, provider: Provider, host: Any, token: str) -> None:
+    def __init__(self, stub: Any, provider: Provider, host: Any, keys: LocalKeys) -> None:
         self.stub = stub
         self.provider = provider
         self.host = host
-        self.metadata = [("authorization", f"Bearer {token}")]
+        self.keys = keys
+        self.metadata = bearer(keys.token("generate"))
 
     async def answer(self, request: pb.GenerateRequest) -> pb.GenerateResponse:
         """The whole answer. Raises Fault."""
@@ -86,4 +88,4 @@ async def cloud_proxy(
             running(settings, key_source=local) as host,
             grpc.aio.insecure_channel(host.address) as channel,
         ):
-            yield Proxy(ModelServiceStub(channel), provider, host, local.token("generate"))
+            yield Proxy(ModelServiceStub(channel), provider, host, local)

@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault
+from services.chassis.prompt_blocks import prompt_blocks, prompt_bytes
 from services.local_engine.engine import (
     Continuation,
     Delta,
@@ -61,6 +63,7 @@ class RunningJob:
         *,
         continuation: Continuation | None = None,
         on_delta: Callable[[Delta], None] | None = None,
+        asked: pb.GenerateRequest | None = None,
     ) -> None:
         self.id = f"test-{next(_ids)}"
         self.answer = Answer()
@@ -68,7 +71,15 @@ class RunningJob:
         self._on_delta = on_delta
         self._news = asyncio.Event()
         self._done: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        job = Job(self.id, prompt, spec, spec.max_tokens or 64, continuation or Continuation())
+        job = Job(
+            self.id,
+            prompt,
+            spec,
+            spec.max_tokens or 64,
+            continuation or Continuation(),
+            block_names=() if asked is None else prompt_blocks(asked),
+            text_bytes=0 if asked is None else prompt_bytes(asked),
+        )
         engine.submit(job, self._deliver, self._fail)
 
     async def result(self) -> Answer:
@@ -109,6 +120,11 @@ async def run_job(
 ) -> Answer:
     """Runs a job to its end."""
     return await RunningJob(engine, prompt, spec, continuation=continuation).result()
+
+
+async def run_request(engine: Engine, asked: pb.GenerateRequest, spec: SamplingSpec) -> Answer:
+    """Runs a request to its end, its prompt's blocks named as the service names them."""
+    return await RunningJob(engine, await engine.encode(asked), spec, asked=asked).result()
 
 
 async def until_idle(engine: Engine) -> None:

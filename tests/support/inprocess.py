@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import grpc
 
@@ -106,12 +107,19 @@ class Cluster:
         self.cloud = await self.stack.enter_async_context(cloud_app.running(settings))
         return self.cloud
 
-    async def add_router(self, **changes: Any) -> Host:
+    async def add_router(self, *, patient: bool = True, **changes: Any) -> Host:
+        """Starts the router; a patient one lets nobody go because a line stands."""
         secret = await self.new_client("router", "relay", tenant="operators")
+        if patient:
+            changes.setdefault("max_queue_time", 600.0)
         settings = router_settings.Settings(
             **self.common("router"), client_id="router", client_secret=Secret(secret), **changes
         )
-        self.router = await self.stack.enter_async_context(router_app.running(settings))
+        policy = router_app._default_policy(settings)
+        if patient:
+            policy = replace(policy, admission=replace(policy.admission, codel_interval=600.0))
+        with mock.patch.object(router_app, "_default_policy", return_value=policy):
+            self.router = await self.stack.enter_async_context(router_app.running(settings))
         return self.router
 
     def lets_callers_pause(self) -> None:

@@ -242,7 +242,10 @@ class Scene:
 
 @asynccontextmanager
 async def scene(*, max_queue_time: float = 600.0, policy: Policy = _POLICY) -> AsyncIterator[Scene]:
-    admission = replace(policy.admission, max_wait=max_queue_time, max_waiting=20)
+    # Nobody is shed because a busy machine makes the line stand.
+    admission = replace(
+        policy.admission, max_wait=max_queue_time, max_waiting=20, codel_interval=600.0
+    )
     policy = replace(policy, admission=admission)
     tokens = Tokens()
     async with asyncio.TaskGroup() as group:

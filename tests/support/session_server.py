@@ -259,6 +259,8 @@ class ScriptedAdmin(admin_pb2_grpc.RouterAdminServiceServicer):
             state="BACKEND_STATE_READY",
             models=["model-0"],
         )
+        self.policy = "version: 1 # as it was written\n"
+        self.rejected = ["file p.yaml was refused:", "slow_start: must be a duration"]
 
     async def ListBackends(self, request, context):
         return admin_pb2.ListBackendsResponse(backends=[self.backend])
@@ -283,6 +285,23 @@ class ScriptedAdmin(admin_pb2_grpc.RouterAdminServiceServicer):
                 admin_pb2.RouteCandidate(backend_id="engine-1", tier="TIER_LOCAL", feasible=True)
             ],
         )
+
+    async def GetPolicy(self, request, context):
+        return admin_pb2.GetPolicyResponse(
+            policy_yaml=self.policy, version="v1", source="file", rejected=self.rejected
+        )
+
+    async def UpdatePolicy(self, request, context):
+        if request.expected_version not in ("", "v1"):
+            code = grpc.StatusCode.FAILED_PRECONDITION
+            await abort(context, status_of("VERSION_MISMATCH", code, "v1 is in force"))
+        if "bad" in request.policy_yaml:
+            code = grpc.StatusCode.INVALID_ARGUMENT
+            refused = status_of("INVALID_REQUEST", code, "the request is not valid: …")
+            faults = [{"field": f"models.{n}", "description": "must be good"} for n in "ab"]
+            refused.details.add().Pack(error_details_pb2.BadRequest(field_violations=faults))
+            await abort(context, refused)
+        return admin_pb2.UpdatePolicyResponse(version="v2")
 
 
 class ScriptedAuth(auth_pb2_grpc.AuthServiceServicer):

@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -42,3 +43,31 @@ def test_a_port_in_use_is_said_in_one_line():
     said = [json.loads(line) for line in ended.stderr.splitlines() if line.startswith("{")]
     (cause,) = [line["cause"] for line in said if line["message"] == "cannot run"]
     assert "is the port in use?" in cause
+
+
+def check_policy(path: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "services.router", "--check-policy", str(path)],
+        env={},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_a_policy_file_is_checked_without_settings(tmp_path: Path):
+    path = tmp_path / "policy.yaml"
+    path.write_text("version: 1\n")
+    good = check_policy(path)
+    assert (good.returncode, good.stdout, good.stderr) == (0, f"{path}: the policy is good\n", "")
+    path.write_text("version: 1\nslow_start: x\nfoo: 1\n")
+    bad = check_policy(path)
+    assert (bad.returncode, bad.stdout) == (2, "")
+    first, second = bad.stderr.splitlines()
+    assert first.startswith(f"{path}: slow_start: must be a duration")
+    assert second.startswith(f"{path}: foo: is not known")
+    missing = check_policy(tmp_path / "nothing")
+    assert missing.returncode == 2
+    assert missing.stderr == f"{tmp_path}/nothing: cannot be read: No such file or directory\n"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -17,16 +19,26 @@ from anabranch.environment import client_arguments
 from anabranch.errors import error_for
 
 
-@pytest.mark.parametrize("name", sorted(main.commands))
+def commands(group: click.Group, before: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Every command by what is typed for it, those of groups included."""
+    for name, command in group.commands.items():
+        yield before + name, command
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{before}{name} ")
+
+
+COMMANDS = dict(commands(main))
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_command_teaches_by_example_and_takes_json(name: str) -> None:
-    result = CliRunner().invoke(main, [name, "--help"])
+    command = COMMANDS[name]
+    result = CliRunner().invoke(main, [*name.split(), "--help"])
     assert result.exit_code == 0
-    assert f"  anabranch {name}" in result.output or f"| anabranch {name}" in result.output
-    options = {o for p in main.commands[name].params for o in p.opts}
-    assert "--json" in options or name == "completion"
-    undocumented = [
-        p.name for p in main.commands[name].params if isinstance(p, click.Option) and not p.help
-    ]
+    assert re.search(rf"(  |\| |EDITOR=nano )anabranch {name}", result.output)
+    options = {o for p in command.params for o in p.opts}
+    assert "--json" in options or name == "completion" or isinstance(command, click.Group)
+    undocumented = [p.name for p in command.params if isinstance(p, click.Option) and not p.help]
     assert undocumented == []
 
 
@@ -43,6 +55,8 @@ def test_no_option_takes_a_secret_itself() -> None:
         (["generate", " "], "the prompt is empty"),
         (["generate", "x", "--raw", "-s", "y"], "leave out --raw"),
         (["drain"], "Missing argument"),
+        (["policy", "update"], "Missing argument"),
+        (["policy", "update", "/nowhere/policy.yaml"], "No such file"),
         (["--target", "http://x", "models"], "without a scheme"),
     ],
 )

@@ -8,6 +8,7 @@ import yaml
 
 from services.chassis.settings import Secret, SettingsError, load
 from services.cloud_proxy.config import load_routes, parse_keys
+from services.cloud_proxy.masking import NAMES
 from services.cloud_proxy.profiles import (
     BadConfiguration,
     built_in_profiles,
@@ -160,3 +161,30 @@ def test_settings_check_the_files_they_name(tmp_path):
     settings = load(Settings, "C_", environ)
     assert "sk-very-secret" not in repr(settings)
     assert "sk-very-secret" not in repr(settings.routes())
+
+
+@pytest.mark.parametrize(
+    ("mask", "kinds"),
+    [
+        (None, {"email", "phone", "card", "cn-id", "secret"}),
+        ("email, cn-id", {"email", "cn-id"}),
+        ("none", set()),
+    ],
+)
+def test_settings_say_what_is_masked(tmp_path, mask, kinds):
+    path = tmp_path / "routes.yaml"
+    path.write_text(
+        "models: [{name: m, provider: simulator, model: m, base_url: 'http://[::1]:1'}]"
+    )
+    environ = {"C_MODELS_FILE": str(path), "C_API_KEYS": "simulator=x"}
+    settings = load(Settings, "C_", environ if mask is None else {**environ, "C_MASK": mask})
+    assert {NAMES[kind] for kind in settings.masked_kinds()} == kinds
+
+
+@pytest.mark.parametrize("mask", ["", "none,email", "e-mail"])
+def test_masking_is_not_switched_off_by_mistake(tmp_path, mask):
+    path = tmp_path / "routes.yaml"
+    path.write_text("models: []")
+    with pytest.raises(SettingsError) as caught:
+        load(Settings, "C_", {"C_MODELS_FILE": str(path), "C_MASK": mask})
+    assert "MASK must be" in str(caught.value)

@@ -93,6 +93,14 @@ def test_an_image_runs_unprivileged_and_copies_only_its_own_service(path):
             assert source == "README.md" or (ROOT / source).exists(), source
 
 
+def test_the_router_finds_its_policy_where_it_is_mounted():
+    router = COMPOSE["services"]["router"]
+    path = router["environment"]["ANABRANCH_ROUTER_POLICY"].removeprefix("file:")
+    mounts = dict(volume.split(":")[:2][::-1] for volume in router["volumes"])
+    source = mounts[path.rpartition("/")[0]]
+    assert (ROOT / source / path.rpartition("/")[2]).is_file()
+
+
 def test_our_containers_give_up_every_privilege():
     for name in OURS:
         service = COMPOSE["services"][name]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from services.local_engine.engine import EngineLoad
-from services.local_engine.load_meter import LoadMeter
+from services.local_engine.load_meter import JobLoad, LoadMeter, StepSize
 from services.local_engine.settings import Settings
-from services.local_engine.step_model import StepModel, StepModelFit
+from services.local_engine.step_model import StepModel
+from services.local_engine.wire import load_report
 
 
 class Clock:
@@ -78,37 +79,122 @@ def test_the_ratio_shows_a_slow_spell_and_its_end():
     assert steps(30, 0.011) == pytest.approx(1.0, rel=0.05)
 
 
-def test_the_step_model_is_learned_from_steps():
-    truth = StepModel(0.005, 20e-6, 50e-6, 0.1e-6)
-    fit = StepModelFit()
-    chance = random.Random(7)
-    for _ in range(500):
-        load = (chance.choice([0, 0, 256, 1024]), chance.randint(1, 200), chance.randint(0, 50_000))
-        fit.learn(*load, truth.seconds(*load) * chance.uniform(0.95, 1.05))
-    assert fit.sound
-    for load in ((0, 10, 1000), (2048, 1, 30_000), (0, 256, 100_000)):
-        assert fit.predict(*load) == pytest.approx(truth.seconds(*load), rel=0.1)
-
-
-def test_steps_that_are_all_alike_do_not_upset_the_fit():
-    fit = StepModelFit()
-    for _ in range(20_000):
-        fit.learn(0, 8, 1000, 0.02)
-    assert fit.predict(0, 8, 1000) == pytest.approx(0.02, rel=0.01)
-    fit.learn(512, 8, 1500, 0.05)
-    assert 0 < fit.predict(0, 8, 1000) < 0.2
-
-
-def test_a_learned_ratio_shows_a_slow_spell_too():
+def test_a_half_read_prompt_counts_only_its_rest():
     meter = LoadMeter(Clock())
-    job = meter.admit(1, 1)
+    first, second = meter.admit(100, 1), meter.admit(50, 1)
+    meter.step(0.01, StepSize(60, 0, 0))
+    load = report(meter)
+    assert (load.queued_prefill_tokens, load.context_tokens) == (90, 60)
+    meter.step(0.01, StepSize(60, 0, 60))
+    assert report(meter).queued_prefill_tokens == 30
+    first.prefilled()
+    first.produced(1)
+    meter.step(0.01, StepSize(20, 0, 120))
+    load = report(meter)
+    # Of the 140 tokens read so far 100 were the first prompt's, so 40 are the second's.
+    assert (load.queued_prefill_tokens, load.context_tokens) == (10, 141)
+    second.end()
+    first.end()
+    load = report(meter)
+    assert (load.queued_prefill_tokens, load.context_tokens) == (0, 0)
+
+
+def test_a_prompt_that_was_read_out_of_turn_gives_back_what_was_put_down_to_another():
+    meter = LoadMeter(Clock())
+    meter.admit(100, 1)
+    urgent = meter.admit(80, 1)
+    meter.step(0.01, StepSize(64, 0, 0))  # of the urgent one, which is not known
+    urgent.prefilled()
+    urgent.produced(1)
+    meter.step(0.01, StepSize(16, 0, 0))
+    assert report(meter).queued_prefill_tokens == 100
+
+
+def test_tokens_that_the_cache_holds_are_not_queued():
+    meter = LoadMeter(Clock())
+    job = meter.admit(100, 1, 64)
+    assert report(meter).queued_prefill_tokens == 36
+    job.prefilled(cached=64)
+    job.produced(1)
+    meter.step(0.01)
+    load = report(meter)
+    assert load.queued_prefill_tokens == 0
+    assert load.context_tokens == 101
+    assert load.prefill_tokens_per_step == 36
+
+
+def test_the_pace_of_a_warm_up_is_forgotten():
+    meter = LoadMeter(Clock())
+    job = meter.admit(3, 1)
+    job.prefilled()
     for _ in range(100):
         job.produced(1)
-        meter.step(0.02)
+        meter.step(5.0)
+    job.choice_ended()
+    job.end()
+    meter.forget_pace()
+    assert report(meter) == EngineLoad(kv_total_tokens=100, max_running=8, prefill_budget=64)
+
+
+def test_steps_that_compute_nothing_are_no_steps():
+    meter = LoadMeter(Clock(), StepModel(0.01, 0, 0, 0))
     for _ in range(10):
-        job.produced(1)
-        meter.step(0.06)
-    assert report(meter).step_time_ratio > 2
+        meter.step(5.0, StepSize(0, 0, 0))
+    assert report(meter).step_time_ratio == 1.0
+    assert report(meter).step_time == 0.0
+
+
+def test_the_given_model_is_reported_in_microseconds():
+    meter = LoadMeter(Clock(), StepModel.parse("5753,17.25,6,0.052"))
+    model = load_report(report(meter), sequence=1, draining=False).step_model
+    assert (model.base, model.prefill, model.decode) == (5753, 17.25, 6)
+    assert model.context == pytest.approx(0.052)
+
+
+def test_a_model_is_reported_once_it_is_learned_and_not_before():
+    meter = LoadMeter(Clock())
+    meter.admit(1, 1).prefilled()
+    for _ in range(31):
+        meter.step(0.02, StepSize(0, 1, 100))
+    assert not load_report(report(meter), sequence=1, draining=False).HasField("step_model")
+    meter.step(0.02, StepSize(0, 1, 100))
+    model = load_report(report(meter), sequence=1, draining=False).step_model
+    assert model.base == pytest.approx(20_000, rel=0.05)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 2),
+            st.integers(0, 200),
+            st.integers(0, 120),
+            st.integers(0, 120),
+        ),
+        max_size=60,
+    )
+)
+def test_whatever_happens_nothing_is_left_and_nothing_is_less_than_nothing(events):
+    meter = LoadMeter(Clock())
+    jobs: list[JobLoad] = []
+    for what, number, tokens, other in events:
+        if what == 0 or not jobs:
+            jobs.append(meter.admit(number, 1 + tokens % 3, min(number, other)))
+        elif what == 1:
+            job = jobs[number % len(jobs)]
+            job.prefilled(cached=other)
+            job.produced(tokens % 4)
+        else:
+            jobs[number % len(jobs)].end()
+        meter.step(0.01, StepSize(tokens, other % 8, 0) if number % 2 else None)
+        load = report(meter)
+        assert load.queued_prefill_tokens == sum(job.unread for job in meter.unread)
+        assert all(job.read >= 0 for job in meter.unread)
+        assert min(load.queued_prefill_tokens, load.context_tokens, load.waiting) >= 0
+    for job in jobs:
+        job.end()
+    load = report(meter)
+    assert (load.queued_prefill_tokens, load.context_tokens, load.running) == (0, 0, 0)
+    assert (meter.decoding, meter.sequences) == (0, 0)
 
 
 @pytest.mark.parametrize("text", ["", "1,2,3", "1,2,3,x", "1,2,3,-4"])

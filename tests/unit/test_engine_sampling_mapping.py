@@ -82,6 +82,16 @@ def test_a_resumed_answer_draws_from_another_seed():
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
+def test_the_seed_after_a_resume_follows_from_seed_and_position_and_is_nobody_else_s():
+    def seed_of(seed: int, existing: int) -> int:
+        wanted = job(spec(seed=seed), existing=existing)
+        return int(sampling_arguments(wanted, {}, detokenize=False)["seed"])
+
+    pairs = [(seed, existing) for seed in range(20) for existing in range(50)]
+    assert [seed_of(*pair) for pair in pairs] == [seed_of(*pair) for pair in pairs]
+    assert len({seed_of(*pair) for pair in pairs}) == len(pairs)
+
+
 def test_stop_strings_stay_here_when_the_text_is_made_here():
     assert "stop" not in sampling_arguments(job(spec(stop=["x"])), {}, detokenize=False)
 

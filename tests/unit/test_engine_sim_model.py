@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from services.local_engine import sim_tokenizer
 from services.local_engine.sim_model import (
+    PrefixBlocks,
     SimLimits,
     SimModel,
     Stream,
@@ -117,6 +118,26 @@ def test_a_prompt_seen_before_is_not_prefilled_again():
     model.add(again)
     assert model.step().prefill_tokens == 8
     assert again.cached == 32
+
+
+def test_of_a_prompt_in_the_cache_the_end_leaves_first():
+    cache = PrefixBlocks(4, capacity=6)
+    cache.add(list(range(16)))
+    cache.add(list(range(100, 112)))
+    assert cache.match([*range(16), -1]) == 12
+    assert cache.match([*range(100, 112), -1]) == 12
+    cache.add(list(range(200, 208)))
+    assert cache.match([*range(16), -1]) == 4
+
+
+def test_a_sequence_that_was_preempted_found_in_the_cache_what_it_found_at_first():
+    model = SimModel(SimLimits(kv_tokens=64, block=4), PACE)
+    both = [stream([number] * 20, 20, key=str(number)) for number in range(2)]
+    for one in both:
+        model.add(one)
+    drain(model)
+    assert any(one.preempted for one in both)
+    assert [one.cached for one in both] == [0, 0]
 
 
 def test_what_does_not_fit_into_the_cache_waits_and_everything_ends():

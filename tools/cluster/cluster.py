@@ -14,7 +14,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -42,9 +42,11 @@ class Cluster:
         detached: bool = False,
         log_level: str = "info",
         router_workers: int = 1,
+        router_settings: Mapping[str, str] | None = None,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         """`ports` None means free ones. `detached`: the processes outlive this program.
+        `router_settings` adds to or overrides ANABRANCH_ROUTER_*, without prefix.
 
         `tell` gets a line at every step. `run_dir` holds logs, state and secrets.
         """
@@ -59,6 +61,7 @@ class Cluster:
         self._detached = detached
         self._log_level = log_level
         self._router_workers = router_workers
+        self._router_settings = dict(router_settings or {})
         self._tell = tell
         self._recipes: Recipes | None = None
 
@@ -118,7 +121,13 @@ class Cluster:
         self.secrets.chmod(0o700)
         binary, version = find_consul()
         self._recipes = Recipes(
-            self.run_dir, self.ports, binary, version, self._log_level, self._router_workers
+            self.run_dir,
+            self.ports,
+            binary,
+            version,
+            self._log_level,
+            self._router_workers,
+            self._router_settings,
         )
 
     @property

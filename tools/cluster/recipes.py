@@ -86,6 +86,7 @@ class Recipes:
     consul_version: tuple[int, ...]
     log_level: str = "info"
     router_workers: int = 1
+    router_settings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def registry(self) -> str:
@@ -156,6 +157,7 @@ class Recipes:
                 "CLIENT_ID": "router",
                 "CLIENT_SECRET_FILE": str(self.run_dir / "secrets/router"),
                 "WORKERS": str(self.router_workers),
+                **self.router_settings,
             },
         )
 

@@ -15,8 +15,8 @@ from tools.provider_simulator.server import Simulator
 _EPILOG = """
 It is NOT a model: every answer begins with "[provider simulator]" and every response carries
 x-simulator: 1. The same request always gets the same answer. A prompt containing words=200 is
-answered with 200 words; "call NAME" calls the tool of that name; a model whose name contains
-"reasoner" reasons first.
+answered with 200 words; "call NAME" calls the tool of that name; "say it back" gets the prompt
+back, in pieces of three characters; a model whose name contains "reasoner" reasons first.
 
 try it:
   curl -sN http://127.0.0.1:8400/v1/chat/completions -H 'Authorization: Bearer simulator-key' \\

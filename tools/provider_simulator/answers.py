@@ -1,7 +1,8 @@
 """What the simulator answers: deterministic text, tool calls and token counts. Pure.
 
 A "token" here is a word with the space before it; counts are exact in these terms, so a test can
-compute the usage that must be reported.
+compute the usage that must be reported. A prompt with ECHO in it is said back, in every part of an
+answer, in pieces of three characters, so that whatever it holds is cut in the middle.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 LABEL = "[provider simulator]"
+ECHO = "say it back"
 _WORDS = (
     "river", "branch", "channel", "delta", "water", "stone", "bank",
     "current", "mouth", "source", "ford", "island", "reed", "silt",
     "bridge", "meander", "rapid", "pool", "spring", "estuary",
 )  # fmt: skip
 _PIECES = re.compile(r"\s*\S+|\s+\Z")
+_ECHOED = re.compile(r"(?s).{1,3}")
 
 
 @dataclass(frozen=True)
@@ -111,16 +114,20 @@ def reply(body: dict[str, Any]) -> Reply:
 
 def _answer(body: dict[str, Any], prompt: str, prefix: str, number: int) -> Answer:
     called = _calls(body, prompt)
+    echo = prompt if ECHO in prompt else ""
     reasoning: tuple[str, ...] = ()
     effort = body.get("reasoning_effort")
     if "reasoner" in str(body.get("model")) or effort in ("low", "medium", "high"):
-        reasoning = pieces("thinking as a simulator does: not at all.")
+        reasoning = pieces("thinking as a simulator does: not at all.") + _echoed(echo)
     if called:
         spoken = pieces(f"{LABEL} calling") if body.get("tool_choice") != "required" else ()
         return Answer(spoken, reasoning, called, "tool_calls")
     wanted = (body.get("response_format") or {}).get("type")
     if wanted in ("json_object", "json_schema"):
-        text = json.dumps({"simulator": True, "note": LABEL})
+        said = {"said": echo} if echo else {}
+        text = json.dumps({"simulator": True, "note": LABEL, **said})
+    elif echo:
+        text = f"{LABEL} {echo}"
     else:
         text = _prose(prompt, number, _length_of(prompt))
     text = text.removeprefix(prefix)
@@ -128,11 +135,15 @@ def _answer(body: dict[str, Any], prompt: str, prefix: str, number: int) -> Answ
     for stop in body.get("stop") or ():
         if stop in text:
             text = text[: text.index(stop)]
-    spoken = pieces(text)
+    spoken = _echoed(text) if echo else pieces(text)
     limit = body.get("max_tokens") or body.get("max_completion_tokens")
     if isinstance(limit, int) and len(spoken) > limit:
         spoken, finish = spoken[:limit], "length"
     return Answer(spoken, reasoning, (), finish)
+
+
+def _echoed(text: str) -> tuple[str, ...]:
+    return tuple(_ECHOED.findall(text))
 
 
 def _length_of(prompt: str) -> int:
@@ -162,5 +173,6 @@ def _calls(body: dict[str, Any], prompt: str) -> tuple[Call, ...]:
         wanted = [name for name in tools if f"call {name}" in prompt]
         if not wanted and choice == "required":
             wanted = tools[:1]
-    arguments = "" if "without arguments" in prompt else json.dumps({"asked": prompt[:40]})
+    asked = prompt if ECHO in prompt else prompt[:40]
+    arguments = "" if "without arguments" in prompt else json.dumps({"asked": asked})
     return tuple(Call(f"call_sim_{n}", name, arguments) for n, name in enumerate(wanted))

@@ -1,6 +1,6 @@
-"""How processes find each other: one role, filled by Consul, by a fixed list or by memory.
+"""How processes find each other, and what they read together: filled by Consul or by memory.
 
-`open_registry` is the only place that knows which kinds exist.
+`open_registry` and `open_key_values` are the only places that know which kinds exist.
 """
 
 from __future__ import annotations
@@ -12,13 +12,19 @@ from services.chassis.registry.instances import (
     join_address,
     split_address,
 )
+from services.chassis.registry.key_values import Entry, KeyValues, KeyValuesUnavailable, check_key
 from services.chassis.setting_values import Secret
 
 __all__ = [
+    "Entry",
     "Instance",
+    "KeyValues",
+    "KeyValuesUnavailable",
     "Registration",
     "Registry",
+    "check_key",
     "join_address",
+    "open_key_values",
     "open_registry",
     "split_address",
 ]
@@ -51,3 +57,21 @@ def open_registry(
     if url in ("", "none"):
         return static_registry.StaticRegistry({})
     raise ValueError(f"a registry is consul://…, static:…, memory:… or none, not {kind!r}")
+
+
+def open_key_values(url: str, *, token: Secret | None = None) -> KeyValues:
+    """The key/value store of the registry that `url` names; call it inside the event loop.
+
+    Only `consul://…` and `memory:…` have one. Raises ValueError for another.
+    """
+    kind, _, rest = url.partition(":")
+    if kind == "consul":
+        from services.chassis.registry.consul_client import client_from_url
+        from services.chassis.registry.consul_key_values import ConsulKeyValues
+
+        return ConsulKeyValues(client_from_url(url, token))
+    if kind == "memory":
+        from services.chassis.registry.memory_key_values import MemoryKeyValues, shelf
+
+        return MemoryKeyValues(shelf(rest))
+    raise ValueError(f"only a registry consul://… holds keys and values, not {kind or 'none'!r}")

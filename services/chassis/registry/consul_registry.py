@@ -1,6 +1,6 @@
 """The registry kept by a Consul agent: registration with a gRPC health check, and watches.
 
-It is the only module that imports the Consul client. Which set is in force after an outage is
+How the agent is reached is known to consul_client.py. Which set is in force after an outage is
 decided in last_known.py; what to do with the instances is the caller's business.
 """
 
@@ -9,15 +9,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from types import MappingProxyType
-from typing import Any, TypeVar
-from urllib.parse import parse_qsl, urlsplit
+from typing import Any
 
-import aiohttp
 import consul
 import consul.aio
 
+from services.chassis.registry.consul_client import (
+    ANSWER_WITHIN,
+    FLOOR,
+    TROUBLE,
+    WAIT,
+    WAIT_JITTER,
+    back_off,
+    client_from_url,
+    reason,
+    set_within,
+    soon,
+)
 from services.chassis.registry.instances import (
     Instance,
     Registration,
@@ -28,52 +38,12 @@ from services.chassis.registry.last_known import LastKnown
 from services.chassis.setting_values import Secret
 
 _log = logging.getLogger(__name__)
-T = TypeVar("T")
-
-# s, the longest blocking query; Consul itself adds up to a sixteenth. An agent that restarts
-# between two queries counts from below our index, and lets us wait in vain for as long as this.
-_WAIT = 10.0
-_WAIT_JITTER = 2.0
-_FLOOR = 0.2  # s between the starts of two queries, however often the index moves
-_BACK_OFF_FIRST, _BACK_OFF_MOST = 0.25, 5.0
-_ANSWER_WITHIN = 3.0  # s for a call that does not block
 _VERIFY_EVERY = 2.0  # s between checks that the agent still knows us
-_TROUBLE = (
-    consul.ConsulException,
-    aiohttp.ClientError,
-    OSError,
-    TimeoutError,
-    ValueError,
-    KeyError,
-    TypeError,
-)
-"""What a Consul that is down, leaderless, restarting or not Consul at all makes a call raise."""
 
 
 def from_url(url: str, *, token: Secret | None, stale_for: float, grace: float) -> ConsulRegistry:
     """Opens `consul://host:port?dc=…&tls=…&ca=…&cert=…&key=…`; ValueError if it is not that."""
-    parts = urlsplit(url)
-    query = dict(parse_qsl(parts.query, keep_blank_values=True))
-    if unknown := set(query) - {"dc", "tls", "ca", "cert", "key"}:
-        raise ValueError(f"the Consul URL has unknown parameters: {', '.join(sorted(unknown))}")
-    if parts.path not in ("", "/") or parts.username or not parts.hostname:
-        raise ValueError("a Consul URL is consul://host:port?dc=…&tls=…")
-    tls = {"true": True, "false": False}.get(query.get("tls", "false"))
-    if tls is None:
-        raise ValueError("the parameter tls of the Consul URL is true or false")
-    if bool(query.get("cert")) != bool(query.get("key")):
-        raise ValueError("the Consul URL needs both cert and key, or neither")
-    # Everything explicit: what is left out, this client would read from the environment.
-    client = consul.aio.Consul(
-        host=parts.hostname,
-        port=parts.port or 8500,
-        scheme="https" if tls else "http",
-        dc=query.get("dc") or None,
-        verify=tls and (query.get("ca") or True),
-        cert=(query["cert"], query["key"]) if query.get("cert") else None,
-    )
-    client.token = token.reveal() if token else None
-    return ConsulRegistry(client, stale_for=stale_for, grace=grace)
+    return ConsulRegistry(client_from_url(url, token), stale_for=stale_for, grace=grace)
 
 
 class ConsulRegistry:
@@ -98,8 +68,8 @@ class ConsulRegistry:
         await self._stop_keeping(r.id)
         try:
             await self._put(r)
-        except _TROUBLE as trouble:
-            _log.warning("not registered yet: %s", _reason(trouble), extra={"instance": r.id})
+        except TROUBLE as trouble:
+            _log.warning("not registered yet: %s", reason(trouble), extra={"instance": r.id})
         stop = asyncio.Event()
         task = asyncio.create_task(self._keep(r, stop), name=f"registration {r.id}")
         self._kept[r.id] = (task, stop)
@@ -108,13 +78,13 @@ class ConsulRegistry:
         await self._stop_keeping(id)
         for attempt in (1, 2):
             try:
-                await _soon(self._consul.agent.service.deregister(id))
+                await soon(self._consul.agent.service.deregister(id))
                 return
-            except _TROUBLE as trouble:
+            except TROUBLE as trouble:
                 # The agent removes us by itself a minute after our health check stops answering.
                 _log.warning(
                     "deregistration failed: %s",
-                    _reason(trouble),
+                    reason(trouble),
                     extra={"instance": id, "attempt": attempt},
                 )
 
@@ -123,26 +93,25 @@ class ConsulRegistry:
         clock = asyncio.get_running_loop().time
         index, failures = 0, 0
         while not self._closed.is_set():
-            started, pause = clock(), _FLOOR
-            wait = _WAIT + self._rng.uniform(0, _WAIT_JITTER)
+            started, pause = clock(), FLOOR
+            wait = WAIT + self._rng.uniform(0, WAIT_JITTER)
             left = known.seconds_of_grace(started)
             wait = wait if left is None else min(wait, left)
             try:
                 answer, rows = await self._ask(service, index, max(0.05, wait))
                 instances = _instances(service, rows)
-            except _TROUBLE as trouble:
+            except TROUBLE as trouble:
                 if self._closed.is_set():
                     return
                 failures += 1
                 # An agent that restarts counts from the beginning, so the old index means nothing.
                 index = 0
-                pause = min(_BACK_OFF_MOST, _BACK_OFF_FIRST * 2 ** min(failures, 10))
-                pause *= self._rng.uniform(0.5, 1.0)
+                pause = back_off(failures, self._rng)
                 changed = known.failed(clock())
                 if failures in (1, 10):
                     _log.warning(
                         "registry does not answer, keeping what is known: %s",
-                        _reason(trouble),
+                        reason(trouble),
                         extra={"watched": service, "failures": failures},
                     )
             else:
@@ -165,7 +134,7 @@ class ConsulRegistry:
 
     async def _ask(self, service: str, index: int, wait: float) -> tuple[int, list[Any]]:
         blocks_for = wait * 17 / 16 if index else 0.0
-        async with asyncio.timeout(blocks_for + _ANSWER_WITHIN):
+        async with asyncio.timeout(blocks_for + ANSWER_WITHIN):
             answer, rows = await self._consul.health.service(
                 service, passing=True, index=index or None, wait=f"{int(wait * 1000)}ms"
             )
@@ -184,7 +153,7 @@ class ConsulRegistry:
             "Timeout": "2s",
             "DeregisterCriticalServiceAfter": "1m",
         }
-        accepted = await _soon(
+        accepted = await soon(
             self._consul.agent.service.register(
                 r.service, service_id=r.id, address=host, port=port, meta=dict(r.meta), check=check
             )
@@ -199,17 +168,17 @@ class ConsulRegistry:
         arrive after the deregistration that follows.
         """
         trouble_told = False
-        while not await _set_within(stop, _VERIFY_EVERY * self._rng.uniform(0.75, 1.25)):
+        while not await set_within(stop, _VERIFY_EVERY * self._rng.uniform(0.75, 1.25)):
             try:
-                known = await _soon(self._consul.agent.services(filter_expr=f'ID == "{r.id}"'))
+                known = await soon(self._consul.agent.services(filter_expr=f'ID == "{r.id}"'))
                 if not known or not _matches(known.get(r.id), r):
                     await self._put(r)
                     _log.warning("registered again", extra={"instance": r.id})
                 trouble_told = False
-            except _TROUBLE as trouble:
+            except TROUBLE as trouble:
                 if not trouble_told:
                     _log.warning(
-                        "registration not verified: %s", _reason(trouble), extra={"instance": r.id}
+                        "registration not verified: %s", reason(trouble), extra={"instance": r.id}
                     )
                 trouble_told = True
 
@@ -221,21 +190,7 @@ class ConsulRegistry:
 
     async def _pause(self, seconds: float) -> None:
         if seconds > 0:
-            await _set_within(self._closed, seconds)
-
-
-async def _soon(call: Awaitable[T]) -> T:
-    async with asyncio.timeout(_ANSWER_WITHIN):
-        return await call
-
-
-async def _set_within(event: asyncio.Event, seconds: float) -> bool:
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        pass
-    return event.is_set()
+            await set_within(self._closed, seconds)
 
 
 def _instances(service: str, rows: list[Any]) -> tuple[Instance, ...]:
@@ -263,7 +218,3 @@ def _matches(entry: Any, r: Registration) -> bool:
         and entry.get("Port") == port
         and (entry.get("Meta") or {}) == dict(r.meta)
     )
-
-
-def _reason(trouble: BaseException) -> str:
-    return f"{type(trouble).__name__}: {trouble}"[:300] if str(trouble) else type(trouble).__name__

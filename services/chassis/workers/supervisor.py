@@ -67,6 +67,7 @@ class Supervisor:
         self._indices: set[int] = set()
         self._numbers = 0
         self._shared: dict[str, Any] = {}
+        self._revisions: dict[str, int] = {}
         self._registration: Registration | None = None
         self._registered = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -235,7 +236,7 @@ class Supervisor:
         match message["kind"]:
             case control.REACHABLE:
                 child.reachable = True
-                child.tell(control.STATE, shared=self._shared)
+                child.tell(control.STATE, shared=self._shared, revisions=self._revisions)
                 self._tell_roster()
             case control.SERVING:
                 self._ever_served = True
@@ -244,11 +245,15 @@ class Supervisor:
                 self._registered.set()
                 self._tell_roster()
             case control.SHARE:
-                self._share(message["key"], message["value"])
+                self._share(message["key"], message["value"], message["after"])
             case control.FAILED:
                 child.cause = message["cause"]
 
-    def _share(self, key: str, value: Any) -> None:
+    def _share(self, key: str, value: Any, after: int | None) -> None:
+        revision = self._revisions.get(key, 0)
+        if after not in (None, revision):
+            return  # the sender is about to hear of the one that came before
+        self._revisions[key] = revision = revision + 1
         if value is None:
             self._shared.pop(key, None)
         else:
@@ -257,7 +262,7 @@ class Supervisor:
             logs.set_level(value)
         for child in self._by_index():
             if child.reachable:
-                child.tell(control.SHARED, key=key, value=value)
+                child.tell(control.SHARED, key=key, value=value, revision=revision)
 
     def _tell_roster(self) -> None:
         present = [child for child in self._by_index() if child.reachable]

@@ -42,6 +42,7 @@ class Worker:
         self.retiring = False
         self._line = line
         self._shared: dict[str, Any] = {}
+        self._revisions: dict[str, int] = {}
         self._handlers: list[SharedHandler] = []
         self._told_state = asyncio.Event()
         self._orphaned = False
@@ -81,10 +82,16 @@ class Worker:
         """Tells why it is about to end without ever serving."""
         self._line.send(control.FAILED, cause=cause)
 
-    def share(self, key: str, value: Any) -> None:
+    def share(self, key: str, value: Any, *, after: int | None = None) -> None:
         """Makes `key` `value` (JSON) for every worker, those started later included; None removes
-        it. The last writer wins everywhere."""
-        self._line.send(control.SHARE, key=key, value=value)
+        it. The last writer wins everywhere, except that with `after` nothing happens unless the
+        key's revision still is that one: of several such writers, the first wins."""
+        self._line.send(control.SHARE, key=key, value=value, after=after)
+
+    def revision(self, key: str) -> int:
+        """How often `key` was shared, as far as this worker has heard; a handler of `on_shared`
+        finds it as of the value that it is called with."""
+        return self._revisions.get(key, 0)
 
     def on_shared(self, handler: SharedHandler) -> None:
         """Calls `handler` for everything shared so far, and for each change from now on."""
@@ -96,10 +103,12 @@ class Worker:
         async for message in self._line.messages():
             match message["kind"]:
                 case control.STATE:
+                    self._revisions = message["revisions"]
                     for key, value in message["shared"].items():
                         self._note(key, value)
                     self._told_state.set()
                 case control.SHARED:
+                    self._revisions[message["key"]] = message["revision"]
                     self._note(message["key"], message["value"])
                 case control.ROSTER:
                     gone = self.siblings.update(tuple(entry) for entry in message["workers"])

@@ -99,9 +99,7 @@ class Load:
 
 @dataclass(slots=True)
 class Backend:
-    """A backend as the router knows it at one moment. Nobody changes it.
-
-    Not frozen, since that triples the cost of making one, and each dispatch makes one.
+    """A backend as the router knows it at one moment. No decision changes it; its tracker does.
 
     `sent_since` and `sent_tokens_since` are dispatches that the report in `load` does not know
     of yet (this router's, times the number of routers), `ended_since` this router's requests that
