@@ -95,6 +95,8 @@ class Asking:
         delivered: int = 0,
         tried: frozenset[str] = _NOBODY,
         begun_in: values.Tier | None = None,
+        ahead: int = 0,
+        impatient: bool = False,
     ) -> values.Request:
         """The request as values, `elapsed` seconds after its arrival.
 
@@ -125,6 +127,8 @@ class Asking:
             self._cloud_allowed,
             self._decisions.overflowing(self.model),
             begun_in,
+            ahead,
+            impatient,
         )
 
 

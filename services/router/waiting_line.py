@@ -63,6 +63,7 @@ class WaitingLine:
         self._lines: dict[str, Line[Waiter]] = {}
         self._waiters: dict[Waiter, _Place] = {}
         self._serving = False
+        self._passed = 0
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
@@ -114,6 +115,14 @@ class WaitingLine:
         self._look_again()
         return None
 
+    def ahead_of(self, model: str, klass: PriorityClass) -> int:
+        """So many would be served before one that joins now; while the line is asked in turn, those
+        whose turn was before and who wait still."""
+        if self._serving:
+            return self._passed
+        line = self._lines.get(model)
+        return line.ahead(klass) if line is not None and len(line) else 0
+
     def leave(self, waiter: Waiter) -> None:
         """Takes a request out of the line, unserved."""
         place = self._waiters.pop(waiter, None)
@@ -145,12 +154,15 @@ class WaitingLine:
             wait = line.expected_wait(PriorityClass.INTERACTIVE, now)
             waiter.shed(refusals.kept_out(reason, wait, by_deadline=place.by_deadline))
         in_vain: set[Hashable] = set()
+        self._passed = 0
         for waiter in line.in_order(now):
             claim = waiter.claim
             if claim in in_vain:
+                self._passed += 1
                 continue
             turn = waiter.retry_now()
             if turn is Turn.WAITS:
+                self._passed += 1
                 in_vain.add(claim)
                 if len(in_vain) >= _IN_VAIN:
                     break

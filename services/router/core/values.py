@@ -174,7 +174,8 @@ class Request(NamedTuple):
     beginnings of its prompt, `affinity` what it wants to share a backend with. `max_cost` is the
     most that it may cost, `budget` what its tenant has left, None where there is no limit.
     `overflowing` says that the model's overflow valve is open,
-    `begun_in` where an answer that is to be gone on with has been so far.
+    `begun_in` where an answer that is to be gone on with has been so far. So many are `ahead` of it
+    in the line; one that is `impatient` may not wait for a local slot if another tier takes it.
     """
 
     model: str
@@ -194,6 +195,8 @@ class Request(NamedTuple):
     cloud_allowed: bool = True
     overflowing: bool = False
     begun_in: Tier | None = None
+    ahead: int = 0
+    impatient: bool = False
 
 
 class Overflow(Enum):
