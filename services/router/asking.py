@@ -109,6 +109,8 @@ class Asking:
         delivered: int = 0,
         tried: frozenset[str] = _NOBODY,
         begun_in: values.Tier | None = None,
+        ahead: int = 0,
+        impatient: bool = False,
     ) -> values.Request:
         """The request as values, `elapsed` seconds after its arrival.
 
@@ -145,7 +147,9 @@ class Asking:
             self._cloud_allowed,
             self._decisions.overflowing(self.model),
             begun_in,
-            billed_tokens=billed,
+            ahead,
+            impatient,
+            billed,
         )
 
 

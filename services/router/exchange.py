@@ -132,9 +132,12 @@ class Exchange:
 
     def shed(self, fault: Fault) -> None:
         """It was taken out of the line: it waited too long, or for the good of others."""
-        self._fail(self._lost("no other backend came free") if self._seen_output else fault)
+        try:
+            self._go_or_raise(self._lost("no backend came free") if self._seen_output else fault)
+        except Fault as refused:
+            self._fail(refused)
 
-    def _values(self) -> values.Request:
+    def _values(self, *, impatient: bool = False) -> values.Request:
         leg = self._leg
         return self._asking.values(
             elapsed=self._receipt.elapsed(),
@@ -142,6 +145,8 @@ class Exchange:
             delivered=self._delivered,
             tried=self._tried,
             begun_in=leg.dispatch.tier if leg is not None else None,
+            ahead=self._routing.line.ahead_of(self._asking.model, self._asking.klass),
+            impatient=impatient,
         )
 
     def _act(self, verdict: values.Verdict, *, may_wait: bool = True) -> None:
@@ -162,7 +167,15 @@ class Exchange:
             self, asking.model, asking.klass, left, limit, asking.terms.objective
         )
         if kept_out is not None:
-            raise self._lost("no other backend comes free") if self._seen_output else kept_out
+            self._go_or_raise(self._lost("no backend is free") if self._seen_output else kept_out)
+
+    def _go_or_raise(self, fault: Fault) -> None:
+        """It may not wait, or no longer: whoever would take it now gets it, the cloud too."""
+        asked = self._values(impatient=True)
+        verdict = self._routing.decisions.choose(asked, self._asking.terms)
+        if not isinstance(verdict, values.Dispatch):
+            raise fault
+        self._dispatch(verdict)
 
     # Relaying
 

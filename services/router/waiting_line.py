@@ -67,6 +67,7 @@ class WaitingLine:
         self._lines: dict[str, Line[Waiter]] = {}
         self._waiters: dict[Waiter, _Place] = {}
         self._serving = False
+        self._passed = 0
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
@@ -118,6 +119,14 @@ class WaitingLine:
         self._look_again()
         return None
 
+    def ahead_of(self, model: str, klass: PriorityClass) -> int:
+        """So many would be served before one that joins now; while the line is asked in turn, those
+        whose turn was before and who wait still."""
+        if self._serving:
+            return self._passed
+        line = self._lines.get(model)
+        return line.ahead(klass) if line is not None and len(line) else 0
+
     def leave(self, waiter: Waiter) -> None:
         """Takes a request out of the line, unserved."""
         place = self._waiters.pop(waiter, None)
@@ -156,9 +165,11 @@ class WaitingLine:
             except Exception as exc:  # noqa: BLE001 - the others' turns come all the same
                 end_for_bug(waiter, exc)
         in_vain: set[Hashable] = set()
+        self._passed = 0
         for waiter in line.in_order(now):
             claim = waiter.claim
             if claim in in_vain:
+                self._passed += 1
                 continue
             try:
                 turn = waiter.retry_now()
@@ -166,6 +177,7 @@ class WaitingLine:
                 turn = Turn.REFUSED
                 end_for_bug(waiter, exc)
             if turn is Turn.WAITS:
+                self._passed += 1
                 in_vain.add(claim)
                 if len(in_vain) >= _IN_VAIN:
                     break

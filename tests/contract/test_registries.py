@@ -16,7 +16,7 @@ from services.chassis.registry import (
     Instance,
     Registration,
     Registry,
-    consul_registry,
+    consul_client,
     open_registry,
 )
 from tests.support.consul import ConsulAgent, running_consul
@@ -416,5 +416,5 @@ async def test_an_index_that_races_ahead_does_not_turn_into_a_busy_loop(
         fake.set()
         await asyncio.sleep(0.01)
     # However long that took: between two queries there is a pause each time.
-    most = 2 + (loop.time() - began) / consul_registry._FLOOR
+    most = 2 + (loop.time() - began) / consul_client.FLOOR
     assert len(fake.asked_with) - asked <= most

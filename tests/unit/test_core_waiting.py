@@ -178,9 +178,8 @@ def test_an_open_valve_is_stricter_with_local_backends_and_with_nobody_else(
 
 
 def test_a_request_leaves_when_the_cloud_will_soon_be_too_late_and_not_before():
-    margin = TERMS.overflow.ttft_margin
     slow = cloud(ttft_p95=1.0)
-    last = 10.0 - margin * 1.0 - PATIENCE_S
+    last = 10.0 - 1.0 - PATIENCE_S
     assert isinstance(verdict(Request("m", 10, waited=last - 0.01), FULL, slow), Wait)
     assert verdict(Request("m", 10, waited=last + 0.01), FULL, slow).backend_id == "cloud"
 
@@ -208,9 +207,10 @@ def test_a_request_that_names_a_backend_overflows_from_nowhere():
 
 
 def test_an_open_valve_does_not_hold_the_cloud_to_more_than_its_objective():
-    asked = Request("m", 10, overflowing=True, ttft_slo=1.0)
-    slow = local(load=Load(queued_prefill_tokens=900_000))
-    assert verdict(asked, slow, cloud(ttft_p95=0.75)).backend_id == "cloud"
+    asked = Request("m", 10, ttft_slo=1.0)
+    both = local(round_trip=0.73), cloud(ttft_p95=0.75)
+    assert verdict(asked, *both).backend_id == "a"
+    assert verdict(asked._replace(overflowing=True), *both).backend_id == "cloud"
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_the_last_chance_to_be_in_time_is_taken():
     full = backend("a", load=Load(running=4, max_running=4, step_time=0.001))
     request = Request("m", 10, waited=9.0)
     assert isinstance(verdict(request, full, CLOUD), Wait)
-    slow = backend("cloud", tier=Tier.CLOUD, load=Load(max_running=100), ttft_p95=0.7)
+    slow = backend("cloud", tier=Tier.CLOUD, load=Load(max_running=100), ttft_p95=0.9)
     assert verdict(request, full, slow).backend_id == "cloud"
     # One that is too slow by now is no reason to give the local slot up.
     slower = backend("cloud", tier=Tier.CLOUD, load=Load(max_running=100), ttft_p95=3.0)

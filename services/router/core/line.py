@@ -120,6 +120,10 @@ class Line(Generic[K]):
         oldest = [entry.arrived for lane in self._lanes if (entry := lane.oldest()) is not None]
         return now - min(oldest) if oldest else 0.0
 
+    def ahead(self, klass: PriorityClass, deadline: float = inf) -> int:
+        """How many would go before one that joins now."""
+        return self._ahead(RANK[klass], deadline)
+
     def expected_wait(self, klass: PriorityClass, now: float, deadline: float = inf) -> float:
         """Seconds after which one that joins now would be served.
 

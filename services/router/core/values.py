@@ -174,8 +174,9 @@ class Request(NamedTuple):
     beginnings of its prompt, `affinity` what it wants to share a backend with. `max_cost` is the
     most that it may cost, `budget` what its tenant has left, None where there is no limit.
     `overflowing` says that the model's overflow valve is open,
-    `begun_in` where an answer that is to be gone on with has been so far. `billed_tokens` is what a
-    provider may bill the prompt as, 0 where no money is in question.
+    `begun_in` where an answer that is to be gone on with has been so far. So many are `ahead` of it
+    in the line; one that is `impatient` may not wait for a local slot if another tier takes it.
+    `billed_tokens` is what a provider may bill the prompt as, 0 where no money is in question.
     """
 
     model: str
@@ -195,6 +196,8 @@ class Request(NamedTuple):
     cloud_allowed: bool = True
     overflowing: bool = False
     begun_in: Tier | None = None
+    ahead: int = 0
+    impatient: bool = False
     billed_tokens: int = 0
 
 
