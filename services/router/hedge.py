@@ -31,8 +31,8 @@ class Hedged(Protocol):
     def hedge_answered(self, leg: Leg, raw: bytes, last: bool, tokens: int) -> None:
         """The second backend was first: the request goes on there."""
 
-    def hedge_failed(self, leg: Leg, fault: Fault) -> None:
-        """The second backend failed the request; the first one still has it."""
+    def leg_failed(self, leg: Leg, fault: Fault) -> None:
+        """A backend failed the request: not to be asked again, and it may have done work."""
 
     def on_bug(self, fault: Fault) -> None:
         """Something of ours went wrong; the request ends."""
@@ -97,7 +97,7 @@ class Hedge:
         if leg is not None:
             leg.settle(self._routing.spending, 0 if fault.work is Work.NOT_DISPATCHED else None)
             self._receipt.hedge_failed(reason_name(fault.reason))
-            self._exchange.hedge_failed(leg, fault)
+            self._exchange.leg_failed(leg, fault)
 
     def on_bug(self, fault: Fault) -> None:
         """See Receiver."""

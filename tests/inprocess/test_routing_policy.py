@@ -534,6 +534,19 @@ async def test_what_a_lost_backend_held_is_forgotten():
 # Waiting, and telling why
 
 
+async def test_one_whose_time_ended_in_the_line_goes_nowhere_any_more():
+    policy = replace(PLAIN, objective=Objective(ttft=30.0))
+    async with pool_of(policy, local={}, cloud=CLOUD) as (s, at):
+        await at["local"].send(load=BUSY)
+        await until(lambda: _has_running(s, "local"))
+        answer = s.ask(seconds=0.2)
+        assert not answer.ends
+        fault = await answer.fault()
+        assert fault.reason == errors_pb2.ERROR_REASON_DEADLINE_EXCEEDED
+        assert fault.work is Work.NOT_DISPATCHED
+        assert not at["cloud"].masks
+
+
 async def test_the_urgent_go_first_and_nobody_loses_the_reserved_places():
     classes = {
         PriorityClass.SYSTEM: ClassRules(floor=0.0),

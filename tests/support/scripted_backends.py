@@ -232,11 +232,11 @@ class Scene:
 
         await until(so)
 
-    def ask(self, answer: Answer | None = None, **fields: Any) -> Answer:
+    def ask(self, answer: Answer | None = None, *, seconds: float = 600, **fields: Any) -> Answer:
         """Starts a request; a refusal is its answer's fault, as it is for every caller."""
         answer = answer or Answer()
         request = pb.GenerateRequest(**{"model": MODEL, "prompt": "p", **fields})
-        context = CallContext(CALLER, "r", asyncio.get_running_loop().time() + 600)
+        context = CallContext(CALLER, "r", asyncio.get_running_loop().time() + seconds)
         try:
             self.handler.open(request, context, answer)
         except Fault as fault:
