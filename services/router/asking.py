@@ -10,6 +10,7 @@ from collections.abc import Hashable
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.prompt_blocks import prompt_blocks
 from services.router.core import values
+from services.router.core.feasibility import ASSUMED_OUTPUT
 from services.router.core.policy import PriorityClass
 from services.router.core.values import Residency, Resume
 from services.router.decisions import Decisions
@@ -29,17 +30,23 @@ _CLASSES: dict[int, PriorityClass] = {
     pb.PRIORITY_SYSTEM: PriorityClass.SYSTEM,
 }
 _SHORT = 4096
+# As the cloud proxy reckons for a limit on the cost: what it is not sure to be paid for it cuts.
+_BYTES_PER_BILLED_TOKEN = 2
+_BILLED_PER_MESSAGE = 8
+_BILLED_PER_IMAGE = 1600
+_BILLED_PER_DELIVERED = 4
 _NOBODY: frozenset[str] = frozenset()
 
 
 class Asking:
-    """What a request asks for. `model` is what its name stands for, `resolved` the same where that
-    is another one; `tenant` is who pays; `blocks` names the beginnings of its prompt."""
+    """What a request asks for. `name` is the model's name there, `model` what that stands for,
+    `resolved` the same where that is another one; `tenant` is who pays; `max_cost` is what is left
+    of the most that it may cost; `blocks` names the beginnings of its prompt."""
 
     __slots__ = (
         *("_affinity", "_backend_id", "_cloud_allowed", "_decisions", "blocks", "max_cost"),
-        *("_max_output", "_prompt_tokens", "_spending", "_ttft_slo", "klass", "model"),
-        *("residency", "resolved", "tenant", "terms"),
+        *("_billed_tokens", "_max_output", "_prompt_tokens", "_request", "_spending", "_ttft_slo"),
+        *("klass", "model", "name", "residency", "resolved", "tenant", "terms"),
     )
 
     def __init__(
@@ -64,13 +71,15 @@ class Asking:
             if routing.HasField("max_cost_microusd"):
                 self.max_cost = routing.max_cost_microusd
         policy = decisions.policy_now()
-        name = request.model
+        self.name = name = request.model
         self.model = decisions.resolve(name, self._affinity)
         self.resolved = "" if self.model == name else self.model
         self.terms = decisions.terms(self.model)
         self._cloud_allowed = policy.tenant(tenant).cloud
-        self._max_output = request.sampling.max_tokens if request.HasField("sampling") else 0
+        self._max_output = _longest_output(request) if request.HasField("sampling") else 0
         self._prompt_tokens = estimated_prompt_tokens(request)
+        self._request = request
+        self._billed_tokens = 0
         self.blocks = prompt_blocks(request) if policy.affinity.enabled else ()
 
     def claim(self, *, resuming: bool) -> Hashable:
@@ -79,6 +88,11 @@ class Asking:
         if self.max_cost is not None or (self._ttft_slo is not None and not resuming):
             return None
         return (self.tenant, self.residency, self._backend_id)
+
+    def spend(self, amount: int) -> None:
+        """So much more of what it may cost is set aside or spent; a negative amount comes back."""
+        if self.max_cost is not None:
+            self.max_cost -= amount
 
     def must_wait(self, verdict: values.Verdict) -> bool:
         """Whether a verdict means to wait: for capacity, or for money that is being asked for."""
@@ -109,6 +123,12 @@ class Asking:
         budget = None
         if values.Tier.CLOUD in self.residency.tiers:
             budget = self._spending.available(self.tenant)
+        billed = 0
+        if budget is not None or self.max_cost is not None:
+            # Only where money matters: it takes a walk through the request.
+            billed = self._billed_tokens or billed_tokens_at_most(self._request)
+            self._billed_tokens = billed
+            billed += _BILLED_PER_DELIVERED * delivered
         return values.Request(
             self.model,
             self._prompt_tokens + delivered,
@@ -129,6 +149,7 @@ class Asking:
             begun_in,
             ahead,
             impatient,
+            billed,
         )
 
 
@@ -147,3 +168,23 @@ def estimated_prompt_tokens(request: pb.GenerateRequest) -> int:
         for message in request.messages:
             size += 8 + sum([len(part.text) for part in message.content])
     return known + size // 4 + 1
+
+
+def billed_tokens_at_most(request: pb.GenerateRequest) -> int:
+    """What a provider may bill the prompt as, at most; images count by number, not by size."""
+    size, images = request.ByteSize(), 0
+    for message in request.messages:
+        for part in message.content:
+            if part.HasField("image"):
+                images += 1
+                size -= part.ByteSize()
+    per_message = _BILLED_PER_MESSAGE * max(len(request.messages), 1)
+    return -(-size // _BYTES_PER_BILLED_TOKEN) + per_message + _BILLED_PER_IMAGE * images
+
+
+def _longest_output(request: pb.GenerateRequest) -> int:
+    """Tokens of all its choices together; 0 where it is one, and has no limit."""
+    sampling = request.sampling
+    if sampling.n > 1:
+        return (sampling.max_tokens or ASSUMED_OUTPUT) * sampling.n
+    return sampling.max_tokens

@@ -57,6 +57,7 @@ class Decisions:
         self._turn = 0
         self.retries = RetryBudget(self.policy.retry)
         self.hedging = Hedging(self.policy.hedge)
+        pool.set_rules(self.policy.breaker, self.policy.affinity)
 
     def policy_now(self) -> Policy:
         """The policy in force; a new one takes effect when it is first asked for."""

@@ -13,13 +13,13 @@ from enum import Enum, auto
 from google.protobuf.message import DecodeError
 
 from anabranch.v1 import generation_pb2 as pb
-from services.chassis.errors import Fault, Work, reason_name
+from services.chassis.errors import Fault, Work, internal, reason_name
 from services.chassis.model_handler import CallContext, Outlet
 from services.chassis.model_streams import onward
 from services.router import refusals
 from services.router.asking import Asking
 from services.router.core import values
-from services.router.hedge import Hedge
+from services.router.hedge import NO_HEDGE, Hedge, NoHedge
 from services.router.legs import DEADLINE_MARGIN_S, Leg, Routing, send
 from services.router.observation import Observation
 from services.router.receipt import ReceiptBuilder
@@ -37,10 +37,7 @@ class _Phase(Enum):
 
 
 class Exchange:
-    """One request between its caller's outlet and the backends that work on it.
-
-    `running` holds it from `begin` to its end.
-    """
+    """One request between its caller's outlet and its backends; `running` holds it to its end."""
 
     __slots__ = (
         *("_asking", "_cancelled", "_check_position", "_context", "_delivered", "_hedge"),
@@ -73,7 +70,7 @@ class Exchange:
         self._tried: frozenset[str] = frozenset()
         self._work = Work.NOT_DISPATCHED
         self._leg: Leg | None = None
-        self._hedge: Hedge | None = None
+        self._hedge: Hedge | NoHedge = NO_HEDGE
         self._resumable = can_resume(request)
         self._kept: list[bytes] = []
         self._delivered = 0
@@ -91,11 +88,13 @@ class Exchange:
         self._running.add(self)
         self._routing.decisions.count_request()
         try:
-            self._act(self._routing.decisions.choose(self._values(), self._asking.terms))
+            self._act(self._choose())
         except Fault as fault:
             self._over()
             self._observation.failed(fault)
             raise
+        except Exception as exc:  # noqa: BLE001 - it is known here, and must not stay
+            self.on_bug(internal(exc))
 
     def cancel(self) -> None:
         """The caller wants no more."""
@@ -103,7 +102,7 @@ class Exchange:
             return
         self._cancelled = True
         self._relaying = False
-        self._drop_hedge()
+        self._hedge.drop()
         if self._phase is _Phase.WAITING:
             self._routing.line.leave(self)
             self._end_early(pb.FINISH_REASON_CANCELLED)
@@ -120,11 +119,12 @@ class Exchange:
 
     def retry_now(self) -> Turn:
         """The pool changed while this request waited."""
-        verdict = self._routing.decisions.choose(self._values(), self._asking.terms)
+        verdict = self._choose()
         if self._asking.must_wait(verdict):
             return Turn.WAITS
         try:
-            self._act(verdict)
+            # Not asked again whether it must wait: it does already.
+            self._act(verdict, may_wait=False)
         except Fault as fault:
             self._fail(fault)
             return Turn.REFUSED
@@ -149,15 +149,19 @@ class Exchange:
             impatient=impatient,
         )
 
-    def _act(self, verdict: values.Verdict) -> None:
+    def _choose(self, *, impatient: bool = False) -> values.Verdict:
+        asked = self._values(impatient=impatient)
+        return self._routing.decisions.choose(asked, self._asking.terms)
+
+    def _act(self, verdict: values.Verdict, *, may_wait: bool = True) -> None:
         if isinstance(verdict, values.Dispatch):
             self._dispatch(verdict)
-        elif self._asking.must_wait(verdict):
+        elif may_wait and self._asking.must_wait(verdict):
             self._queue()
         elif self._seen_output or isinstance(verdict, values.Wait):
             raise self._lost(verdict.why)
         else:
-            raise refusals.refused(verdict, self._request.model)
+            raise refusals.refused(verdict, self._asking.name)
 
     def _queue(self) -> None:
         routing, asking = self._routing, self._asking
@@ -171,8 +175,7 @@ class Exchange:
 
     def _go_or_raise(self, fault: Fault) -> None:
         """It may not wait, or no longer: whoever would take it now gets it, the cloud too."""
-        asked = self._values(impatient=True)
-        verdict = self._routing.decisions.choose(asked, self._asking.terms)
+        verdict = self._choose(impatient=True)
         if not isinstance(verdict, values.Dispatch):
             raise fault
         self._dispatch(verdict)
@@ -205,7 +208,7 @@ class Exchange:
         if not self._seen_output:
             self._seen_output = True
             self._receipt.first_chunk()
-            self._drop_hedge()
+            self._hedge.drop()
         if not self._relaying and not self._cancelled:
             leg.uplink.answers(leg.number, self._routing.clock() - leg.sent_at)
         if self._check_position:
@@ -262,13 +265,9 @@ class Exchange:
 
     def _end_with(self, chunk: pb.GenerateChunk, tokens: int = 0) -> None:
         """The last chunk, however it came about, with its receipt."""
-        leg = self._leg
-        served = None
-        if leg is not None:
-            name = self._asking.terms.name_in(leg.dispatch.tier)
-            served = leg.uplink.backend.models.get(name)
+        served = self._leg.served_model if self._leg is not None else ""
         self._over()
-        self._receipt.complete(chunk, served.served_model if served else "", self._asking.resolved)
+        self._receipt.complete(chunk, served, self._asking.resolved)
         self._observation.finished(chunk, self._receipt)
         self._outlet.chunk(chunk.SerializeToString(), last=True, tokens=tokens)
 
@@ -277,7 +276,8 @@ class Exchange:
         self._relaying = False
         self._kept.clear()
         self._running.discard(self)
-        self._drop_hedge()
+        self._hedge.drop()
+        self._hedge = NO_HEDGE
         if self._leg is not None:
             # What was not settled ended without a word about its cost.
             self._leg.settle(self._routing.spending, None)
@@ -297,11 +297,10 @@ class Exchange:
         if self._cancelled:
             self._end_early(pb.FINISH_REASON_CANCELLED)
             return
-        hedge = self._hedge
-        if hedge is not None and hedge.is_running:
-            self._go_on_with(hedge)
+        if self._hedge.is_running:
+            self._leg = self._hedge.take_over(self)
             return
-        self._drop_hedge()
+        self._hedge.drop()
         if fault.reason not in refusals.ELSEWHERE:
             self._fail(fault)
             return
@@ -314,16 +313,10 @@ class Exchange:
             return
         self._phase = _Phase.WAITING
         self._relaying = False
-        verdict = self._routing.decisions.choose(self._values(), self._asking.terms)
-        _log.info(
-            "going on elsewhere",
-            extra={
-                "request_id": self.request_id,
-                "cause": fault.message,
-                "delivered": self._delivered,
-                "verdict": type(verdict).__name__,
-            },
-        )
+        verdict = self._choose()
+        about: dict[str, object] = {"request_id": self.request_id, "delivered": self._delivered}
+        about |= {"cause": fault.message, "verdict": type(verdict).__name__}
+        _log.info("going on elsewhere", extra=about)
         try:
             self._act(verdict)
         except Fault as refusal:
@@ -366,6 +359,15 @@ class Exchange:
         self._observation.failed(fault)
         self._outlet.fail(fault)
 
+    def on_bug(self, fault: Fault) -> None:
+        """See Receiver. It ends, whatever it was in the midst of."""
+        self._routing.line.leave(self)
+        if self._leg is not None:
+            self._leg.drop()
+        self._over()
+        self._observation.failed(fault)
+        self._outlet.fail(fault)  # without effect where it had ended
+
     # Hedging
 
     def is_late(self) -> bool:
@@ -380,32 +382,19 @@ class Exchange:
 
     def send_to(self, verdict: values.Dispatch, receiver: Receiver) -> Leg:
         """See Hedged."""
-        return send(
-            self._routing,
-            self._asking,
-            self._next_request,
-            verdict,
-            self._context,
-            self._observation.traceparent,
-            receiver,
-        )
+        request, context, trace = self._next_request, self._context, self._observation.traceparent
+        return send(self._routing, self._asking, request, verdict, context, trace, receiver)
 
     def hedge_answered(self, leg: Leg, raw: bytes, last: bool, tokens: int) -> None:
         """See Hedged."""
-        first, hedge = self._leg, self._hedge
-        if first is None or hedge is None:
-            return
-        first.drop()
-        first.settle(self._routing.spending, None)
+        if self._leg is not None:
+            self._leg.drop()
+            self._leg.settle(self._routing.spending, None)
         self._receipt.attempt_failed("CANCELLED")
-        self._go_on_with(hedge)
+        self._leg = self._hedge.take_over(self)
         self.on_chunk(raw, last, tokens)
 
-    def _go_on_with(self, hedge: Hedge) -> None:
-        self._hedge = None
-        self._leg = hedge.take_over(self)
-
-    def _drop_hedge(self) -> None:
-        if self._hedge is not None:
-            self._hedge.drop()
-            self._hedge = None
+    def hedge_failed(self, leg: Leg, fault: Fault) -> None:
+        """See Hedged."""
+        self._work = fault.after(self._work).work
+        self._tried |= {leg.uplink.backend.id}

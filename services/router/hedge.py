@@ -31,6 +31,12 @@ class Hedged(Protocol):
     def hedge_answered(self, leg: Leg, raw: bytes, last: bool, tokens: int) -> None:
         """The second backend was first: the request goes on there."""
 
+    def hedge_failed(self, leg: Leg, fault: Fault) -> None:
+        """The second backend failed the request; the first one still has it."""
+
+    def on_bug(self, fault: Fault) -> None:
+        """Something of ours went wrong; the request ends."""
+
 
 class Hedge:
     """The second dispatch of one request, planned or on its way."""
@@ -82,6 +88,11 @@ class Hedge:
         if leg is not None:
             leg.settle(self._routing.spending, 0 if fault.work is Work.NOT_DISPATCHED else None)
             self._receipt.hedge_failed(reason_name(fault.reason))
+            self._exchange.hedge_failed(leg, fault)
+
+    def on_bug(self, fault: Fault) -> None:
+        """See Receiver."""
+        self._exchange.on_bug(fault)
 
     def _send(self) -> None:
         self._timer = None
@@ -102,3 +113,19 @@ class Hedge:
         except Fault:
             return  # the first one runs, and nobody was promised a second
         self._receipt.hedged(verdict)
+
+
+class NoHedge:
+    """Of a request that is not hedged."""
+
+    is_running = False
+
+    def take_over(self, receiver: Receiver) -> Leg:
+        """Nobody asks it to."""
+        raise AssertionError("no second backend was asked")
+
+    def drop(self) -> None:
+        """There is nothing to drop."""
+
+
+NO_HEDGE = NoHedge()

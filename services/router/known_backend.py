@@ -13,12 +13,12 @@ from services.chassis.errors import Fault
 from services.chassis.registry import Instance
 from services.router.core.breaker import Breaker
 from services.router.core.policy import BreakerRules
-from services.router.core.prediction import outlook, time_to_first_token
+from services.router.core.prediction import longest_step, outlook, time_to_first_token
 from services.router.core.quantiles import RecentQuantile
 from services.router.core.tracker import Tracker
 from services.router.core.values import Coefficients, Health, Load, Prices, Resume, Tier
 
-# A prompt may take so many times as long as expected before its backend counts as silent.
+# A step or a prompt may take so many times as long as expected before its backend is silent.
 _PATIENCE = 5.0
 
 _TIERS = {generation_pb2.TIER_LOCAL: Tier.LOCAL, generation_pb2.TIER_CLOUD: Tier.CLOUD}
@@ -201,15 +201,19 @@ class KnownBackend:
     def is_silent(self, decoding: int) -> bool:
         """Whether it has work and brought no token for too long; it rests then.
 
-        Those that decode bring one with each step. One that only reads prompts may be silent for
-        several times as long as that is expected to take, and for any time until it has said how
-        fast it is.
+        Those that decode bring one with each step, however long its prompts make one. One that
+        only reads prompts may be silent for several times as long as that is expected to take, and
+        for any time until it has said how fast it is. A provider pauses as it likes, and its proxy
+        ends what takes too long: that one is silent says nothing about the others there.
         """
         tracker = self.tracker
-        excused = 0.0
-        if not decoding:
-            known = tracker.state.load.step_time > 0
-            excused = _PATIENCE * time_to_first_token(outlook(tracker.view()), 0) if known else inf
+        if tracker.state.tier is Tier.CLOUD:
+            return False
+        excused = 0.0 if decoding else inf
+        if tracker.state.load.step_time > 0:
+            ahead = outlook(tracker.view())
+            expected = longest_step(ahead) if decoding else time_to_first_token(ahead, 0)
+            excused = _PATIENCE * expected
         silent = self.breaker.check_silence(self._clock(), tracker.in_flight, excused)
         if silent:
             self._show_breaker()

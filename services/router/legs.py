@@ -43,7 +43,7 @@ class Routing:
 class Leg:
     """A request at a backend, as number `number` of the session there."""
 
-    __slots__ = ("dispatch", "number", "reservation", "sent_at", "uplink")
+    __slots__ = ("_asking", "dispatch", "number", "reservation", "sent_at", "uplink")
 
     def __init__(
         self,
@@ -52,12 +52,21 @@ class Leg:
         dispatch: Dispatch,
         reservation: Reservation | None,
         sent_at: float,
+        asking: Asking,
     ) -> None:
         self.uplink = uplink
         self.number = number
         self.dispatch = dispatch
         self.reservation = reservation
         self.sent_at = sent_at
+        self._asking = asking
+
+    @property
+    def served_model(self) -> str:
+        """What its backend really serves under the model's name there."""
+        name = self._asking.terms.name_in(self.dispatch.tier)
+        info = self.uplink.backend.models.get(name)
+        return info.served_model if info is not None else ""
 
     def drop(self) -> None:
         """Nobody wants its answer any more; what still comes is not heard."""
@@ -66,9 +75,11 @@ class Leg:
 
     def settle(self, spending: Spending, cost: int | None) -> None:
         """It is over and cost so much; None when nobody said, and all that was set aside counts."""
-        if self.reservation is not None:
-            spending.settle(self.reservation, self.reservation.amount if cost is None else cost)
-            self.reservation = None
+        reservation, self.reservation = self.reservation, None
+        if reservation is not None:
+            actual = reservation.amount if cost is None else max(cost, 0)
+            spending.settle(reservation, actual)
+            self._asking.spend(actual - reservation.amount)
 
 
 def send(
@@ -92,23 +103,25 @@ def send(
     mask: tuple[pb.PiiKind, ...] = ()
     if verdict.tier is Tier.CLOUD:
         request.model = asking.terms.cloud
-        reservation = _set_aside(routing, asking, request, verdict)
         # A router in front of this one has its own policy: what either wants masked is.
         mask = (
             *routing.decisions.masks(asking.tenant),
             *cast("frozenset[pb.PiiKind]", context.mask),
         )
+        reservation = _set_aside(routing, asking, request, verdict)
     else:
         request.model = asking.terms.local
+        _limit_cost(request, asking.max_cost)
     raw = request.SerializeToString()
     if len(raw) > MAX_START_BYTES:
         if reservation is not None:
             routing.spending.release(reservation)
         raise refusals.too_large_to_forward(len(raw), MAX_START_BYTES)
+    asking.spend(verdict.cost)
     number = uplink.start(
         raw, verdict.tokens, asking.blocks, context.caller, traceparent, receiver, mask
     )
-    return Leg(uplink, number, verdict, reservation, routing.clock())
+    return Leg(uplink, number, verdict, reservation, routing.clock(), asking)
 
 
 def _set_aside(
@@ -119,8 +132,16 @@ def _set_aside(
     reservation = routing.spending.reserve(asking.tenant, verdict.cost)
     if reservation is None:
         raise refusals.no_budget("the cloud budget was used up in this moment")
+    own = asking.max_cost
     if limited:
-        own = asking.max_cost
-        cost = verdict.cost if own is None else min(own, verdict.cost)
-        request.routing.max_cost_microusd = cost
+        own = verdict.cost if own is None else min(own, verdict.cost)
+    _limit_cost(request, own)
     return reservation
+
+
+def _limit_cost(request: pb.GenerateRequest, most: int | None) -> None:
+    """Also takes out what an earlier dispatch of the same request wrote there."""
+    if most is not None:
+        request.routing.max_cost_microusd = most
+    elif request.HasField("routing"):
+        request.routing.ClearField("max_cost_microusd")

@@ -1,10 +1,13 @@
-"""Who hears what a backend says of one request."""
+"""Who hears what a backend says of one request, and how one that trips over it ends alone."""
 
 from __future__ import annotations
 
+import logging
 from typing import Protocol
 
-from services.chassis.errors import Fault
+from services.chassis.errors import Fault, internal
+
+_log = logging.getLogger(__name__)
 
 
 class Receiver(Protocol):
@@ -16,6 +19,9 @@ class Receiver(Protocol):
     def on_failure(self, fault: Fault) -> None:
         """The backend, or the session to it, failed the request."""
 
+    def on_bug(self, fault: Fault) -> None:
+        """Something of ours went wrong while it was told."""
+
 
 class _Nobody:
     """Hears what nobody wants to hear any more."""
@@ -25,6 +31,27 @@ class _Nobody:
 
     def on_failure(self, fault: Fault) -> None:
         """See Receiver."""
+
+    def on_bug(self, fault: Fault) -> None:
+        """See Receiver."""
+
+
+class Fallible(Protocol):
+    """A request that can be ended for a bug."""
+
+    def on_bug(self, fault: Fault) -> None:
+        """See Receiver."""
+
+
+def end_for_bug(request: Fallible, exc: Exception) -> None:
+    """Ends the one request in which something went wrong.
+
+    Whoever calls serves many at once, which go on: a session, a line.
+    """
+    try:
+        request.on_bug(internal(exc))
+    except Exception:  # noqa: BLE001 - as above
+        _log.exception("a request with a bug could not be ended")
 
 
 NOBODY = _Nobody()

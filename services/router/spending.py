@@ -23,6 +23,7 @@ from services.router.core.policy import Budget, Policy
 _log = logging.getLogger(__name__)
 
 _ASK_AGAIN_S = 1.0
+_GIVE_BACK_S = 2.0
 
 
 class Lease(Protocol):
@@ -125,7 +126,12 @@ class Spending:
                 for account in sorted(self._asked):
                     await self._supply(account)
         finally:
-            await self._give_back()
+            try:
+                async with asyncio.timeout(_GIVE_BACK_S):
+                    await self._give_back()
+            except Exception:  # noqa: BLE001 - a store may fail as it likes
+                # It stays leased, and so unspent, until its period ends.
+                _log.exception("cloud budget could not be given back")
 
     def _follow(self, policy: Policy) -> None:
         self._policy = policy
@@ -148,6 +154,9 @@ class Spending:
         try:
             if budget is not None and want:
                 lease = await self._leases.take(account, budget, want)
+        except Exception:  # noqa: BLE001 - a store may fail as it likes
+            # This task's end would be the process's; without a lease nothing is spent.
+            _log.exception("no cloud budget can be leased", extra={"account": account})
         finally:
             self._asked.discard(account)
         if lease is not None and lease.granted:

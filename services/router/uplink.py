@@ -35,7 +35,8 @@ from services.router.core.breaker import UNKNOWN
 from services.router.core.prefix import PrefixIndex
 from services.router.core.values import Health
 from services.router.known_backend import KnownBackend
-from services.router.receivers import NOBODY, Receiver
+from services.router.receivers import NOBODY, Receiver, end_for_bug
+from services.router.unsent import Unsent
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +45,6 @@ _READY_TIMEOUT_S = 10.0
 _UNREADABLE = "the backend sent a message that cannot be read"
 _BACKOFF_S = (0.05, 2.0)
 _RENEW_RETRY_S = 2.0
-_MESSAGE_BYTES = 1024 * 1024
 # A message beyond what a backend takes ends the session, and with it every other request.
 MAX_START_BYTES = DEFAULT_MAX_MESSAGE_BYTES - 64 * 1024
 # Small calls on the channel of a backend that leaves get this long to end.
@@ -78,7 +78,7 @@ class Uplink:
         self._decoding: set[int] = set()
         self._next = 1
         self._starts = 0
-        self._outgoing: list[relay_pb2.RelaySessionRequestFrame] = []
+        self._outgoing = Unsent()
         self._renewal = ""
         self._call: ClientCall | None = None
         self._loop = asyncio.get_running_loop()
@@ -278,14 +278,17 @@ class Uplink:
             if receiver is None:
                 continue
             raw = frame.chunk
-            if frame.last:
-                del self._receivers[number]
-                self._decoding.discard(number)
-                ended += 1
-            elif raw:
-                receiver.on_chunk(raw, False, frame.tokens)
-                continue
-            self._take_rare(frame, raw, receiver)
+            try:
+                if raw and not frame.last:
+                    receiver.on_chunk(raw, False, frame.tokens)
+                    continue
+                if frame.last or frame.error:
+                    del self._receivers[number]
+                    self._decoding.discard(number)
+                    ended += 1
+                self._take_rare(frame, raw, receiver)
+            except Exception as exc:  # noqa: BLE001 - the others on this session go on
+                end_for_bug(receiver, exc)
         if message.HasField("prefix_cache"):
             self._take_events(message.prefix_cache)
         if message.HasField("go_away"):
@@ -332,16 +335,21 @@ class Uplink:
                     "lost": len(receivers),
                 },
             )
-        self._outgoing.clear()
+        unsent = self._outgoing.clear()
         sent_in, self._sent_in = self._sent_in, {}
         self._decoding.clear()
         self._prefixes.forget(self.backend.id)
+        # First, so that nobody who hears of the rest is sent there.
+        self.backend.disconnected(Health.LOST, fault.message)
         if receivers:
             # One loss, however many requests it takes with it.
             self.backend.failed(max(sent_in.values(), default=UNKNOWN), fault)
-        self.backend.disconnected(Health.LOST, fault.message)
-        for receiver in receivers.values():
-            receiver.on_failure(_lost(f"backend {self.backend.id} was lost"))
+        for number, receiver in receivers.items():
+            work = Work.NOT_DISPATCHED if number in unsent else Work.MAYBE_BILLED
+            try:
+                receiver.on_failure(_lost(f"backend {self.backend.id} was lost", work))
+            except Exception as exc:  # noqa: BLE001 - the others are told too
+                end_for_bug(receiver, exc)
 
     def _leave_if_idle(self) -> None:
         if not self.listed and not self._receivers and self._call is not None:
@@ -351,25 +359,13 @@ class Uplink:
         """Sends what was put on the session within one turn of the loop, in one message."""
         if self._call is None or self._call.ended.done():
             return  # the session is over: every request on it is told why
-        frames = self._batch()
+        frames = self._outgoing.take()
+        if self._outgoing:
+            self._flush_soon.set()
         renewal, self._renewal = self._renewal, ""
         if frames or renewal:
             message = relay_pb2.RelaySessionRequest(frames=frames, authorization=renewal)
             self._call.send(message.SerializeToString())
-
-    def _batch(self) -> list[relay_pb2.RelaySessionRequestFrame]:
-        """What waits to be sent, within what one message may hold."""
-        frames = self._outgoing
-        size = count = 0
-        while count < len(frames):
-            size += len(frames[count].start)
-            if count and size > _MESSAGE_BYTES:
-                break
-            count += 1
-        self._outgoing = frames[count:]
-        if self._outgoing:
-            self._flush_soon.set()
-        return frames[:count]
 
     async def _renew(self, refresh_at: float) -> None:
         """Keeps the session's credential alive in band."""
@@ -393,5 +389,5 @@ def _read_error(raw: bytes) -> Fault:
         return _lost("the backend sent an error that cannot be read")
 
 
-def _lost(message: str) -> Fault:
-    return Fault(errors_pb2.ERROR_REASON_BACKEND_LOST, message, work=Work.MAYBE_BILLED)
+def _lost(message: str, work: Work = Work.MAYBE_BILLED) -> Fault:
+    return Fault(errors_pb2.ERROR_REASON_BACKEND_LOST, message, work=work)

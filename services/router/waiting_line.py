@@ -18,6 +18,7 @@ from services.router.core.admission import Seats, codel_target
 from services.router.core.decide import PATIENCE_S
 from services.router.core.line import Line, Refused
 from services.router.core.policy import AdmissionRules, Objective, PriorityClass
+from services.router.receivers import end_for_bug
 
 # One who waits in vain, and those who want the same, are asked again with the next change; so
 # many at most, for requests with limits of their own are all different.
@@ -44,6 +45,9 @@ class Waiter(Hashable, Protocol):
 
     def shed(self, fault: Fault) -> None:
         """It has been taken out of the line, unserved, for this reason."""
+
+    def on_bug(self, fault: Fault) -> None:
+        """Something of ours went wrong while it was asked or told; it ends."""
 
 
 class _Place(NamedTuple):
@@ -128,6 +132,8 @@ class WaitingLine:
         place = self._waiters.pop(waiter, None)
         if place is not None:
             place.line.leave(waiter)
+            if not self._waiters:
+                self.close()
 
     def changed(self) -> None:
         """A backend changed, or time passed: whoever waits decides again, in order."""
@@ -150,9 +156,14 @@ class WaitingLine:
     def _serve(self, line: Line[Waiter]) -> None:
         now = self._clock()
         for waiter, reason in line.shed(now):
-            place = self._waiters.pop(waiter)
+            place = self._waiters.pop(waiter, None)
+            if place is None:
+                continue  # it left while others were told
             wait = line.expected_wait(PriorityClass.INTERACTIVE, now)
-            waiter.shed(refusals.kept_out(reason, wait, by_deadline=place.by_deadline))
+            try:
+                waiter.shed(refusals.kept_out(reason, wait, by_deadline=place.by_deadline))
+            except Exception as exc:  # noqa: BLE001 - the others' turns come all the same
+                end_for_bug(waiter, exc)
         in_vain: set[Hashable] = set()
         self._passed = 0
         for waiter in line.in_order(now):
@@ -160,7 +171,11 @@ class WaitingLine:
             if claim in in_vain:
                 self._passed += 1
                 continue
-            turn = waiter.retry_now()
+            try:
+                turn = waiter.retry_now()
+            except Exception as exc:  # noqa: BLE001 - the others' turns come all the same
+                turn = Turn.REFUSED
+                end_for_bug(waiter, exc)
             if turn is Turn.WAITS:
                 self._passed += 1
                 in_vain.add(claim)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -120,6 +120,10 @@ class Backend:
     async def refuse(self, fault: Fault) -> None:
         """Answers the next start with an error."""
         number, _ = await self.next_start()
+        await self.fails(number, fault)
+
+    async def fails(self, number: int, fault: Fault) -> None:
+        """Ends a request with an error."""
         await self.send(Frame(stream=number, error=to_status(fault).SerializeToString(), last=True))
 
     async def crash(self) -> None:
@@ -228,9 +232,9 @@ class Scene:
 
         await until(so)
 
-    def ask(self, **fields: Any) -> Answer:
+    def ask(self, answer: Answer | None = None, **fields: Any) -> Answer:
         """Starts a request; a refusal is its answer's fault, as it is for every caller."""
-        answer = Answer()
+        answer = answer or Answer()
         request = pb.GenerateRequest(**{"model": MODEL, "prompt": "p", **fields})
         context = CallContext(CALLER, "r", asyncio.get_running_loop().time() + 600)
         try:
@@ -241,17 +245,23 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene(*, max_queue_time: float = 600.0, policy: Policy = _POLICY) -> AsyncIterator[Scene]:
+async def scene(
+    *,
+    max_queue_time: float = 600.0,
+    policy: Policy = _POLICY,
+    in_force: Callable[[], Policy] | None = None,
+) -> AsyncIterator[Scene]:
+    """A router's parts under a policy, or under what `in_force` says at each moment."""
     # Nobody is shed because a busy machine makes the line stand.
     admission = replace(
         policy.admission, max_wait=max_queue_time, max_waiting=20, codel_interval=600.0
     )
-    policy = replace(policy, admission=admission)
+    fixed = replace(policy, admission=admission)
     tokens = Tokens()
     async with asyncio.TaskGroup() as group:
         tasks = Tasks(group)
         leases = ShareOfBudget(1, time.time)
-        routing = assemble(tokens, tasks, lambda: policy, leases, seed=1)
+        routing = assemble(tokens, tasks, in_force or (lambda: fixed), leases, seed=1)
         pool = routing.pool
         handler = RouterHandler(
             routing,

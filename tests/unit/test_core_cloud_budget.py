@@ -129,6 +129,23 @@ def test_the_store_decides_when_a_period_begins():
     assert budget.statement(ACME, 11 * DAY - 0.2)[:1] == (70,), "our clock is behind"
 
 
+def test_a_period_made_longer_begins_at_once():
+    budget = CloudBudget(lambda _: Budget(100_000))
+    hour = NOW // 3600 * 3600
+    budget.lease(ACME, 1000, hour, hour + 3600)
+    # The policy says now that the budget is for a day: what is leased is for that.
+    budget.lease(ACME, 500, 10 * DAY, 11 * DAY)
+    assert figures(budget)[0] == 500
+    assert budget.statement(ACME, hour + 7200) is not None
+
+
+def test_a_period_made_shorter_begins_at_once():
+    budget = with_lease()
+    hour = (NOW + 3600) // 3600 * 3600
+    budget.lease(ACME, 500, hour, hour + 3600)
+    assert figures(budget)[0] == 500
+
+
 def test_it_wants_a_part_of_the_budget_and_again_when_half_is_gone():
     budget = CloudBudget(lambda _: Budget(100_000))
     assert budget.wants(ACME, NOW) == 2000

@@ -112,13 +112,15 @@ class CloudBudget:
         """Adds money for a period. What is for a period that is over comes too late and is lost.
 
         A later period than the current one replaces it, whatever the clock here says: the store's
-        clock decides. ValueError for a negative amount or a period that ends before it begins.
+        clock decides. So does a longer one that ends later, as after a change of the policy: its
+        money would be lost until the current one ends. ValueError for a negative amount or a period
+        that ends before it begins.
         """
         if granted < 0 or period_end <= period_start:
             raise ValueError(f"a lease of {granted} from {period_start} to {period_end}")
         known = self._account(account)
         book = known.book
-        if book is None or book.period_start < period_start:
+        if book is None or book.period_start < period_start or book.period_end < period_end:
             book = known.book = _Book(period_start, period_end)
         elif book.period_start > period_start:
             return

@@ -41,7 +41,8 @@ def cost_of(request: Request, backend: Backend, terms: Terms) -> int | None:
     if prices is None:
         return None
     output = request.max_output or ASSUMED_OUTPUT
-    return -(-(request.prompt_tokens * prices.input + output * prices.output) // 1_000_000)
+    prompt = max(request.prompt_tokens, request.billed_tokens)
+    return -(-(prompt * prices.input + output * prices.output) // 1_000_000)
 
 
 def _cannot_go_on(request: Request, backend: Backend, terms: Terms) -> str:

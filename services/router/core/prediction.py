@@ -129,3 +129,8 @@ def time_to_first_token(ahead: Outlook, tokens: int) -> float:
     """Expected seconds from dispatch to the first token, for so many uncached tokens."""
     steps = -(-(ahead.queued + tokens) // ahead.budget)
     return ahead.rest + ahead.step * steps + ahead.per_token * tokens
+
+
+def longest_step(ahead: Outlook) -> float:
+    """Expected seconds of the next step, filled up with the prompts that wait there."""
+    return ahead.step + ahead.per_token * min(ahead.queued, ahead.budget)

@@ -176,6 +176,7 @@ class Request(NamedTuple):
     `overflowing` says that the model's overflow valve is open,
     `begun_in` where an answer that is to be gone on with has been so far. So many are `ahead` of it
     in the line; one that is `impatient` may not wait for a local slot if another tier takes it.
+    `billed_tokens` is what a provider may bill the prompt as, 0 where no money is in question.
     """
 
     model: str
@@ -197,6 +198,7 @@ class Request(NamedTuple):
     begun_in: Tier | None = None
     ahead: int = 0
     impatient: bool = False
+    billed_tokens: int = 0
 
 
 class Overflow(Enum):

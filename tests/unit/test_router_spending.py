@@ -1,0 +1,71 @@
+"""The cloud's money in the router's shell: leases come and go, and no store's failure ends it."""
+
+import asyncio
+
+from services.router.budget_leases import ShareOfBudget
+from services.router.core.policy import Budget, Policy, TenantRules
+from services.router.spending import Spending
+from tests.support.waiting import until
+
+POLICY = Policy(tenants={"shop": TenantRules(cloud_budget=Budget(1000))})
+
+
+def now() -> float:
+    return 1000.0
+
+
+class Failing(ShareOfBudget):
+    """A store that fails as nobody foresaw."""
+
+    async def take(self, account, budget, want):
+        raise TypeError("a bug in the store's client")
+
+    async def give_back(self, account, budget, amount, period_end):
+        raise TypeError("a bug in the store's client")
+
+
+async def test_a_store_that_fails_leaves_the_router_without_money_but_alive():
+    spending = Spending(lambda: POLICY, Failing(1, now), now)
+    told = asyncio.Event()
+    spending.on_change = told.set
+    supplying = asyncio.create_task(spending.keep_supplied())
+    assert spending.available("shop") == 0
+    await asyncio.wait_for(told.wait(), 60)
+    assert not supplying.done()
+    assert spending.available("shop") == 0
+    supplying.cancel()
+    await asyncio.wait([supplying])
+    assert supplying.cancelled()
+
+
+async def test_what_is_free_is_given_back_at_the_end_and_what_is_reserved_is_kept():
+    shares = ShareOfBudget(1, now)
+    spending = Spending(lambda: POLICY, shares, now)
+    supplying = asyncio.create_task(spending.keep_supplied())
+    assert spending.ask_for("shop", 300)
+
+    async def there() -> bool:
+        return (spending.available("shop") or 0) >= 300
+
+    await until(there)
+    reservation = spending.reserve("shop", 300)
+    assert reservation is not None
+    supplying.cancel()
+    await asyncio.wait([supplying])
+    assert shares._taken == {"tenant:shop": (0.0, 300)}
+
+
+async def test_a_give_back_that_fails_does_not_hold_up_the_end():
+    leases = ShareOfBudget(1, now)
+    spending = Spending(lambda: POLICY, leases, now)
+    supplying = asyncio.create_task(spending.keep_supplied())
+    assert spending.ask_for("shop", 300)
+
+    async def there() -> bool:
+        return (spending.available("shop") or 0) >= 300
+
+    await until(there)
+    leases.give_back = Failing(1, now).give_back
+    supplying.cancel()
+    await asyncio.wait([supplying])
+    assert supplying.cancelled()
