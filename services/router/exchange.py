@@ -37,10 +37,7 @@ class _Phase(Enum):
 
 
 class Exchange:
-    """One request between its caller's outlet and the backends that work on it.
-
-    `running` holds it from `begin` to its end.
-    """
+    """One request between its caller's outlet and its backends; `running` holds it to its end."""
 
     __slots__ = (
         *("_asking", "_cancelled", "_check_position", "_context", "_delivered", "_hedge"),
@@ -57,6 +54,7 @@ class Exchange:
         outlet: Outlet,
         observation: Observation,
         running: set[Exchange],
+        model: str = "",
     ) -> None:
         self._routing = routing
         self._request = request
@@ -66,7 +64,8 @@ class Exchange:
         self._observation = observation
         self._running = running
         self._receipt = ReceiptBuilder(routing.clock)
-        self._asking = Asking(request, context.caller.tenant, routing.decisions, routing.spending)
+        tenant = context.caller.tenant
+        self._asking = Asking(request, tenant, routing.decisions, routing.spending, model)
         self._phase = _Phase.WAITING
         self._resume = values.Resume.FRESH
         self._next_request = request

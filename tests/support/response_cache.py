@@ -17,6 +17,8 @@ from services.router.core.policy import Policy, TenantRules
 from services.router.response_cache.cache import ResponseCache
 from services.router.response_cache.guarded import GuardedTier
 from services.router.response_cache.memory import MemoryTier
+from services.router.response_cache.stores import Stores
+from tests.support.waiting import BOUND_S
 
 POLICY = Policy(tenants={"*": TenantRules(cache=True)})
 STOP = pb.FINISH_REASON_STOP
@@ -115,7 +117,7 @@ class Caller:
         return end
 
     async def answered(self) -> pb.GenerateResponse:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND_S):
             await self.over.wait()
         return self.answer
 
@@ -136,11 +138,9 @@ class Scene:
     def new_cache(self, slower: Sequence[GuardedTier] = ()) -> ResponseCache:
         self.cache = ResponseCache(
             lambda: self.policy,
-            self.memory,
-            slower,
-            self.tasks,
-            clock=lambda: self.now,
-            loop_clock=asyncio.get_running_loop().time,
+            Stores(self.memory, slower, self.tasks),
+            lambda: self.now,
+            asyncio.get_running_loop().time,
         )
         return self.cache
 
@@ -162,10 +162,11 @@ class Scene:
         tenant: str = "shop",
         timeout: float = 30.0,
         request_id: str = "",
-        resolved_model: str = "",
+        stands_for: str = "",
+        mask: frozenset[int] = frozenset(),
         **fields: Any,
     ) -> Caller:
-        """Starts a request as the chassis would; a refusal is its caller's fault."""
+        """Starts a request as the router would; a refusal is its caller's fault."""
         self._ids += 1
         caller = Caller(request_id or f"r{self._ids}")
         request = pb.GenerateRequest(
@@ -179,12 +180,11 @@ class Scene:
         )
         principal = Principal("tester", tenant, frozenset({"generate"}), float("inf"), "t")
         deadline = asyncio.get_running_loop().time() + timeout
-        context = CallContext(principal, caller.request_id, deadline)
-        assert self.cache.takes(request, context, resolved_model)
+        context = CallContext(principal, caller.request_id, deadline, mask=mask)
+        model = stands_for or request.model
+        assert self.cache.takes(request, model)
         try:
-            caller.cancel = self.cache.open(
-                request, context, caller, self.start, resolved_model=resolved_model
-            )
+            caller.cancel = self.cache.open(request, context, caller, self.start, model)
         except Fault as fault:
             caller.fail(fault)
         return caller

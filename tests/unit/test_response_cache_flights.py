@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from anabranch.v1 import errors_pb2
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault
-from services.router.core.policy import CacheRules, Policy, TenantRules
+from services.router.core.policy import CacheRules, ModelRules, Policy, TenantRules
 from tests.support.response_cache import POLICY, RECEIPT, scene
 
 CANCELLED = pb.FINISH_REASON_CANCELLED
@@ -44,7 +44,7 @@ async def test_identical_requests_reach_the_backend_once_and_get_the_same_answer
 
 async def test_only_the_first_one_pays_and_is_told_of_attempts():
     async with scene() as s:
-        first, second = s.ask(), s.ask(resolved_model="river")
+        first, second = s.ask(model="river"), s.ask(model="water", stands_for="river")
         s.last.say("x")
         s.last.end()
         assert first.answer.receipt == RECEIPT
@@ -282,7 +282,7 @@ async def test_what_was_answered_is_answered_from_memory():
         s.ask()
         s.last.say("one", " two")
         s.last.end()
-        hit = s.ask(resolved_model="river")
+        hit = s.ask(model="water", stands_for="river")
         assert len(s.started) == 1
         assert hit.text == "one two"
         assert hit.answer.request_id == hit.request_id
@@ -327,13 +327,30 @@ async def test_a_changed_policy_of_models_or_masking_asks_again():
         assert len(s.started) == 2
 
 
-async def test_a_tenant_that_no_longer_allows_it_is_not_taken():
+async def test_what_a_relay_wants_masked_is_another_question():
     async with scene() as s:
         s.ask()
         s.last.end()
-        s.policy = Policy(tenants={"*": TenantRules(cache=False)})
-        with pytest.raises(AssertionError):
-            s.ask()
+        s.ask(mask=frozenset({pb.PII_KIND_EMAIL}))
+        assert len(s.started) == 2
+
+
+async def test_only_tenants_and_models_that_allow_it_are_kept():
+    async with scene() as s:
+        greedy = pb.GenerateRequest(sampling=pb.Sampling(temperature=0))
+        s.policy = Policy()
+        assert not s.cache.serves("shop")
+        tenants = {"shop": TenantRules(cache=True), "*": TenantRules()}
+        models = {"sea": ModelRules(cache=False), "river": ModelRules()}
+        s.policy = Policy(tenants=tenants, models=models)
+        assert s.cache.serves("shop")
+        assert not s.cache.serves("other")
+        assert s.cache.takes(greedy, "river")
+        assert s.cache.takes(greedy, "unlisted")
+        assert not s.cache.takes(greedy, "sea")
+        assert not s.cache.takes(pb.GenerateRequest(), "river")
+        s.policy = Policy(tenants=tenants, cache=CacheRules(enabled=False))
+        assert not s.cache.serves("shop")
 
 
 # All of it

@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.answers import AnswerBuilder
-from services.router.core.policy import CacheRules, ModelRules, Policy, TenantRules
-from services.router.response_cache.cacheable import is_allowed, is_deterministic, is_keepable
+from services.router.response_cache.cacheable import is_deterministic, is_keepable
 from services.router.response_cache.entry import (
     Entry,
     entry_of,
@@ -70,20 +69,6 @@ def test_greedy_requests_have_one_answer(request_):
 )
 def test_other_requests_may_have_several(request_):
     assert not is_deterministic(request_)
-
-
-def test_only_tenants_that_allow_it_are_cached():
-    assert not is_allowed(Policy(), "shop", "river")
-    policy = Policy(
-        tenants={"shop": TenantRules(cache=True), "*": TenantRules()},
-        models={"sea": ModelRules(cache=False), "river": ModelRules()},
-    )
-    assert is_allowed(policy, "shop", "river")
-    assert is_allowed(policy, "shop", "unlisted")
-    assert not is_allowed(policy, "shop", "sea")
-    assert not is_allowed(policy, "other", "river")
-    off = Policy(tenants=policy.tenants, cache=CacheRules(enabled=False))
-    assert not is_allowed(off, "shop", "river")
 
 
 # Which answers
@@ -240,5 +225,5 @@ def test_memory_never_holds_more_than_its_limit_and_counts_right(steps, limit):
         else:
             memory.put(name.encode(), entry(size))
         held = [memory.get(key.encode()) for key in "abcdefg"]
-        assert memory.bytes == sum(e.size + OVERHEAD_BYTES for e in held if e is not None)
-        assert memory.bytes <= limit
+        assert memory.held == sum(e.size + OVERHEAD_BYTES for e in held if e is not None)
+        assert memory.held <= limit

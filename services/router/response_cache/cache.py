@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import fault_of
-from services.chassis.host import Tasks
 from services.chassis.model_handler import CallContext, Cancel, Outlet
 from services.router.core.policy import CacheRules, Policy
-from services.router.response_cache import cacheable
+from services.router.response_cache.cacheable import is_deterministic, is_keepable
 from services.router.response_cache.entry import Entry, entry_of, time_left
 from services.router.response_cache.flights import Flight
-from services.router.response_cache.guarded import GuardedTier
 from services.router.response_cache.key import Circumstances, answer_key
-from services.router.response_cache.memory import MemoryTier
 from services.router.response_cache.participant import Participant, Start
+from services.router.response_cache.stores import Stores
 
 _LONGEST_FLIGHT_S = 3600.0
 """As long as any request may take. Each caller leaves at its own deadline."""
@@ -30,25 +28,20 @@ _LONGEST_FLIGHT_S = 3600.0
 class ResponseCache:
     """The cache of one router process.
 
-    `slower` are asked in this order. `policy` gives the policy in force. `clock` is in seconds of
-    the epoch, which the routers share; `loop_clock` is that of deadlines.
+    `policy` gives the policy in force. `epoch_clock` is in seconds of the epoch, by which stores
+    that are shared tell the age of an answer; `loop_clock` is that of deadlines.
     """
 
     def __init__(
         self,
         policy: Callable[[], Policy],
-        memory: MemoryTier,
-        slower: Sequence[GuardedTier],
-        tasks: Tasks,
-        *,
-        clock: Callable[[], float],
+        stores: Stores,
+        epoch_clock: Callable[[], float],
         loop_clock: Callable[[], float],
     ) -> None:
         self._policy = policy
-        self._memory = memory
-        self._slower = slower
-        self._tasks = tasks
-        self._clock = clock
+        self._memory, self._slower, self._tasks = stores
+        self._now = epoch_clock
         self._loop_clock = loop_clock
         self._flights: dict[bytes, Flight] = {}
         self._running: set[Flight] = set()
@@ -56,15 +49,26 @@ class ResponseCache:
         self.misses = 0
         self.stored = 0
 
-    def takes(self, request: pb.GenerateRequest, context: CallContext, model: str = "") -> bool:
-        """Whether the policy allows it, and the request has one answer only.
+    @property
+    def held(self) -> Mapping[str, int]:
+        """Bytes held, by the tier's name, where that is known."""
+        held = {"memory": self._memory.held}
+        return held | {tier.name: tier.held for tier in self._slower if tier.held is not None}
 
-        Every request is asked this: what is seldom true is asked last.
-        """
-        allowed = cacheable.is_allowed(
-            self._policy(), context.caller.tenant, model or request.model
-        )
-        return allowed and cacheable.is_deterministic(request)
+    @property
+    def dropped(self) -> Mapping[str, int]:
+        """Entries that were not written, by the tier's name."""
+        return {tier.name: tier.dropped for tier in self._slower}
+
+    def serves(self, tenant: str) -> bool:
+        """Whether a tenant's answers are kept at all. Asked for every request: it must be quick."""
+        policy = self._policy()
+        return policy.tenant(tenant).cache and policy.cache.enabled
+
+    def takes(self, request: pb.GenerateRequest, model: str) -> bool:
+        """Whether the answer of this model may be kept, and there is only one such answer."""
+        rules = self._policy().models.get(model)
+        return (rules is None or rules.cache) and is_deterministic(request)
 
     def open(
         self,
@@ -72,18 +76,18 @@ class ResponseCache:
         context: CallContext,
         outlet: Outlet,
         start: Start,
-        *,
-        resolved_model: str = "",
+        model: str,
     ) -> Cancel:
         """Answers a request that it takes, with `start` where no answer is known.
 
-        `resolved_model` is what an alias stood for. Raises Fault as `start` does.
+        `model` is what the request's name stands for. Raises Fault as `start` does.
         """
-        asked = Participant(
-            request, context, outlet, start, time.monotonic, resolved_model=resolved_model
-        )
         policy = self._policy()
-        key = answer_key(request, _circumstances(policy, context, resolved_model or request.model))
+        resolved = "" if model == request.model else model
+        asked = Participant(
+            request, context, outlet, start, time.monotonic, policy, resolved_model=resolved
+        )
+        key = answer_key(request, _circumstances(policy, context, model))
         known = self._memory.get(key)
         if known is not None and self._time_left(known, policy.cache) > 0:
             self.hits[pb.CACHE_SOURCE_MEMORY] += 1
@@ -149,13 +153,16 @@ class ResponseCache:
 
     def _send(self, flight: Flight) -> None:
         self.misses += 1
+        if flight.owner.policy is not self._policy():
+            # What it is called in the tiers, or what is masked, may no longer be what the key says.
+            flight.keep_nothing()
         flight.send()
 
     def _time_left(self, entry: Entry, rules: CacheRules) -> float:
         """By the rules of now, which may be stricter than when it was kept."""
         if entry.size > rules.max_answer_bytes:
             return 0.0
-        return time_left(entry, rules.ttl, self._clock())
+        return time_left(entry, rules.ttl, self._now())
 
     # Follower of flights
 
@@ -169,10 +176,10 @@ class ResponseCache:
     def answered(self, flight: Flight, last: pb.GenerateChunk, shared_by: int) -> None:
         """See Follower: the answer is kept, where it is whole and not too long."""
         self.hits[pb.CACHE_SOURCE_IN_FLIGHT] += shared_by
-        if flight.chunks is None or not cacheable.is_keepable(last):
+        if flight.chunks is None or not is_keepable(last):
             return
         rules = self._policy().cache
-        entry = entry_of(flight.chunks, last, flight.tokens, self._clock())
+        entry = entry_of(flight.chunks, last, flight.tokens, self._now())
         if entry is None or entry.size > rules.max_answer_bytes:
             return
         self.stored += 1
@@ -198,5 +205,6 @@ def _circumstances(policy: Policy, context: CallContext, model: str) -> Circumst
         local=(rules.local if rules is not None else None) or model,
         cloud=(rules.cloud if rules is not None else None) or model,
         leaves=policy.tenant(tenant).cloud,
-        masked=policy.masked_for(tenant),
+        # A relay's own wishes are kinds, which are numbers.
+        masked=policy.masked_for(tenant).union(map(str, context.mask)),
     )

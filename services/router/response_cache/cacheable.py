@@ -3,17 +3,8 @@
 from __future__ import annotations
 
 from anabranch.v1 import generation_pb2 as pb
-from services.router.core.policy import Policy
 
 _COMPLETE = frozenset({pb.FINISH_REASON_STOP, pb.FINISH_REASON_LENGTH, pb.FINISH_REASON_TOOL_CALLS})
-
-
-def is_allowed(policy: Policy, tenant: str, model: str) -> bool:
-    """Whether the policy lets a tenant's answers from a public model name be kept."""
-    if not policy.tenant(tenant).cache or not policy.cache.enabled:
-        return False
-    rules = policy.models.get(model)
-    return rules is None or rules.cache
 
 
 def is_deterministic(request: pb.GenerateRequest) -> bool:

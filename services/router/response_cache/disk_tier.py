@@ -62,7 +62,7 @@ _EVICT = "DELETE FROM answers WHERE key IN (SELECT key FROM answers ORDER BY use
 class DiskTier:
     """At most `limit` bytes of entries in `directory`, the least recently used ones leaving first.
 
-    `clock` is in seconds of the epoch. `bytes` is what the file held after the last writing.
+    `clock` is in seconds of the epoch. `held` is the bytes in the file after the last writing.
     """
 
     source: pb.CacheSource = pb.CACHE_SOURCE_DISK
@@ -77,7 +77,7 @@ class DiskTier:
         self._unreadable = False
         # When entries were used, which is written once it matters: before some are evicted.
         self._used: dict[bytes, float] = {}
-        self.bytes = 0
+        self.held = 0
 
     async def open(self) -> None:
         """See Tier."""
@@ -143,17 +143,17 @@ class DiskTier:
             await self._connect()
 
     async def _connect(self) -> None:
+        # Kept as soon as they are there: one that is not closed keeps its thread.
         self._writing = await self._connection()
+        # After a power cut the last answers may be missing, and nothing else is.
+        await self._writing.execute_fetchall("PRAGMA synchronous = NORMAL")
         await self._writing.executescript(_FORM)
         self._reading = await self._connection()
         await self._reading.execute_fetchall(_HELD)
 
     async def _connection(self) -> aiosqlite.Connection:
         # Without isolation_level each statement is a transaction.
-        opened = await aiosqlite.connect(self._file.path, timeout=_BUSY_S, isolation_level=None)
-        # After a power cut the last answers may be missing, and nothing else is.
-        await opened.execute_fetchall("PRAGMA synchronous = NORMAL")
-        return opened
+        return await aiosqlite.connect(self._file.path, timeout=_BUSY_S, isolation_level=None)
 
     async def _make_room(self) -> None:
         writing = _usable(self._writing)
@@ -164,7 +164,7 @@ class DiskTier:
         while (held := await self._held(writing)) > self._limit:
             await writing.execute_fetchall(_EVICT, (_GONE_AT_ONCE,))
             await writing.execute_fetchall("PRAGMA incremental_vacuum")
-        self.bytes = held
+        self.held = held
 
     async def _held(self, connection: aiosqlite.Connection) -> int:
         rows = list(await connection.execute_fetchall(_HELD))

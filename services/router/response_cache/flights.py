@@ -97,6 +97,11 @@ class Flight:
         if not self.over:
             self._cancel = cancel
 
+    def keep_nothing(self) -> None:
+        """Nobody joins any more, and the answer is not kept."""
+        self._kept = None
+        self._follower.closed(self)
+
     def dissolve(self) -> None:
         """It is not sent after all. Its owner, who is alone in it, is told so by others."""
         self._close()
@@ -221,8 +226,7 @@ class Flight:
         self._kept = coalesce_chunks(self._kept)
         self._size = sum(map(len, self._kept))
         if self._size > self._longest:
-            self._kept = None
-            self._follower.closed(self)
+            self.keep_nothing()
 
     def _close(self) -> None:
         self.over = True

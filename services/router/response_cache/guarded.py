@@ -49,6 +49,11 @@ class GuardedTier:
         return self._resting
 
     @property
+    def held(self) -> int | None:
+        """What the tier holds, where that is known."""
+        return self._tier.held
+
+    @property
     def waiting(self) -> int:
         """Entries to be written."""
         return len(self._waiting)

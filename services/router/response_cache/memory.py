@@ -16,7 +16,7 @@ class MemoryTier:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._entries: OrderedDict[bytes, Entry] = OrderedDict()
-        self.bytes = 0
+        self.held = 0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -35,13 +35,13 @@ class MemoryTier:
         if size > self._limit:
             return
         self._entries[key] = entry
-        self.bytes += size
-        while self.bytes > self._limit:
+        self.held += size
+        while self.held > self._limit:
             _, oldest = self._entries.popitem(last=False)
-            self.bytes -= oldest.size + OVERHEAD_BYTES
+            self.held -= oldest.size + OVERHEAD_BYTES
 
     def discard(self, key: bytes) -> None:
         """Forgets an entry, if there is one."""
         entry = self._entries.pop(key, None)
         if entry is not None:
-            self.bytes -= entry.size + OVERHEAD_BYTES
+            self.held -= entry.size + OVERHEAD_BYTES

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault
 from services.chassis.model_handler import CallContext, Cancel, Outlet
+from services.router.core.policy import Policy
 from services.router.receipt import write_seconds
 from services.router.response_cache.entry import Entry, own_part
 
@@ -39,13 +40,14 @@ class Haste(NamedTuple):
 class Participant:
     """A request between its caller's outlet and the flight that it is in.
 
-    `resolved_model` is what an alias stood for, or empty. `restarted` is true once a flight
-    failed under it before it had brought anything. `over` is true once its outlet was ended.
+    `policy` was in force when it came. `resolved_model` is what an alias stood for, or empty.
+    `restarted` is true once a flight failed under it before it had brought anything, `over` once
+    its outlet was ended.
     """
 
     __slots__ = (
-        *("_arrived", "_clock", "_outlet", "_ttft", "context", "flight", "over", "request"),
-        *("resolved_model", "restarted", "start"),
+        *("_arrived", "_clock", "_outlet", "_ttft", "context", "flight", "over", "policy"),
+        *("request", "resolved_model", "restarted", "start"),
     )
 
     def __init__(
@@ -55,10 +57,12 @@ class Participant:
         outlet: Outlet,
         start: Start,
         clock: Callable[[], float],
+        policy: Policy,
         *,
         resolved_model: str = "",
     ) -> None:
         self.request = request
+        self.policy = policy
         self.context = context
         self.start = start
         self.resolved_model = resolved_model

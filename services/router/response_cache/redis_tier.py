@@ -20,6 +20,7 @@ class RedisTier:
     """Entries under a prefix of their own. The client is somebody else's, who closes it."""
 
     source: pb.CacheSource = pb.CACHE_SOURCE_REDIS
+    held: None = None
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis

@@ -26,6 +26,10 @@ class Tier(Protocol):
     def source(self) -> pb.CacheSource:
         """What receipts call it."""
 
+    @property
+    def held(self) -> int | None:
+        """What it holds; None where only the store knows."""
+
     async def open(self) -> None:
         """Makes it usable, or finds that it is: at the start, and again after failures."""
 
