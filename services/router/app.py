@@ -32,6 +32,7 @@ from services.router.policy.store import PolicyStore
 from services.router.policy_updates import PolicyUpdates
 from services.router.pool import BACKEND_SERVICES, WORKERS, Pool
 from services.router.redis_connection import open_redis
+from services.router.redis_leases import RedisLeases
 from services.router.response_cache.cache import ResponseCache
 from services.router.response_cache.metrics import observe_cache
 from services.router.response_cache.stores import open_stores
@@ -80,7 +81,9 @@ async def running(
     ):
         assert host.tokens is not None, "the settings hold an identity"
         workers = settings.workers or 1
-        leases = ShareOfBudget(workers, time.time)
+        leases: LeaseSource = ShareOfBudget(workers, time.time)
+        if redis is not None:
+            leases = RedisLeases(redis, time.time)
         routing = assemble(host.tokens, host.tasks, policies.current, leases)
         pool = routing.pool
         cache = ResponseCache(routing.decisions.policy_now, stores, time.time, routing.loop.time)

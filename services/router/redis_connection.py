@@ -11,24 +11,27 @@ from redis.backoff import NoBackoff
 
 from services.chassis.settings import Secret
 
+LONGEST_S = 1.0
+"""For any one command; see open_redis."""
+
 _CONNECTIONS = 16
-_LONGEST_S = 1.0
 
 
 def open_redis(url: Secret) -> Redis:
     """A client that connects when it is first used; whoever opens it closes it with `aclose`.
 
-    Each step of a command (waiting for a connection, making one, the reply) ends after a second,
-    and nothing is repeated: who asks knows better whether that is worth it. Raises ValueError for
-    a URL that is none; its text does not hold the URL.
+    Who uses it bounds each command by `asyncio.timeout(LONGEST_S)`: the client's own limit for
+    replies would make a task that is cancelled while it sends go on as if it were not. Nothing is
+    repeated: who asks knows better whether that is worth it. Raises ValueError for a URL that is
+    none; its text does not hold the URL.
     """
     try:
         pool = BlockingConnectionPool.from_url(
             url.reveal(),
             max_connections=_CONNECTIONS,
-            timeout=_LONGEST_S,
-            socket_timeout=_LONGEST_S,
-            socket_connect_timeout=_LONGEST_S,
+            timeout=LONGEST_S,
+            socket_timeout=None,
+            socket_connect_timeout=LONGEST_S,
             retry=Retry(NoBackoff(), 0),
             protocol=2,
         )

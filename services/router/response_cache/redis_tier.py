@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from anabranch.v1 import generation_pb2 as pb
+from services.router.redis_connection import LONGEST_S
 from services.router.response_cache.entry import Entry, pack, packed_size, unpack
 from services.router.response_cache.tiers import TierFailed
 
@@ -27,13 +29,13 @@ class RedisTier:
 
     async def open(self) -> None:
         """Makes sure of one connection, so that no request waits for the first."""
-        with _failures():
+        async with _bounded():
             await self._redis.ping()
 
     async def get(self, key: bytes, longest: int) -> Entry | None:
         """See Tier. No more is read than an entry may have."""
         limit = packed_size(longest)
-        with _failures():
+        async with _bounded():
             raw = await self._redis.getrange(_name(key), 0, limit)
         if not isinstance(raw, bytes) or not 0 < len(raw) <= limit:
             return None
@@ -44,7 +46,7 @@ class RedisTier:
 
     async def put(self, key: bytes, entry: Entry, ttl: float) -> None:
         """See Tier."""
-        with _failures():
+        async with _bounded():
             await self._redis.set(_name(key), pack(key, entry), ex=math.ceil(ttl))
 
     async def close(self) -> None:
@@ -55,9 +57,10 @@ def _name(key: bytes) -> str:
     return _PREFIX + key.hex()
 
 
-@contextmanager
-def _failures() -> Iterator[None]:
+@asynccontextmanager
+async def _bounded() -> AsyncIterator[None]:
     try:
-        yield
+        async with asyncio.timeout(LONGEST_S):
+            yield
     except (RedisError, OSError) as error:
         raise TierFailed(type(error).__name__) from error
