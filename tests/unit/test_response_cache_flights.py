@@ -107,6 +107,21 @@ async def test_many_small_chunks_of_a_short_answer_are_kept_all_the_same():
         assert len(s.started) == 1
 
 
+async def test_chunks_that_cannot_be_joined_are_passed_on_and_not_kept():
+    async with scene() as s:
+        first = s.ask()
+        outlet = s.last._outlet
+        received: list[bytes] = []
+        first.chunk = lambda raw, *, last, tokens: received.append(raw)
+        for _ in range(100):
+            outlet.chunk(b"\xff\xff", last=False, tokens=1)
+        s.ask()
+        assert len(s.started) == 2
+        s.started[0].end()
+        assert received[:100] == [b"\xff\xff"] * 100
+        assert s.cache.stored == 0
+
+
 # Haste
 
 

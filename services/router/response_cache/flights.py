@@ -18,6 +18,7 @@ from services.router.response_cache.entry import Entry
 from services.router.response_cache.participant import Participant
 
 _IN_FLIGHT = pb.CACHE_SOURCE_IN_FLIGHT
+_JOIN_AT = 64
 
 
 class Follower(Protocol):
@@ -108,9 +109,7 @@ class Flight:
         self.owner.flight = None
 
     def takes(self, other: Participant) -> bool:
-        """Whether a request can be answered by this flight as well as by one of its own."""
-        if self.over or self._cancelled or self._kept is None:
-            return False
+        """Whether a request can be answered by this flight, not closed, as well as by its own."""
         if other.context.deadline > self.deadline:
             return False
         return self.started or not other.haste.exceeds(self.owner.haste)
@@ -220,13 +219,14 @@ class Flight:
             return
         self._kept.append(raw)
         self._size += len(raw)
-        if self._size <= self._longest:
+        if self._size <= self._longest and len(self._kept) < _JOIN_AT:
             return
-        # One large chunk takes much less than many small ones.
+        # One large chunk takes much less than many small ones, and joining them all at the end of a
+        # long answer would keep the loop from other things for milliseconds.
         self._kept = coalesce_chunks(self._kept)
         self._size = sum(map(len, self._kept))
-        if self._size > self._longest:
-            self.keep_nothing()
+        if self._size > self._longest or len(self._kept) >= _JOIN_AT:
+            self.keep_nothing()  # too long, or nothing that can be joined
 
     def _close(self) -> None:
         self.over = True
