@@ -30,11 +30,12 @@ def open_redis(url: Secret) -> Redis:
             url.reveal(),
             max_connections=_CONNECTIONS,
             timeout=LONGEST_S,
-            socket_timeout=None,
             socket_connect_timeout=LONGEST_S,
             retry=Retry(NoBackoff(), 0),
             protocol=2,
         )
     except (ValueError, TypeError):
         raise ValueError("is not a Redis URL such as redis://:password@host:6379/0") from None
+    # After the URL, which may say otherwise.
+    pool.connection_kwargs["socket_timeout"] = None
     return Redis.from_pool(pool)
