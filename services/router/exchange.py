@@ -54,6 +54,7 @@ class Exchange:
         outlet: Outlet,
         observation: Observation,
         running: set[Exchange],
+        model: str = "",
     ) -> None:
         self._routing = routing
         self._request = request
@@ -63,7 +64,8 @@ class Exchange:
         self._observation = observation
         self._running = running
         self._receipt = ReceiptBuilder(routing.clock)
-        self._asking = Asking(request, context.caller.tenant, routing.decisions, routing.spending)
+        tenant = context.caller.tenant
+        self._asking = Asking(request, tenant, routing.decisions, routing.spending, model)
         self._phase = _Phase.WAITING
         self._resume = values.Resume.FRESH
         self._next_request = request
@@ -364,9 +366,7 @@ class Exchange:
         self._routing.line.leave(self)
         if self._leg is not None:
             self._leg.drop()
-        self._over()
-        self._observation.failed(fault)
-        self._outlet.fail(fault)  # without effect where it had ended
+        self._fail(fault)  # the outlet heeds it only if it had not ended
 
     # Hedging
 
