@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 
 from opentelemetry.metrics import Observation
+from redis.asyncio import Redis
 
 from anabranch.v1 import admin_pb2_grpc, session_pb2
 from services.chassis.auth_client import TokenSource
@@ -30,6 +31,11 @@ from services.router.policy.sources import open_source
 from services.router.policy.store import PolicyStore
 from services.router.policy_updates import PolicyUpdates
 from services.router.pool import BACKEND_SERVICES, WORKERS, Pool
+from services.router.redis_connection import open_redis
+from services.router.redis_leases import RedisLeases
+from services.router.response_cache.cache import ResponseCache
+from services.router.response_cache.metrics import observe_cache
+from services.router.response_cache.stores import open_stores
 from services.router.session_metrics import observe_sessions
 from services.router.settings import PREFIX, SERVICE, Settings
 from services.router.spending import LeaseSource, Spending
@@ -57,6 +63,13 @@ async def running(
         )
     policies = PolicyStore(_default_policy(settings))
     async with (
+        _redis(settings) as redis,
+        open_stores(
+            memory_bytes=settings.cache_memory_bytes,
+            redis=redis,
+            directory=settings.cache_dir,
+            disk_bytes=settings.cache_disk_bytes,
+        ) as stores,
         Host.open(SERVICE, settings, registry=registry, worker=worker) as host,
         open_source(
             settings.policy_place,
@@ -68,9 +81,12 @@ async def running(
     ):
         assert host.tokens is not None, "the settings hold an identity"
         workers = settings.workers or 1
-        leases = ShareOfBudget(workers, time.time)
+        leases: LeaseSource = ShareOfBudget(workers, time.time)
+        if redis is not None:
+            leases = RedisLeases(redis, time.time)
         routing = assemble(host.tokens, host.tasks, policies.current, leases)
         pool = routing.pool
+        cache = ResponseCache(routing.decisions.policy_now, stores, time.time, routing.loop.time)
         handler = RouterHandler(
             routing,
             host.tokens,
@@ -80,6 +96,7 @@ async def running(
                 version=VERSION,
                 zone=settings.zone,
             ),
+            cache,
         )
         model_service = host.add_model_service(
             handler,
@@ -107,6 +124,7 @@ async def running(
             description="Requests that wait for a free slot",
         )
         observe_sessions(host.meter, model_service.resumable)
+        observe_cache(host.meter, cache)
         policies.observe(host.meter)
         policies.subscribe(lambda _: routing.line.changed())
         await host.start()
@@ -158,6 +176,22 @@ def assemble(
     spending = Spending(policy, leases, time.time)
     pool.on_change = spending.on_change = line.changed
     return Routing(pool, decisions, line, spending, clock)
+
+
+@asynccontextmanager
+async def _redis(settings: Settings) -> AsyncIterator[Redis | None]:
+    """The client of the Redis that the settings name, if they name one."""
+    if settings.redis_url is None:
+        yield None
+        return
+    try:
+        client = open_redis(settings.redis_url)
+    except ValueError as refused:
+        raise SettingsError([f"{PREFIX}REDIS_URL {refused}"]) from None
+    try:
+        yield client
+    finally:
+        await client.aclose()
 
 
 async def _connected(pool: Pool) -> None:

@@ -50,8 +50,14 @@ class Asking:
     )
 
     def __init__(
-        self, request: pb.GenerateRequest, tenant: str, decisions: Decisions, spending: Spending
+        self,
+        request: pb.GenerateRequest,
+        tenant: str,
+        decisions: Decisions,
+        spending: Spending,
+        model: str = "",
     ) -> None:
+        """`model` is what the request's name was found to stand for before, if it was."""
         self._decisions = decisions
         self._spending = spending
         self.tenant = tenant
@@ -72,7 +78,7 @@ class Asking:
                 self.max_cost = routing.max_cost_microusd
         policy = decisions.policy_now()
         self.name = name = request.model
-        self.model = decisions.resolve(name, self._affinity)
+        self.model = model or decisions.resolve(name, self._affinity)
         self.resolved = "" if self.model == name else self.model
         self.terms = decisions.terms(self.model)
         self._cloud_allowed = policy.tenant(tenant).cloud

@@ -19,7 +19,7 @@ from services.chassis.model_streams import onward
 from services.router import refusals
 from services.router.asking import Asking
 from services.router.core import values
-from services.router.hedge import Hedge
+from services.router.hedge import NO_HEDGE, Hedge, NoHedge
 from services.router.legs import Leg, Routing, send
 from services.router.observation import Observation
 from services.router.receipt import ReceiptBuilder
@@ -52,6 +52,7 @@ class Exchange:
         outlet: Outlet,
         observation: Observation,
         running: set[Exchange],
+        model: str = "",
     ) -> None:
         self._routing = routing
         self._request = request
@@ -61,14 +62,15 @@ class Exchange:
         self._observation = observation
         self._running = running
         self._receipt = ReceiptBuilder(routing.clock)
-        self._asking = Asking(request, context.caller.tenant, routing.decisions, routing.spending)
+        tenant = context.caller.tenant
+        self._asking = Asking(request, tenant, routing.decisions, routing.spending, model)
         self._phase = _Phase.WAITING
         self._resume = values.Resume.FRESH
         self._next_request = request
         self._tried: frozenset[str] = frozenset()
         self._work = Work.NOT_DISPATCHED
         self._leg: Leg | None = None
-        self._hedge: Hedge | None = None
+        self._hedge: Hedge | NoHedge = NO_HEDGE
         self._resumable = can_resume(request)
         self._kept: list[bytes] = []
         self._delivered = 0
@@ -86,7 +88,7 @@ class Exchange:
         self._running.add(self)
         self._routing.decisions.count_request()
         try:
-            self._act(self._routing.decisions.choose(self._values(), self._asking.terms))
+            self._act(self._choose())
         except Fault as fault:
             self._over()
             self._observation.failed(fault)
@@ -100,7 +102,7 @@ class Exchange:
             return
         self._cancelled = True
         self._relaying = False
-        self._drop_hedge()
+        self._hedge.drop()
         if self._phase is _Phase.WAITING:
             self._routing.line.leave(self)
             self._end_early(pb.FINISH_REASON_CANCELLED)
@@ -117,7 +119,7 @@ class Exchange:
 
     def retry_now(self) -> Turn:
         """The pool changed while this request waited."""
-        verdict = self._routing.decisions.choose(self._values(), self._asking.terms)
+        verdict = self._choose()
         if self._asking.must_wait(verdict):
             return Turn.WAITS
         try:
@@ -151,6 +153,10 @@ class Exchange:
             impatient=impatient,
         )
 
+    def _choose(self, *, impatient: bool = False) -> values.Verdict:
+        asked = self._values(impatient=impatient)
+        return self._routing.decisions.choose(asked, self._asking.terms)
+
     def _act(self, verdict: values.Verdict, *, may_wait: bool = True) -> None:
         if isinstance(verdict, values.Dispatch):
             self._dispatch(verdict)
@@ -169,8 +175,7 @@ class Exchange:
 
     def _go_or_raise(self, fault: Fault) -> None:
         """It may not wait, or no longer: whoever would take it now gets it, the cloud too."""
-        asked = self._values(impatient=True)
-        verdict = self._routing.decisions.choose(asked, self._asking.terms)
+        verdict = self._choose(impatient=True)
         if not isinstance(verdict, values.Dispatch):
             raise fault
         self._dispatch(verdict)
@@ -203,7 +208,7 @@ class Exchange:
         if not self._seen_output:
             self._seen_output = True
             self._receipt.first_chunk()
-            self._drop_hedge()
+            self._hedge.drop()
         if not self._relaying and not self._cancelled:
             leg.uplink.answers(leg.number, self._routing.clock() - leg.sent_at)
         if self._check_position:
@@ -271,7 +276,8 @@ class Exchange:
         self._relaying = False
         self._kept.clear()
         self._running.discard(self)
-        self._drop_hedge()
+        self._hedge.drop()
+        self._hedge = NO_HEDGE
         if self._leg is not None:
             # What was not settled ended without a word about its cost.
             self._leg.settle(self._routing.spending, None)
@@ -290,11 +296,10 @@ class Exchange:
         if self._cancelled:
             self._end_early(pb.FINISH_REASON_CANCELLED)
             return
-        hedge = self._hedge
-        if hedge is not None and hedge.is_running:
-            self._go_on_with(hedge)
+        if self._hedge.is_running:
+            self._leg = self._hedge.take_over(self)
             return
-        self._drop_hedge()
+        self._hedge.drop()
         if fault.reason not in refusals.ELSEWHERE:
             self._fail(fault)
             return
@@ -307,7 +312,7 @@ class Exchange:
             return
         self._phase = _Phase.WAITING
         self._relaying = False
-        verdict = self._routing.decisions.choose(self._values(), self._asking.terms)
+        verdict = self._choose()
         self._observation.goes_on(self.request_id, fault, self._delivered, verdict)
         try:
             self._act(verdict)
@@ -354,7 +359,7 @@ class Exchange:
         self._routing.line.leave(self)
         if self._leg is not None:
             self._leg.drop()
-        self._fail(fault)  # without effect where it had ended
+        self._fail(fault)  # the outlet heeds it only if it had not ended
 
     # Hedging
 
@@ -375,25 +380,14 @@ class Exchange:
 
     def hedge_answered(self, leg: Leg, raw: bytes, last: bool, tokens: int) -> None:
         """See Hedged."""
-        first, hedge = self._leg, self._hedge
-        if first is None or hedge is None:
-            return
-        first.drop()
-        first.settle(self._routing.spending, None)
+        if self._leg is not None:
+            self._leg.drop()
+            self._leg.settle(self._routing.spending, None)
         self._receipt.attempt_failed("CANCELLED")
-        self._go_on_with(hedge)
+        self._leg = self._hedge.take_over(self)
         self.on_chunk(raw, last, tokens)
 
     def leg_failed(self, leg: Leg, fault: Fault) -> None:
         """See Hedged."""
         self._work = fault.after(self._work).work
         self._tried |= {leg.uplink.backend.id}
-
-    def _go_on_with(self, hedge: Hedge) -> None:
-        self._hedge = None
-        self._leg = hedge.take_over(self)
-
-    def _drop_hedge(self) -> None:
-        if self._hedge is not None:
-            self._hedge.drop()
-            self._hedge = None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import grpc
@@ -23,6 +24,7 @@ from services.router.exchange import Exchange
 from services.router.legs import Routing
 from services.router.observation import Observer
 from services.router.refusals import refused
+from services.router.response_cache.cache import ResponseCache
 
 Reply = TypeVar("Reply", bound=Message)
 _UNARY_ATTEMPTS = 3
@@ -37,13 +39,17 @@ class RouterHandler:
         tokens: TokenSource,
         observer: Observer,
         ready: Callable[[], session_pb2.SessionReady],
+        cache: ResponseCache,
     ) -> None:
         self._routing = routing
         self._pool = routing.pool
         self._tokens = tokens
         self._observer = observer
         self._ready = ready
+        self._cache = cache
         self._exchanges: set[Exchange] = set()
+        # On behalf of all who ask the same: the cache knows who they are.
+        self._shared: set[Exchange] = set()
 
     def open(
         self,
@@ -52,17 +58,20 @@ class RouterHandler:
         outlet: Outlet,
     ) -> Cancel:
         """Starts a request; see ModelHandler."""
-        observation = self._observer.begin(request, context)
-        exchange = Exchange(self._routing, request, context, outlet, observation, self._exchanges)
-        exchange.begin()
-        return exchange.cancel
+        cache = self._cache
+        if cache.serves(context.caller.tenant):
+            model = self._routing.decisions.resolve(request.model, request.routing.affinity_key)
+            if cache.takes(request, model):
+                start = partial(self._start, running=self._shared, model=model)
+                return cache.open(request, context, outlet, start, model)
+        return self._start(request, context, outlet, self._exchanges)
 
     def cancel_request(self, request_id: str) -> bool:
         """Cancels a running request, whoever started it; false when there is none."""
         found = [e for e in self._exchanges if e.request_id == request_id]
         for exchange in found:
             exchange.cancel()
-        return bool(found)
+        return self._cache.cancel_request(request_id) or bool(found)
 
     async def embed(
         self, request: model_pb2.EmbedRequest, context: CallContext
@@ -100,6 +109,19 @@ class RouterHandler:
     def load(self) -> session_pb2.LoadReport | None:
         """A router reports none: its callers do not balance over it."""
         return None
+
+    def _start(
+        self,
+        request: generation_pb2.GenerateRequest,
+        context: CallContext,
+        outlet: Outlet,
+        running: set[Exchange],
+        model: str = "",
+    ) -> Cancel:
+        observation = self._observer.begin(request, context)
+        exchange = Exchange(self._routing, request, context, outlet, observation, running, model)
+        exchange.begin()
+        return exchange.cancel
 
     async def _forward(
         self,

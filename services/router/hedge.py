@@ -122,3 +122,19 @@ class Hedge:
         except Fault:
             return  # the first one runs, and nobody was promised a second
         self._receipt.hedged(verdict)
+
+
+class NoHedge:
+    """Of a request that is not hedged."""
+
+    is_running = False
+
+    def take_over(self, receiver: Receiver) -> Leg:
+        """Nobody asks it to."""
+        raise AssertionError("no second backend was asked")
+
+    def drop(self) -> None:
+        """There is nothing to drop."""
+
+
+NO_HEDGE = NoHedge()

@@ -72,10 +72,10 @@ class Leg:
 
     @property
     def served_model(self) -> str:
-        """What the backend says that it serves under the name it was asked for; may be empty."""
+        """What its backend really serves under the model's name there."""
         name = self._asking.terms.name_in(self.dispatch.tier)
-        served = self.uplink.backend.models.get(name)
-        return served.served_model if served else ""
+        info = self.uplink.backend.models.get(name)
+        return info.served_model if info is not None else ""
 
     def drop(self) -> None:
         """Nobody wants its answer any more; what still comes is not heard."""

@@ -1,4 +1,4 @@
-"""What the world sees of a request in the router: a span, the GenAI metrics, a log line if it moves.
+"""What the world sees of a request in the router: a span, GenAI metrics, a log line if it moves.
 
 Names follow the OpenTelemetry semantic conventions for generative AI. Labels are
 bounded: model, tier and outcome, never a client or a request.

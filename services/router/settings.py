@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from services.chassis.settings import SettingsError, WorkerSettings, setting
+from services.chassis.settings import Secret, SettingsError, WorkerSettings, setting
 from services.router.policy.place import Place, has_key_values, parse_place
 
 SERVICE = "anabranch-router"
@@ -62,6 +63,25 @@ class Settings(WorkerSettings):
         1000,
         minimum=1,
         help="Sessions that wait for their callers to reconnect; beyond it the oldest ones end.",
+    )
+    cache_memory_bytes: int = setting(
+        64 * 1024 * 1024,
+        minimum=0,
+        help="Answers to repeated requests held in the memory of a process, for tenants whose "
+        "policy allows it.",
+    )
+    cache_dir: Path | None = setting(
+        None,
+        help="Folder for answers that outlive a restart; the workers of a machine may share it. "
+        "Empty: none.",
+    )
+    cache_disk_bytes: int = setting(
+        1024 * 1024 * 1024, minimum=0, help="Answers kept in that folder at most, in bytes."
+    )
+    redis_url: Secret | None = setting(
+        None,
+        help="Redis that routers share answers and cloud budgets through, such as "
+        "redis://:password@host:6379/0. Empty: each process for itself.",
     )
 
     def __post_init__(self) -> None:

@@ -107,20 +107,28 @@ class Cluster:
         self.cloud = await self.stack.enter_async_context(cloud_app.running(settings))
         return self.cloud
 
-    async def add_router(self, *, patient: bool = True, **changes: Any) -> Host:
-        """Starts the router; a patient one lets nobody go because a line stands."""
-        secret = await self.new_client("router", "relay", tenant="operators")
+    async def add_router(self, **changes: Any) -> Host:
+        self.router = await self.stack.enter_async_context(self.one_more_router(**changes))
+        return self.router
+
+    @asynccontextmanager
+    async def one_more_router(self, *, patient: bool = True, **changes: Any) -> AsyncIterator[Host]:
+        """A router that ends before the cluster does; a patient one lets nobody go because a line
+        stands."""
+        name = f"router-{next(_names)}"
+        secret = await self.new_client(name, "relay", tenant="operators")
         if patient:
             changes.setdefault("max_queue_time", 600.0)
         settings = router_settings.Settings(
-            **self.common("router"), client_id="router", client_secret=Secret(secret), **changes
+            **self.common(name), client_id=name, client_secret=Secret(secret), **changes
         )
         policy = router_app._default_policy(settings)
         if patient:
             policy = replace(policy, admission=replace(policy.admission, codel_interval=600.0))
-        with mock.patch.object(router_app, "_default_policy", return_value=policy):
-            self.router = await self.stack.enter_async_context(router_app.running(settings))
-        return self.router
+        async with AsyncExitStack() as stack:
+            with mock.patch.object(router_app, "_default_policy", return_value=policy):
+                host = await stack.enter_async_context(router_app.running(settings))
+            yield host
 
     def lets_callers_pause(self) -> None:
         """The router cuts nobody for not reading for a while: a busy machine makes it long."""

@@ -21,7 +21,7 @@ from services.chassis.auth_client import Token
 from services.chassis.authn import Principal
 from services.chassis.errors import Fault, to_status
 from services.chassis.host import Tasks
-from services.chassis.model_handler import CallContext
+from services.chassis.model_handler import CallContext, Cancel
 from services.chassis.registry import Instance
 from services.router.app import assemble
 from services.router.budget_leases import ShareOfBudget
@@ -30,6 +30,8 @@ from services.router.core.values import Health
 from services.router.handler import RouterHandler
 from services.router.legs import Routing
 from services.router.observation import Observer
+from services.router.response_cache.cache import ResponseCache
+from services.router.response_cache.stores import open_stores
 from tests.support.auth import until
 from tests.support.waiting import BOUND_S
 
@@ -153,6 +155,7 @@ class Answer:
     def __init__(self) -> None:
         self.chunks: list[pb.GenerateChunk] = []
         self.ends: list[pb.GenerateChunk | Fault] = []
+        self.cancel: Cancel = lambda: None
         self._over = asyncio.Event()
 
     def chunk(self, raw: bytes, *, last: bool, tokens: int) -> None:
@@ -232,13 +235,21 @@ class Scene:
 
         await until(so)
 
-    def ask(self, answer: Answer | None = None, *, seconds: float = 600, **fields: Any) -> Answer:
+    def ask(
+        self,
+        answer: Answer | None = None,
+        *,
+        caller: Principal = CALLER,
+        seconds: float = 600,
+        **fields: Any,
+    ) -> Answer:
         """Starts a request; a refusal is its answer's fault, as it is for every caller."""
         answer = answer or Answer()
         request = pb.GenerateRequest(**{"model": MODEL, "prompt": "p", **fields})
-        context = CallContext(CALLER, "r", asyncio.get_running_loop().time() + seconds)
+        deadline = asyncio.get_running_loop().time() + seconds
+        context = CallContext(caller, request.request_id or "r", deadline)
         try:
-            self.handler.open(request, context, answer)
+            answer.cancel = self.handler.open(request, context, answer)
         except Fault as fault:
             answer.fail(fault)
         return answer
@@ -258,7 +269,10 @@ async def scene(
     )
     fixed = replace(policy, admission=admission)
     tokens = Tokens()
-    async with asyncio.TaskGroup() as group:
+    async with (
+        open_stores(memory_bytes=1 << 20, redis=None, directory=None, disk_bytes=0) as stores,
+        asyncio.TaskGroup() as group,
+    ):
         tasks = Tasks(group)
         leases = ShareOfBudget(1, time.time)
         routing = assemble(tokens, tasks, in_force or (lambda: fixed), leases, seed=1)
@@ -268,6 +282,7 @@ async def scene(
             tokens,
             Observer(metrics.NoOpMeter("test"), trace.NoOpTracer()),
             session_pb2.SessionReady,
+            ResponseCache(routing.decisions.policy_now, stores, time.time, routing.loop.time),
         )
         running = Scene(routing, handler, tokens)
         tasks.create_task(routing.spending.keep_supplied())

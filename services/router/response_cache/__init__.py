@@ -1,0 +1,1 @@
+"""Answers to requests that repeat: kept in memory, Redis and on disk, shared while under way."""
