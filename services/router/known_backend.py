@@ -146,7 +146,11 @@ class KnownBackend:
         """The backend's own figures; what was sent later stays added to them."""
         self.report = report
         self.report_at = self._clock()
-        self.tracker.reported(_load(report), report.starts_seen)
+        load = _load(report)
+        if _pace(load) != _pace(self.tracker.state.load):
+            # It has ended a step: whoever reads a long prompt brings no token, and works.
+            self.breaker.heartbeat(self.report_at)
+        self.tracker.reported(load, report.starts_seen)
         if report.draining and self.health is Health.READY:
             self.leaves("draining")
         else:
@@ -236,6 +240,11 @@ class KnownBackend:
         if self.tracker.state.cooling_until != self.breaker.open_until:
             self.tracker.state.cooling_until = self.breaker.open_until
             self.changed()
+
+
+def _pace(load: Load) -> tuple[float, ...]:
+    """Averages over steps, which each step changes."""
+    return (load.step_time, load.step_time_ratio, load.prefill_tokens_per_step)
 
 
 def _load(report: session_pb2.LoadReport) -> Load:

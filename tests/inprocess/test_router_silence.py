@@ -66,6 +66,26 @@ async def test_a_step_that_long_prompts_make_long_is_no_silence_for_those_that_d
         assert (await answer.last()).receipt.backend_id == "a"
 
 
+async def test_a_backend_whose_steps_go_on_is_not_silent_however_long_its_prompt():
+    policy = replace(PLAIN, breaker=BreakerRules(silence=0.05, rest=30.0))
+    async with pool_of(policy, a={}) as (s, at):
+        s.ask()
+        await at["a"].next_start()
+        breaker = s.pool.uplink("a").backend.breaker
+        for step in range(1, 5):
+            # Said to be fast, so that the prompt should have been read long ago.
+            report = session_pb2.LoadReport(running=1, step_time={"nanos": step}, starts_seen=1)
+            await at["a"].send(load=report)
+
+            async def taken(nanos=step) -> bool:
+                return s.pool.uplink("a").backend.report.step_time.nanos == nanos
+
+            await until(taken)
+            before = breaker._quiet_since
+            assert before >= s.pool.uplink("a").backend.report_at
+        assert await _ejected(s, "a"), "once no step ends any more"
+
+
 async def _ejected(s, name: str) -> bool:
     """Whether it is given up in four times the silence that those tests allow."""
     uplink = s.pool.uplink(name)
