@@ -159,19 +159,18 @@ class Exchange:
         if isinstance(verdict, values.Dispatch):
             self._dispatch(verdict)
         elif may_wait and self._asking.must_wait(verdict):
-            self._queue()
+            self._queue(isinstance(verdict, values.Wait) and verdict.may_leave)
         elif self._seen_output or isinstance(verdict, values.Wait):
             raise self._lost(verdict.why)
         else:
             raise refusals.refused(verdict, self._asking.name)
 
-    def _queue(self) -> None:
+    def _queue(self, may_leave: bool) -> None:
         routing, asking = self._routing, self._asking
         left = self._context.deadline - routing.loop.time() - DEADLINE_MARGIN_S
         limit = self._values().ttft_slo
-        kept_out = routing.line.join(
-            self, asking.model, asking.klass, left, limit, asking.terms.objective
-        )
+        objective = None if may_leave else asking.terms.objective
+        kept_out = routing.line.join(self, asking.model, asking.klass, left, limit, objective)
         if kept_out is not None:
             self._go_or_raise(self._lost("no backend is free") if self._seen_output else kept_out)
 
