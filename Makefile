@@ -113,11 +113,15 @@ distclean: clean ## Remove everything that git does not track here: packages, Co
 ## Measure it
 
 .PHONY: bench
-bench: bench-dataplane ## Every benchmark
+bench: bench-dataplane bench-overflow ## Every benchmark
 
 .PHONY: bench-dataplane
 bench-dataplane: setup-bench ## What the router costs beside other proxies; a first look: BENCH=--quick
 	@$(PYTHON) -m bench.dataplane run $(BENCH)
+
+.PHONY: bench-overflow
+bench-overflow: setup-bench ## What overflow serves and costs beside a static cap; a first look: BENCH=--quick
+	@$(PYTHON) -m bench.overflow run $(BENCH)
 
 .PHONY: setup-bench-litellm
 setup-bench-litellm: .tools/litellm/.installed ## LiteLLM for the benchmark, in an environment of its own

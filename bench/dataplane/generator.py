@@ -15,7 +15,7 @@ from typing import Any
 
 import uvloop
 
-from bench.dataplane import cpu
+from bench import cpu
 from bench.dataplane.lean_load import LeanLoad
 from bench.dataplane.loads import PlainLoad, SessionLoad
 from bench.dataplane.meter import WATCHED, Meter

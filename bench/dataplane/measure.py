@@ -12,9 +12,9 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Protocol
 
-from bench.dataplane import cpu
+from bench import cpu
 from bench.dataplane.fake_engine import model_name
 from bench.dataplane.generator import Order
 from bench.dataplane.plan import Cell, Path, Plan
@@ -39,25 +39,37 @@ Sample = dict[str, Any]
 Tell = Callable[[str], None]
 
 
+_LONGEST_LINE = 2**24
+"""Bytes of a result."""
+
+
 class GeneratorError(Exception):
     """The load generator ended; the text says where."""
 
 
+class Written(Protocol):
+    """An order that can be sent to a generator."""
+
+    def to_line(self) -> bytes:
+        """As a line for it."""
+
+
 class Generator:
-    """The load generator's process, seen from here."""
+    """A load generator's process, seen from here: orders in, results out."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
 
     @classmethod
     @asynccontextmanager
-    async def running(cls) -> AsyncIterator[Generator]:
+    async def running(cls, module: str = "bench.dataplane.generator") -> AsyncIterator[Generator]:
         """Starts it; ends it when the context is left."""
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "bench.dataplane.generator"),
+            *(sys.executable, "-m", module),
             cwd=ROOT,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
+            limit=_LONGEST_LINE,
         )
         try:
             yield cls(process)
@@ -66,7 +78,7 @@ class Generator:
                 process.kill()
             await process.wait()
 
-    async def look(self, order: Order) -> Sample:
+    async def look(self, order: Written) -> Sample:
         """Has one order carried out. Raises GeneratorError."""
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None

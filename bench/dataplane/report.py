@@ -5,7 +5,7 @@ The page says how it was measured, states ratios first, and marks what to doubt.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bench.dataplane import fairness, targets
@@ -113,7 +113,7 @@ def _headline(record: Mapping[str, Any]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|"
     for row in found:
         ratios = (
-            _figure(row.get(name), 2)
+            figure_of(row.get(name), 2)
             for name in (
                 "cpu_us_per_token_to_envoy",
                 "cpu_us_per_token_to_envoy_lean",
@@ -132,11 +132,15 @@ def targets_table(record: Mapping[str, Any]) -> Iterator[str]:
     if all(verdict.found["median"] is None for verdict in found):
         return
     yield "## Targets: the router's session relay\n"
+    yield from verdict_table(found)
+
+
+def verdict_table(verdicts: Iterable[targets.Verdict]) -> Iterator[str]:
+    """Found beside asked, a line each."""
     yield "| what | load | found | target | met |"
     yield "|---|---|---|---|---|"
-    for verdict in found:
-        digits = 0 if (verdict.found["median"] or 0) >= 100 else 3 if verdict.unit == "×" else 2
-        value = _figure(verdict.found, digits)
+    for verdict in verdicts:
+        value = figure_of(verdict.found, _digits(verdict))
         limit = "–"
         if verdict.limit is not None:
             sign = "≤" if verdict.at_most else "≥"
@@ -147,6 +151,15 @@ def targets_table(record: Mapping[str, Any]) -> Iterator[str]:
             f"| {met[verdict.met]} |"
         )
     yield ""
+
+
+def _digits(verdict: targets.Verdict) -> int:
+    """How many decimals say something."""
+    median = verdict.found["median"] or 0.0
+    if verdict.unit == "%":
+        return 2
+    whole = not verdict.unit and median == int(median)
+    return 0 if median >= 100 or whole else 3 if verdict.unit == "×" else 2
 
 
 _COLUMNS: tuple[tuple[str, str, int], ...] = (
@@ -175,7 +188,7 @@ def _matrix(rows: Sequence[Row]) -> Iterator[str]:
         yield "| path | " + " | ".join(title for title, _, _ in _COLUMNS) + " | doubt |"
         yield "|---" * (len(_COLUMNS) + 2) + "|"
         for row in mine:
-            figures = (_figure(row.get(key), digits) for _, key, digits in _COLUMNS)
+            figures = (figure_of(row.get(key), digits) for _, key, digits in _COLUMNS)
             label = Path(row["path"]).label
             yield f"| {label} | {' | '.join(figures)} | {'; '.join(row['marks'])} |"
         yield ""
@@ -198,7 +211,7 @@ def _cold(cold: Mapping[str, Any]) -> Iterator[str]:
     yield "|---|---|---|"
     for name, cost in cold["us_per_message"].items():
         own = cold["own_us_per_second"][name]
-        yield f"| {Path(name).label} | {_figure(cost, 0)} | {_figure(own, 0)} |"
+        yield f"| {Path(name).label} | {figure_of(cost, 0)} | {figure_of(own, 0)} |"
     yield ""
 
 
@@ -210,13 +223,14 @@ def _many(many: Mapping[str, Any]) -> Iterator[str]:
     for row in many["rows"]:
         yield (
             f"| {row['streams']:,} | {row['sessions']} | {row['errors']} "
-            f"| {_figure(row['tokens_per_second'], 0)} | {_figure(row['cpu_us_per_token'], 2)} "
-            f"| {row['rss_kib_per_stream']:.1f} | {_figure(row['rss_peak_mib'], 0)} |"
+            f"| {figure_of(row['tokens_per_second'], 0)} | {figure_of(row['cpu_us_per_token'], 2)} "
+            f"| {row['rss_kib_per_stream']:.1f} | {figure_of(row['rss_peak_mib'], 0)} |"
         )
     yield ""
 
 
-def _figure(value: Mapping[str, float | None] | None, digits: int) -> str:
+def figure_of(value: Mapping[str, float | None] | None, digits: int) -> str:
+    """A median and its spread; a dash for none."""
     if value is None or value["median"] is None:
         return "–"
     middle, least, most = (f"{value[key]:,.{digits}f}" for key in ("median", "min", "max"))

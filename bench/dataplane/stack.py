@@ -1,13 +1,11 @@
 """The processes of a run: auth, an engine, the router with all that production has on, the proxies.
 
-Real processes, as tools/cluster starts them; the registry is a static list, since Consul is not
-on the data path. What they are measured with is elsewhere.
+How processes are started is bench/processes.py; what they are measured with is elsewhere.
 """
 
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -17,16 +15,14 @@ from typing import Literal, Self
 
 import grpc
 
-from anabranch.v1 import auth_pb2, auth_pb2_grpc, model_pb2, model_pb2_grpc
-from bench.dataplane import cpu, gateways, openai_probe, proxies
+from anabranch.v1 import model_pb2, model_pb2_grpc
+from bench.dataplane import gateways, openai_probe, proxies
 from bench.dataplane import plan as plans
 from bench.dataplane.fake_engine import PREFIX as FAKE_PREFIX
 from bench.dataplane.fake_engine import model_name
+from bench.processes import Processes, free_address
 from tools import identities
-from tools.cluster import health
-from tools.cluster.ports import HOST, free_port
-from tools.cluster.process import ClusterError, ProcessSpec, Running
-from tools.cluster.recipes import ROOT
+from tools.cluster.process import ClusterError, ProcessSpec
 
 EngineKind = Literal["fake", "sim"]
 
@@ -37,8 +33,6 @@ _CALLERS = (
     *identities.IDENTITIES,
     identities.Identity(NEIGHBOUR, NEIGHBOUR, ("generate",), "a caller of another tenant"),
 )
-_FRESH_FOR_S = 60.0
-"""Age up to which an access token is used again; its life is five times that."""
 _MANY = "20000"
 _DISCOVERY_S = 10.0
 
@@ -56,25 +50,19 @@ class Stack:
         paces: Sequence[int],
         paths: Sequence[plans.Path] = tuple(plans.Path),
     ) -> None:
-        self._folder = folder.resolve()
-        self._secrets = self._folder / "secrets"
+        self._processes = Processes(folder)
         self._kind = engine
         self._paces = paces
         self._paths = paths
-        self._running: dict[str, Running] = {}
-        self._stack = AsyncExitStack()
         self._doors: dict[str, list[proxies.Door]] = {}
         self._lean = ""
         self._http = ""
-        self._callers: dict[str, str] = {}
-        self._tokens: dict[str, tuple[str, float]] = {}
 
     async def __aenter__(self) -> Self:
-        try:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._processes)
             await self._start()
-        except BaseException:
-            await self._stack.aclose()
-            raise
+            self._stack = stack.pop_all()
         return self
 
     async def __aexit__(
@@ -86,17 +74,11 @@ class Stack:
         await self._stack.aclose()
 
     async def _start(self) -> None:
-        self._secrets.mkdir(parents=True, exist_ok=True)
-        self._secrets.chmod(0o700)
-        bootstrap = {
-            "DATA_DIR": str(self._folder / "auth"),
-            "BOOTSTRAP_SECRET_FILE": str(self._secrets / identities.ADMIN),
-        }
-        auth = await self._service("auth", "services.auth", "ANABRANCH_AUTH_", bootstrap)
-        self._callers = await identities.create(auth, self._secrets, _CALLERS)
+        processes = self._processes
+        auth = await processes.auth(_CALLERS)
         reach = {"AUTH_TARGET": auth, "MAX_CONCURRENT_RPCS": _MANY}
         engine = await self._engine(reach)
-        router = await self._service(
+        router = await processes.service(
             "router",
             "services.router",
             "ANABRANCH_ROUTER_",
@@ -104,7 +86,7 @@ class Stack:
             | {
                 "REGISTRY": f"static:anabranch-engine={engine}",
                 "CLIENT_ID": "router",
-                "CLIENT_SECRET_FILE": str(self._secrets / "router"),
+                "CLIENT_SECRET_FILE": str(processes.secrets / "router"),
             },
         )
         await self._until_model(router)
@@ -114,43 +96,45 @@ class Stack:
             ("nginx", proxies.find_nginx(), proxies.nginx),
         ):
             if binary and name in wanted:
-                doors = [proxies.Door("plain", _free(), engine)]
+                doors = [proxies.Door("plain", free_address(), engine)]
                 if self._lean:
-                    doors.append(proxies.Door("lean", _free(), self._lean))
-                await self._launch(recipe(binary, self._folder, doors))
+                    doors.append(proxies.Door("lean", free_address(), self._lean))
+                await processes.launch(recipe(binary, processes.folder, doors))
                 self._doors[name] = doors
         if self._http:
             await self._gateways(wanted)
 
     async def _gateways(self, wanted: set[str]) -> None:
         """The installed ones of those wanted, each until it answers."""
-        folder = self._folder
+        folder = self._processes.folder
         if "litellm" in wanted and gateways.installed(gateways.LITELLM):
-            await self._gateway(gateways.litellm(folder, _free(), self._http))
+            await self._gateway(gateways.litellm(folder, free_address(), self._http))
         if not gateways.installed(gateways.SMG):
             return
         if "smg" in wanted:
             url = f"http://{self._http}"
-            await self._gateway(gateways.smg("smg", folder, _free(), url, _free()))
+            await self._gateway(gateways.smg("smg", folder, free_address(), url, free_address()))
         if "smg-grpc" in wanted:
-            worker = gateways.smg_worker(folder, _free())
-            await self._launch(worker)
+            worker = gateways.smg_worker(folder, free_address())
+            await self._processes.launch(worker)
             url = f"grpc://{worker.address}"
-            await self._gateway(gateways.smg("smg-grpc", folder, _free(), url, _free()))
+            await self._gateway(
+                gateways.smg("smg-grpc", folder, free_address(), url, free_address())
+            )
 
     async def _gateway(self, spec: ProcessSpec) -> None:
-        await self._launch(spec)
-        await openai_probe.until_answering(self._running[spec.name], self._paces[0])
+        await self._processes.launch(spec)
+        await openai_probe.until_answering(self._processes.running(spec.name), self._paces[0])
 
     async def _engine(self, reach: Mapping[str, str]) -> str:
         if self._kind == "fake":
-            self._lean, self._http = _free(), _free()
+            self._lean, self._http = free_address(), free_address()
             paces = {
                 "PACES": ",".join(str(pace) for pace in self._paces),
                 "LEAN_LISTEN": self._lean,
                 "OPENAI_LISTEN": self._http,
             }
-            return await self._service(
+            return await self._processes.service(
                 "engine", "bench.dataplane.fake_engine", FAKE_PREFIX, {**reach, **paces}
             )
         (pace,) = self._paces
@@ -164,27 +148,9 @@ class Stack:
             "MAX_NUM_BATCHED_TOKENS": "10000000",
             "SIM_KV_TOKENS": "100000000",
         }
-        return await self._service(
+        return await self._processes.service(
             "engine", "services.local_engine", "ANABRANCH_ENGINE_", {**reach, **settings}
         )
-
-    async def _service(
-        self, name: str, module: str, prefix: str, settings: Mapping[str, str]
-    ) -> str:
-        address, http = _free(), _free()
-        common = {"LISTEN": address, "HTTP_LISTEN": http, "SERVICE_ID": name, "DRAIN_TIMEOUT": "1"}
-        given = {"REGISTRY": "none", **common, **settings}
-        spec = ProcessSpec(
-            name=name,
-            argv=(sys.executable, "-m", module),
-            env={"PYTHONPATH": str(ROOT)} | {prefix + key: given[key] for key in given},
-            probe="grpc",
-            address=address,
-            http=http,
-            drain=6.0,
-        )
-        await self._launch(spec)
-        return address
 
     async def _until_model(self, router: str) -> None:
         """Waits until the router has found the engine."""
@@ -202,12 +168,6 @@ class Stack:
                     raise ClusterError("the router did not find the engine")
                 await asyncio.sleep(0.05)
 
-    async def _launch(self, spec: ProcessSpec) -> None:
-        running = Running(spec, self._folder, detached=False)
-        self._running[spec.name] = running
-        self._stack.push_async_callback(running.end)
-        await health.until_serving(running)
-
     def absent(self) -> set[plans.Path]:
         """Paths that cannot be taken.
 
@@ -217,7 +177,7 @@ class Stack:
         gone = {
             path
             for path in plans.Path
-            if (path.proxy and path.proxy not in self._running)
+            if (path.proxy and path.proxy not in self._processes)
             or (path.form is plans.Form.LEAN and not self._lean)
             or (path.form is plans.Form.HTTP and not self._http)
         }
@@ -234,33 +194,17 @@ class Stack:
             return self._lean
         if path is plans.Path.DIRECT_HTTP:
             return self._http
-        return self._running[path.proxy or "engine"].spec.address
+        return self._processes.address(path.proxy or "engine")
 
     def proxy_pids(self, path: plans.Path) -> list[int]:
         """The process tree between caller and engine; none on a direct path."""
-        return cpu.tree(self._running[path.proxy].record.pid) if path.proxy else []
+        return self._processes.pids(path.proxy) if path.proxy else []
 
     def engine_pids(self, path: plans.Path = plans.Path.ROUTER_SESSION) -> list[int]:
         """The process tree of the engine at this path's end."""
         engine = "smg-worker" if path is plans.Path.SMG_GRPC else "engine"
-        return cpu.tree(self._running[engine].record.pid)
+        return self._processes.pids(engine)
 
     async def authorization(self, client_id: str = "demo") -> str:
         """A credential of a caller, with minutes of life left."""
-        token, since = self._tokens.get(client_id, ("", float("-inf")))
-        if time.monotonic() - since < _FRESH_FOR_S:
-            return token
-        async with grpc.aio.insecure_channel(self._running["auth"].spec.address) as channel:
-            answer = await auth_pb2_grpc.AuthServiceStub(channel).IssueToken(
-                auth_pb2.IssueTokenRequest(
-                    client_id=client_id, client_secret=self._callers[client_id]
-                ),
-                timeout=10.0,
-            )
-        token = f"Bearer {answer.access_token}"
-        self._tokens[client_id] = (token, time.monotonic())
-        return token
-
-
-def _free() -> str:
-    return f"{HOST}:{free_port()}"
+        return await self._processes.authorization(client_id)

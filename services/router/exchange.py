@@ -161,15 +161,15 @@ class Exchange:
         if isinstance(verdict, values.Dispatch):
             self._dispatch(verdict)
         elif may_wait and self._asking.must_wait(verdict):
-            self._queue()
+            self._queue(isinstance(verdict, values.Wait) and verdict.may_leave)
         elif self._seen_output or isinstance(verdict, values.Wait):
             raise self._lost(verdict.why)
         else:
             raise refusals.refused(verdict, self._asking.name)
 
-    def _queue(self) -> None:
-        limit = self._values().ttft_slo
-        kept_out = self._routing.join_line(self, self._asking, self._context.deadline, limit)
+    def _queue(self, may_leave: bool) -> None:
+        asking, deadline, limit = self._asking, self._context.deadline, self._values().ttft_slo
+        kept_out = self._routing.join_line(self, asking, deadline, limit, by_choice=may_leave)
         if kept_out is not None:
             self._go_or_raise(self._lost("no backend is free") if self._seen_output else kept_out)
 

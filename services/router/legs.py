@@ -41,11 +41,17 @@ class Routing:
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
     def join_line(
-        self, waiter: Waiter, asking: Asking, deadline: float, limit: float | None
+        self,
+        waiter: Waiter,
+        asking: Asking,
+        deadline: float,
+        limit: float | None,
+        *,
+        by_choice: bool,
     ) -> Fault | None:
         """Puts a request into its model's line, or says why not; see WaitingLine.join."""
         left = deadline - self.loop.time() - DEADLINE_MARGIN_S
-        objective = asking.terms.objective
+        objective = None if by_choice else asking.terms.objective
         return self.line.join(waiter, asking.model, asking.klass, left, limit, objective)
 
 

@@ -89,12 +89,13 @@ class WaitingLine:
         klass: PriorityClass,
         left: float,
         limit: float | None,
-        objective: Objective,
+        objective: Objective | None,
     ) -> Fault | None:
         """Puts a request into its model's line, or says why it may not wait there.
 
         It may wait until it has no time `left` at all, and no longer than its own `limit` for the
-        first token; both in seconds.
+        first token; both in seconds. One without an `objective` waits by choice, and leaves by
+        itself in time: it makes no standing line, and is not shed for one.
         """
         rules = self._read_rules()
         if rules is not self._rules:
@@ -111,7 +112,7 @@ class WaitingLine:
         latest = now + (left if limit is None else min(left, limit))
         # Nobody is there whom a standing line of batch work could make wait.
         patient = klass is PriorityClass.BATCH and rules.codel_target is None
-        target = inf if patient else codel_target(rules, objective)
+        target = inf if patient or objective is None else codel_target(rules, objective)
         outcome = line.join(waiter, klass, now, latest, target)
         if isinstance(outcome, Refused):
             return refusals.kept_out(outcome.reason, outcome.retry_after, by_deadline=by_deadline)

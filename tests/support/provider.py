@@ -48,9 +48,16 @@ class Provider:
 
 
 @asynccontextmanager
-async def simulator(*keys: str, token_delay: float = 0.0) -> AsyncIterator[Provider]:
+async def simulator(
+    *keys: str,
+    token_delay: float = 0.0,
+    first_delay: float | None = None,
+    watched: tuple[str, ...] = (),
+) -> AsyncIterator[Provider]:
     """A simulator on a free port of this machine."""
-    server = Simulator(frozenset(keys or (KEY,)), token_delay)
+    server = Simulator(
+        frozenset(keys or (KEY,)), token_delay, first_delay=first_delay, watched=watched
+    )
     runner = web.AppRunner(
         server.application(), handler_cancellation=True, access_log=None, shutdown_timeout=0.1
     )

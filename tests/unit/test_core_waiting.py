@@ -184,6 +184,15 @@ def test_a_request_leaves_when_the_cloud_will_soon_be_too_late_and_not_before():
     assert verdict(Request("m", 10, waited=last + 0.01), FULL, slow).backend_id == "cloud"
 
 
+def test_one_that_waits_by_choice_is_told_from_one_that_cannot_leave():
+    asked, slow = Request("m", 10), cloud(ttft_p95=20.0)
+    assert verdict(asked, FULL, cloud()).may_leave
+    assert not verdict(asked, FULL).may_leave
+    assert not verdict(asked, FULL, slow).may_leave
+    assert not verdict(asked._replace(cloud_allowed=False), FULL, cloud()).may_leave
+    assert not verdict(asked._replace(residency=Residency.LOCAL_ONLY), FULL, cloud()).may_leave
+
+
 def test_who_has_no_limit_of_its_own_is_served_late_in_the_cloud_when_nothing_local_is_free():
     late = verdict(Request("m", 10, waited=60.0), FULL, cloud(ttft_p95=5.0))
     assert (late.backend_id, late.late, late.overflow) == ("cloud", True, Overflow.SATURATED)

@@ -22,6 +22,9 @@ try it:
   curl -sN http://127.0.0.1:8400/v1/chat/completions -H 'Authorization: Bearer simulator-key' \\
     -d '{"model":"sim-chat","stream":true,"messages":[{"role":"user","content":"hello"}]}'
 
+answer at the pace of a busy provider (an invention, as everything here):
+  python -m tools.provider_simulator --first-delay 0.15 --token-delay 0.015
+
 spoil the next three requests, then look:
   curl -s http://127.0.0.1:8400/_sim/fault -d '{"kind":"429","count":3,"params":{"retry_after":2}}'
   curl -s http://127.0.0.1:8400/_sim/state
@@ -66,12 +69,24 @@ def main() -> int:
     parser.add_argument(
         "--token-delay", type=float, default=0.0, help="seconds before each piece (%(default)s)"
     )
+    parser.add_argument(
+        "--first-delay", type=float, help="seconds before the first piece (as --token-delay)"
+    )
+    parser.add_argument(
+        "--watch", action="append", help="count the requests that hold this text; may be repeated"
+    )
     arguments = parser.parse_args()
     host, _, port = arguments.listen.rpartition(":")
     if not host or not port.isdigit():
         parser.error("--listen must be host:port")
     keys = frozenset(arguments.key or ["simulator-key"])
-    asyncio.run(serve(host, int(port), Simulator(keys, arguments.token_delay)))
+    simulator = Simulator(
+        keys,
+        arguments.token_delay,
+        first_delay=arguments.first_delay,
+        watched=arguments.watch or (),
+    )
+    asyncio.run(serve(host, int(port), simulator))
     return 0
 
 

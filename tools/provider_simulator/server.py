@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import json
 from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 from aiohttp import web
@@ -18,11 +19,24 @@ _CREATED = 1_767_225_600  # the same on every run: answers are functions of the 
 
 
 class Simulator:
-    """State and handlers. `token_delay` in seconds before each piece of a stream."""
+    """State and handlers.
 
-    def __init__(self, keys: frozenset[str], token_delay: float = 0.0) -> None:
+    `token_delay` in seconds before each piece of a stream, `first_delay` before its first one
+    (None: the same). `watched` are texts: the requests that hold one are counted, however they end.
+    """
+
+    def __init__(
+        self,
+        keys: frozenset[str],
+        token_delay: float = 0.0,
+        *,
+        first_delay: float | None = None,
+        watched: Iterable[str] = (),
+    ) -> None:
         self._keys = keys
         self._token_delay = token_delay
+        self._first_delay = token_delay if first_delay is None else first_delay
+        self._watched = dict.fromkeys(watched, 0)
         self._faults = FaultQueue()
         self.open = 0
         self.served = 0
@@ -52,6 +66,7 @@ class Simulator:
                 "served": self.served,
                 "aborted": self.aborted,
                 "seen": self.seen,
+                "watched": self._watched,
                 "faults": self._faults.waiting(),
                 "requests": list(self._bodies),
                 "connections": len(set(self._peers)),
@@ -93,13 +108,16 @@ class Simulator:
         return response
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
+        raw = await request.read()
+        for text in self._watched:
+            self._watched[text] += text.encode() in raw
         offered = request.headers.get("Authorization", "").removeprefix("Bearer ")
         offered = request.headers.get("api-key", offered)
         if not any(hmac.compare_digest(offered.encode(), key.encode()) for key in self._keys):
             # Real providers quote the key like this, which is why nobody may pass it on.
             return _error(401, f"Incorrect API key provided: {offered}.", "invalid_api_key")
         try:
-            body = json.loads(await request.read())
+            body = json.loads(raw)
             answer = reply(body)
         except (ValueError, KeyError, TypeError, AttributeError) as bad:
             return _error(400, str(bad), "invalid_request_error")
@@ -110,7 +128,8 @@ class Simulator:
             return refusal
         if not body.get("stream"):
             return web.json_response(_whole(body, answer), headers=_HEADERS)
-        return await _Stream(request, body, answer, fault, self._token_delay).send()
+        delays = (self._first_delay, self._token_delay)
+        return await _Stream(request, body, answer, fault, delays).send()
 
     async def _before(self, fault: Fault) -> web.Response | None:
         """Faults that show before the response begins."""
@@ -149,13 +168,20 @@ class _Stream:
     """One streamed answer, with the fault that spoils it."""
 
     def __init__(
-        self, request: web.Request, body: dict[str, Any], answer: Reply, fault: Fault, delay: float
+        self,
+        request: web.Request,
+        body: dict[str, Any],
+        answer: Reply,
+        fault: Fault,
+        delays: tuple[float, float],
     ) -> None:
         self._request = request
         self._body = body
         self._reply = answer
         self._fault = fault
-        self._delay = fault.number("seconds", 0.05) if fault.kind == "trickle" else delay
+        if fault.kind == "trickle":
+            delays = (fault.number("seconds", 0.05),) * 2
+        self._first_delay, self._delay = delays
         self._response = web.StreamResponse(
             headers={**_HEADERS, "Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
         )
@@ -206,8 +232,9 @@ class _Stream:
             await self._event({"choices": [], "usage": self._reply.usage.document()})
 
     async def _piece(self, number: int, delta: dict[str, Any]) -> None:
-        if self._delay:
-            await asyncio.sleep(self._delay)
+        delay = self._delay if self._pieces else self._first_delay
+        if delay:
+            await asyncio.sleep(delay)
         await self._delta(number, delta)
         self._pieces += 1
         await self._spoil()

@@ -91,16 +91,13 @@ class _Decider:
             if tier is Tier.LOCAL and len(tiers) > 1 and tier is tiers[0]:
                 # One that waits here may go to whoever is free first; one sent away is paid for.
                 expected = None if self._request.impatient else weighing.soonest()
-                if expected is not None and not self._is_last_chance():
-                    return Wait("a local slot is expected in time", expected)
+                if expected is not None:
+                    may_leave = weighing.cheapest(weighing.slo - PATIENCE_S) is not None
+                    # The last chance to be in time in the cloud is taken.
+                    if may_leave or weighing.cheapest(weighing.slo) is None:
+                        why = "a local slot is expected in time"
+                        return Wait(why, expected, may_leave=may_leave)
         return None
-
-    def _is_last_chance(self) -> bool:
-        """Whether the cloud would still be in time now, but not if asked after a little wait."""
-        weighing = self._weighing
-        if weighing.cheapest(weighing.slo - PATIENCE_S) is not None:
-            return False
-        return weighing.cheapest(weighing.slo) is not None
 
     def _missing_money(self) -> int:
         """What a budget would have to hold for the cheapest of those that it does not cover."""

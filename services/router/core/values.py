@@ -260,11 +260,13 @@ class Dispatch(NamedTuple):
 
 class Wait(NamedTuple):
     """Capacity exists; wait for it. `expected` is how long that may take, `money` what a budget
-    would have to hold for the cloud to take it now, 0 where that is not the matter."""
+    would have to hold for the cloud to take it now, 0 where that is not the matter. One that
+    `may_leave` waits by choice: the cloud would take it in time, should nothing come free."""
 
     why: str
     expected: float = 0.0
     money: int = 0
+    may_leave: bool = False
 
 
 class Refuse(NamedTuple):
