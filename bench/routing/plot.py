@@ -103,7 +103,10 @@ def _cdfs(rows: Rows, file: Path) -> None:
         panel.set_yscale("log")
         panel.set_ylim(0.1, 100)
         panel.set_yticks([0.1, 1, 5, 10, 50, 100], ["p99.9", "p99", "p95", "p90", "p50", "p0"])
-        panel.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+        least, most = panel.get_xlim()
+        # Over many decades there is room for their ends only.
+        subs = (1.0, 2.0, 5.0) if most < 300 * least else (1.0,)
+        panel.xaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
         panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
         panel.tick_params(axis="x", labelsize=7)
         panel.minorticks_off()
