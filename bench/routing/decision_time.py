@@ -71,10 +71,10 @@ def _row(count: int, with_blocks: bool, decisions: int) -> dict[str, Any]:
         if turn >= WARM_UP:
             whole.append((ended - began) / 1e3)
             chosen.append((ended - there) / 1e3)
-        assert isinstance(verdict, Dispatch)
-        place = numbers[verdict.backend_id]
-        starts[place] += 1
-        backends[place].sent(Job(turn, 0.0, tokens, 1), starts[place], verdict.tokens, 100.0)
+        if isinstance(verdict, Dispatch):  # else every cache is full until somebody reports
+            place = numbers[verdict.backend_id]
+            starts[place] += 1
+            backends[place].sent(Job(turn, 0.0, tokens, 1), starts[place], verdict.tokens, 100.0)
         teller = random.randrange(count)
         backends[teller].reported(_report(random, shape), starts[teller])
     return {
