@@ -36,8 +36,8 @@ class PrefixIndex:
         """Leading blocks of a prompt that each backend holds; backends without any are left out.
 
         Caches hold what comes before whatever they hold: so the deeper a block, the fewer hold it,
-        and each depth is found by bisection. Most prompts begin like many others and go on like few,
-        so the first depths are found for all holders together.
+        and each depth is found by bisection. Prompts begin like many others and go on like few, so
+        the first depths are found for all holders together.
         """
         holders = self._holders.get(blocks[0]) if blocks else None
         if not holders:
