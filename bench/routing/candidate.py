@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from random import Random
 
 from bench.routing.candidate_backend import MODEL, CandidateBackend, cloud_backend
@@ -91,7 +92,9 @@ class Candidate:
             self._prefixes = PrefixIndex(policy.affinity.blocks_per_backend)
         for backend in self._local:
             self._greeted(backend, 0.0)
+        # Of the last verdict.
         self._tokens = 0
+        self._may_leave = False
 
     def choose(self, job: Job, now: float, *, impatient: bool = False) -> Choice:
         """What the core says."""
@@ -101,6 +104,7 @@ class Candidate:
         request = self._request(job, now, impatient=impatient)
         verdict = choose(request, pool, self._terms, now, self._random)
         if isinstance(verdict, Wait):
+            self._may_leave = verdict.may_leave
             return Elsewhere.WAIT
         if isinstance(verdict, Refuse):
             return Elsewhere.REFUSE
@@ -205,8 +209,10 @@ class Candidate:
         return len(self._line)
 
     def join(self, job: Job, now: float) -> bool:
-        """Whether there is a seat, and hope."""
-        target = codel_target(self._variant.policy.admission, self._terms.objective)
+        """Whether there is a seat, and hope, for the one that was decided last."""
+        target = inf
+        if not self._may_leave:
+            target = codel_target(self._variant.policy.admission, self._terms.objective)
         outcome = self._line.join(job, PriorityClass.INTERACTIVE, now, target=target)
         return isinstance(outcome, Admitted)
 
