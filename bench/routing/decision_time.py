@@ -58,7 +58,9 @@ def _row(count: int, with_blocks: bool, decisions: int) -> dict[str, Any]:
     starts = [0] * count
     numbers = {backend.id: i for i, backend in enumerate(backends)}
     clock = time.thread_time_ns
+    # As in a router's process: what is there from the start is none of the collector's business.
     gc.collect()
+    gc.freeze()
     for turn in range(WARM_UP + decisions):
         tokens = LONG_PROMPT if with_blocks else random.randint(50, 4000)
         blocks = random.choice(prompts) if with_blocks else ()
