@@ -113,11 +113,15 @@ distclean: clean ## Remove everything that git does not track here: packages, Co
 ## Measure it
 
 .PHONY: bench
-bench: bench-dataplane bench-overflow ## Every benchmark
+bench: bench-dataplane bench-routing bench-overflow ## Every benchmark
 
 .PHONY: bench-dataplane
 bench-dataplane: setup-bench ## What the router costs beside other proxies; a first look: BENCH=--quick
 	@$(PYTHON) -m bench.dataplane run $(BENCH)
+
+.PHONY: bench-routing
+bench-routing: setup-bench ## Where requests go, beside other policies, simulated; a first look: BENCH=--quick
+	@$(PYTHON) -m bench.routing run $(BENCH)
 
 .PHONY: bench-overflow
 bench-overflow: setup-bench ## What overflow serves and costs beside a static cap; a first look: BENCH=--quick

@@ -6,12 +6,12 @@ Wire and sessions are elsewhere; the choice is core's.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Hashable
 from enum import Enum, auto
 
 from google.protobuf.message import DecodeError
 
+from anabranch.v1 import errors_pb2
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault, Work, internal, reason_name
 from services.chassis.model_handler import CallContext, Outlet
@@ -20,14 +20,12 @@ from services.router import refusals
 from services.router.asking import Asking
 from services.router.core import values
 from services.router.hedge import NO_HEDGE, Hedge, NoHedge
-from services.router.legs import DEADLINE_MARGIN_S, Leg, Routing, send
+from services.router.legs import Leg, Routing, send
 from services.router.observation import Observation
 from services.router.receipt import ReceiptBuilder
 from services.router.receivers import Receiver
-from services.router.resume import can_resume, rest_of
+from services.router.resume import can_resume, last_chunk, rest_of
 from services.router.waiting_line import Turn
-
-_log = logging.getLogger(__name__)
 
 
 class _Phase(Enum):
@@ -134,8 +132,12 @@ class Exchange:
 
     def shed(self, fault: Fault) -> None:
         """It was taken out of the line: it waited too long, or for the good of others."""
+        out_of_time = fault.reason == errors_pb2.ERROR_REASON_DEADLINE_EXCEEDED
+        fault = self._lost("no backend came free") if self._seen_output else fault
         try:
-            self._go_or_raise(self._lost("no backend came free") if self._seen_output else fault)
+            if out_of_time:
+                raise fault
+            self._go_or_raise(fault)
         except Fault as refused:
             self._fail(refused)
 
@@ -166,11 +168,8 @@ class Exchange:
             raise refusals.refused(verdict, self._asking.name)
 
     def _queue(self, may_leave: bool) -> None:
-        routing, asking = self._routing, self._asking
-        left = self._context.deadline - routing.loop.time() - DEADLINE_MARGIN_S
-        limit = self._values().ttft_slo
-        objective = None if may_leave else asking.terms.objective
-        kept_out = routing.line.join(self, asking.model, asking.klass, left, limit, objective)
+        asking, deadline, limit = self._asking, self._context.deadline, self._values().ttft_slo
+        kept_out = self._routing.join_line(self, asking, deadline, limit, by_choice=may_leave)
         if kept_out is not None:
             self._go_or_raise(self._lost("no backend is free") if self._seen_output else kept_out)
 
@@ -189,7 +188,7 @@ class Exchange:
         self._phase = _Phase.RUNNING
         delay = self._routing.decisions.hedging.hedge_delay(verdict.predicted_ttft)
         if delay is not None and self._receipt.attempts == 1:
-            self._hedge = Hedge(self, self._routing, self._receipt, delay)
+            self._hedge = Hedge(self, self._routing, self._receipt, self._asking.terms, delay)
 
     def on_chunk(self, raw: bytes, last: bool, tokens: int) -> None:
         """A chunk of the answer: passed on as it is, but for the last."""
@@ -291,10 +290,9 @@ class Exchange:
         if self._phase is _Phase.OVER or leg is None:
             return
         self._receipt.attempt_failed(reason_name(fault.reason))
-        self._work = fault.after(self._work).work
+        self.leg_failed(leg, fault)
         nothing_ran = fault.work is Work.NOT_DISPATCHED
         leg.settle(self._routing.spending, 0 if nothing_ran else None)
-        self._tried |= {leg.uplink.backend.id}
         if self._cancelled:
             self._end_early(pb.FINISH_REASON_CANCELLED)
             return
@@ -315,9 +313,7 @@ class Exchange:
         self._phase = _Phase.WAITING
         self._relaying = False
         verdict = self._choose()
-        about: dict[str, object] = {"request_id": self.request_id, "delivered": self._delivered}
-        about |= {"cause": fault.message, "verdict": type(verdict).__name__}
-        _log.info("going on elsewhere", extra=about)
+        self._observation.goes_on(self.request_id, fault, self._delivered, verdict)
         try:
             self._act(verdict)
         except Fault as refusal:
@@ -345,9 +341,7 @@ class Exchange:
 
     def _end_early(self, reason: pb.FinishReason) -> None:
         """Ends the answer after what was delivered, in the place of a backend."""
-        position = len(self._request.continuation.token_ids) + self._delivered
-        usage = pb.Usage(completion_tokens=position, source=pb.Usage.SOURCE_PARTIAL)
-        self._end_with(pb.GenerateChunk(first_token=position, finish_reason=reason, usage=usage))
+        self._end_with(last_chunk(self._request, self._delivered, reason))
 
     def _fail_for(self, fault: Fault, otherwise: Fault) -> None:
         """Nobody else can take it: a backend's own word says more than that, where it may."""
@@ -393,7 +387,7 @@ class Exchange:
         self._leg = self._hedge.take_over(self)
         self.on_chunk(raw, last, tokens)
 
-    def hedge_failed(self, leg: Leg, fault: Fault) -> None:
+    def leg_failed(self, leg: Leg, fault: Fault) -> None:
         """See Hedged."""
         self._work = fault.after(self._work).work
         self._tried |= {leg.uplink.backend.id}

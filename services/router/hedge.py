@@ -10,7 +10,7 @@ import asyncio
 from typing import Protocol
 
 from services.chassis.errors import Fault, Work, reason_name
-from services.router.core.values import Dispatch, Request
+from services.router.core.values import Dispatch, Request, Terms
 from services.router.legs import Leg, Routing
 from services.router.receipt import ReceiptBuilder
 from services.router.receivers import Receiver
@@ -31,8 +31,8 @@ class Hedged(Protocol):
     def hedge_answered(self, leg: Leg, raw: bytes, last: bool, tokens: int) -> None:
         """The second backend was first: the request goes on there."""
 
-    def hedge_failed(self, leg: Leg, fault: Fault) -> None:
-        """The second backend failed the request; the first one still has it."""
+    def leg_failed(self, leg: Leg, fault: Fault) -> None:
+        """A backend failed the request: not to be asked again, and it may have done work."""
 
     def on_bug(self, fault: Fault) -> None:
         """Something of ours went wrong; the request ends."""
@@ -41,15 +41,24 @@ class Hedged(Protocol):
 class Hedge:
     """The second dispatch of one request, planned or on its way."""
 
-    __slots__ = ("_exchange", "_leg", "_receipt", "_routing", "_timer")
+    __slots__ = ("_exchange", "_leg", "_receipt", "_routing", "_terms", "_timer")
 
     def __init__(
-        self, exchange: Hedged, routing: Routing, receipt: ReceiptBuilder, delay: float
+        self,
+        exchange: Hedged,
+        routing: Routing,
+        receipt: ReceiptBuilder,
+        terms: Terms,
+        delay: float,
     ) -> None:
-        """Asks another backend after `delay` seconds, if the first token is not there by then."""
+        """Asks another backend after `delay` seconds, if the first token is not there by then.
+
+        `terms` are those that the request is sent under, whatever the policy says by now.
+        """
         self._exchange = exchange
         self._routing = routing
         self._receipt = receipt
+        self._terms = terms
         self._leg: Leg | None = None
         self._timer: asyncio.TimerHandle | None = routing.loop.call_later(delay, self._send)
 
@@ -88,7 +97,7 @@ class Hedge:
         if leg is not None:
             leg.settle(self._routing.spending, 0 if fault.work is Work.NOT_DISPATCHED else None)
             self._receipt.hedge_failed(reason_name(fault.reason))
-            self._exchange.hedge_failed(leg, fault)
+            self._exchange.leg_failed(leg, fault)
 
     def on_bug(self, fault: Fault) -> None:
         """See Receiver."""
@@ -100,7 +109,7 @@ class Hedge:
             return
         decisions = self._routing.decisions
         asked = self._exchange.asked_elsewhere()
-        verdict = decisions.decide(asked, decisions.terms(asked.model)).verdict
+        verdict = decisions.decide(asked, self._terms).verdict
         if not isinstance(verdict, Dispatch) or verdict.late:
             return
         affordable = verdict.cost if asked.budget is None else asked.budget

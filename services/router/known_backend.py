@@ -52,6 +52,7 @@ class KnownBackend:
         self.version = instance.meta.get("version", "")
         self.report: session_pb2.LoadReport | None = None
         self.report_at = 0.0
+        self.leaving = False
         self._listed_models = frozenset(filter(None, instance.meta.get("models", "").split(",")))
         # What does not say that it is local may lead anywhere: nothing private goes there.
         tier = Tier.LOCAL if instance.meta.get("tier") == Tier.LOCAL.value else Tier.CLOUD
@@ -126,6 +127,7 @@ class KnownBackend:
         tracker.state.zone = ready.zone or tracker.state.zone
         self.version = ready.version or self.version
         self.report = None
+        self.leaving = False
         tracker.connected(self._clock())
         self.set_health(Health.READY, "")
 
@@ -144,11 +146,20 @@ class KnownBackend:
         """The backend's own figures; what was sent later stays added to them."""
         self.report = report
         self.report_at = self._clock()
-        self.tracker.reported(_load(report), report.starts_seen)
+        load = _load(report)
+        if _pace(load) != _pace(self.tracker.state.load):
+            # It has ended a step: whoever reads a long prompt brings no token, and works.
+            self.breaker.heartbeat(self.report_at)
+        self.tracker.reported(load, report.starts_seen)
         if report.draining and self.health is Health.READY:
-            self.set_health(Health.DRAINING, "draining")
+            self.leaves("draining")
         else:
             self._on_change()
+
+    def leaves(self, why: str) -> None:
+        """It says itself that it takes nothing new in this session."""
+        self.leaving = True
+        self.set_health(Health.DRAINING, why)
 
     def disconnected(self, health: Health, detail: str) -> None:
         """The session is over, and every request on it."""
@@ -229,6 +240,11 @@ class KnownBackend:
         if self.tracker.state.cooling_until != self.breaker.open_until:
             self.tracker.state.cooling_until = self.breaker.open_until
             self.changed()
+
+
+def _pace(load: Load) -> tuple[float, ...]:
+    """Averages over steps, which each step changes."""
+    return (load.step_time, load.step_time_ratio, load.prefill_tokens_per_step)
 
 
 def _load(report: session_pb2.LoadReport) -> Load:

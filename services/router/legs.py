@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from anabranch.v1 import generation_pb2 as pb
+from services.chassis.errors import Fault
 from services.chassis.model_handler import CallContext
 from services.router import refusals
 from services.router.asking import Asking
@@ -22,7 +23,7 @@ from services.router.receipt import write_seconds
 from services.router.receivers import Receiver
 from services.router.spending import Spending
 from services.router.uplink import MAX_START_BYTES, Uplink
-from services.router.waiting_line import WaitingLine
+from services.router.waiting_line import Waiter, WaitingLine
 
 DEADLINE_MARGIN_S = 0.05
 """A backend's deadline is a little earlier than the caller's, so that its own word arrives."""
@@ -38,6 +39,20 @@ class Routing:
     spending: Spending
     clock: Callable[[], float]
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+
+    def join_line(
+        self,
+        waiter: Waiter,
+        asking: Asking,
+        deadline: float,
+        limit: float | None,
+        *,
+        by_choice: bool,
+    ) -> Fault | None:
+        """Puts a request into its model's line, or says why not; see WaitingLine.join."""
+        left = deadline - self.loop.time() - DEADLINE_MARGIN_S
+        objective = None if by_choice else asking.terms.objective
+        return self.line.join(waiter, asking.model, asking.klass, left, limit, objective)
 
 
 class Leg:

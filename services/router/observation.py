@@ -1,4 +1,4 @@
-"""What the world sees of a request in the router: one span, and the GenAI metrics.
+"""What the world sees of a request in the router: a span, GenAI metrics, a log line if it moves.
 
 Names follow the OpenTelemetry semantic conventions for generative AI. Labels are
 bounded: model, tier and outcome, never a client or a request.
@@ -6,6 +6,7 @@ bounded: model, tier and outcome, never a client or a request.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,8 +19,10 @@ from services.chassis import telemetry
 from services.chassis.errors import Fault, reason_name
 from services.chassis.histograms import recorder
 from services.chassis.model_handler import CallContext
-from services.router.core.values import Tier
+from services.router.core.values import Tier, Verdict
 from services.router.receipt import ReceiptBuilder
+
+_log = logging.getLogger(__name__)
 
 Record = Callable[[float], None]
 
@@ -82,6 +85,18 @@ class Observation:
                 }
             )
         self._end()
+
+    def goes_on(self, request_id: str, fault: Fault, delivered: int, verdict: Verdict) -> None:
+        """A backend failed it so, after so many tokens; this was decided for the rest."""
+        _log.info(
+            "going on elsewhere",
+            extra={
+                "request_id": request_id,
+                "cause": fault.message,
+                "delivered": delivered,
+                "verdict": type(verdict).__name__,
+            },
+        )
 
     def failed(self, fault: Fault) -> None:
         """The request ended with an error."""

@@ -102,3 +102,12 @@ def continued(request: pb.GenerateRequest, delivered: Delivered) -> pb.GenerateR
             return None
         sampling.max_tokens -= delivered.count
     return rest
+
+
+def last_chunk(
+    request: pb.GenerateRequest, delivered: int, reason: pb.FinishReason
+) -> pb.GenerateChunk:
+    """Ends an answer after so many delivered tokens, in the place of a backend."""
+    position = len(request.continuation.token_ids) + delivered
+    usage = pb.Usage(completion_tokens=position, source=pb.Usage.SOURCE_PARTIAL)
+    return pb.GenerateChunk(first_token=position, finish_reason=reason, usage=usage)

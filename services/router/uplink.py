@@ -168,7 +168,8 @@ class Uplink:
             return False
         if not self.listed:
             self.listed = True
-            if self.backend.health is Health.DRAINING and self._call is not None:
+            draining = self.backend.health is Health.DRAINING and not self.backend.leaving
+            if draining and self._call is not None:
                 self.backend.set_health(Health.READY, "")
         return True
 
@@ -292,7 +293,7 @@ class Uplink:
         if message.HasField("prefix_cache"):
             self._take_events(message.prefix_cache)
         if message.HasField("go_away"):
-            self.backend.set_health(Health.DRAINING, message.go_away.reason)
+            self.backend.leaves(message.go_away.reason)
         if ended:
             self.backend.ended(ended)
         # Made after the frames were: it knows already that these requests are over.

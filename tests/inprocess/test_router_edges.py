@@ -88,6 +88,31 @@ async def test_a_backend_that_leaves_and_returns_at_once_is_used(state):
         assert (await answer.last()).text == "x"
 
 
+@pytest.mark.parametrize("word", ["go_away", "load"])
+async def test_a_backend_that_said_that_it_leaves_is_not_used_because_it_is_listed_again(word):
+    async with scene() as s:
+        backend = await s.backend("a")
+        s.list(backend)
+        await s.ready(backend)
+        running = s.ask()
+        number, _ = await backend.next_start()
+        if word == "go_away":
+            await backend.says(go_away=session_pb2.GoAway(reason="leaving"))
+        else:
+            await backend.send(load=session_pb2.LoadReport(draining=True))
+        await s.ready()
+        s.list()
+        s.list(backend)
+
+        async def both_read() -> bool:
+            return s.listings.empty()
+
+        await until(both_read)
+        assert (await s.ask().fault()).reason == errors_pb2.ERROR_REASON_NO_BACKEND
+        await backend.send(text_chunk(number, 0, "x", 1, finish_reason=STOP))
+        await running.last()
+
+
 # What a backend may send
 
 

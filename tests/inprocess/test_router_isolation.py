@@ -10,7 +10,7 @@ from anabranch.v1 import errors_pb2
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault, Work, to_status
 from services.router import exchange
-from services.router.core.policy import BreakerRules
+from services.router.core.policy import BreakerRules, ModelRules
 from tests.inprocess.test_routing_policy import (
     BUSY,
     FREE,
@@ -200,3 +200,26 @@ async def test_nobody_who_waits_is_sent_to_a_session_that_is_just_over():
 
 async def _waits(s, count: int) -> bool:
     return len(s.routing.line) == count
+
+
+async def test_a_hedge_goes_by_the_names_that_its_request_was_sent_under():
+    policies = [replace(HEDGING, models={"river": ModelRules(local="small")})]
+    async with scene(in_force=lambda: policies[-1]) as s:
+        a = await s.backend("a", models=["small"])
+        b = await s.backend("b", models=["other"])
+        s.list(a, b)
+        await s.ready(a, b)
+        first = s.ask(prompt="first", model="river")
+        policies.append(replace(HEDGING, models={"river": ModelRules(local="other")}))
+        s.ask(prompt="second", model="river")
+        hedged = next(e for e in s.handler._exchanges if e._request.prompt == "first")._hedge
+        await until(lambda: _was_due(hedged))
+        assert [(await b.next_start())[1].prompt] == ["second"]
+        number, _ = await a.next_start()
+        await a.send(text_chunk(number, 0, "x", 1, finish_reason=STOP))
+        assert not (await first.last()).receipt.hedged
+        assert len(b.masks) == 1
+
+
+async def _was_due(hedge) -> bool:
+    return hedge._timer is None

@@ -236,12 +236,17 @@ class Scene:
         await until(so)
 
     def ask(
-        self, answer: Answer | None = None, *, caller: Principal = CALLER, **fields: Any
+        self,
+        answer: Answer | None = None,
+        *,
+        caller: Principal = CALLER,
+        seconds: float = 600,
+        **fields: Any,
     ) -> Answer:
         """Starts a request; a refusal is its answer's fault, as it is for every caller."""
         answer = answer or Answer()
         request = pb.GenerateRequest(**{"model": MODEL, "prompt": "p", **fields})
-        deadline = asyncio.get_running_loop().time() + 600
+        deadline = asyncio.get_running_loop().time() + seconds
         context = CallContext(caller, request.request_id or "r", deadline)
         try:
             answer.cancel = self.handler.open(request, context, answer)

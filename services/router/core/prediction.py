@@ -15,9 +15,12 @@ from services.router.core.values import Backend, Coefficients, Load
 H100_LLAMA_8B = Coefficients(5753e-6, 17.25e-6, 6.0e-6, 0.052e-6)
 """Published for Llama-3.1-8B on one H100; what is assumed of a backend that says nothing."""
 
-QUEUE_SHARE = 0.087
-"""What one more request costs the others, as a share of an empty step: 0.5 ms on that H100. Stable
-from 0.25 ms, erratic above 1 ms."""
+QUEUE_SHARE = 0.022
+"""What one more request costs the others, as a share of an empty step: 0.125 ms on that H100.
+
+The laboratory's figures are alike from there to 0.5 ms, but for antagonists, where less is better:
+that a backend has become slow tells more than how many requests it has.
+"""
 
 DEFAULT_PREFILL_BUDGET = 2048
 
