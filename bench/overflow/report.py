@@ -223,7 +223,7 @@ def _cores(samples: Sequence[Record]) -> Iterator[str]:
         means = [look[name]["mean"] for look in looks]
         most = max(look[name]["most"] for look in looks)
         label = {"machine": "all together", "others": "other programs"}.get(name, name)
-        waits = [look["waits"][name] for look in samples if name in look["waits"]]
+        waits = [look["waits"][name] for look in samples if name in look.get("waits", {})]
         wait = f"{max(waits):.2f}" if waits else "–"
         yield f"| {label} | {sum(means) / len(means):.2f} | {most:.2f} | {wait} |"
     yield ""
