@@ -30,14 +30,27 @@ def seconds(pids: Iterable[int]) -> float:
     return sum(_one(pid) for pid in pids)
 
 
-def _one(pid: int) -> float:
-    total = 0
+def waited(pids: Iterable[int]) -> float:
+    """Seconds that the processes could have run and had no core, so far."""
     try:
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{thread}/schedstat", encoding="ascii") as book:
-                total += int(book.read().split()[0])
+        return sum(_schedstat(pid, 1) for pid in pids)
+    except FileNotFoundError:
+        return 0.0
+
+
+def _one(pid: int) -> float:
+    try:
+        return _schedstat(pid, 0)
     except FileNotFoundError:
         return _ticks(pid)
+
+
+def _schedstat(pid: int, column: int) -> float:
+    """Seconds in a column of the scheduler's books, over all threads of a process."""
+    total = 0
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{thread}/schedstat", encoding="ascii") as book:
+            total += int(book.read().split()[column])
     return total / 1e9
 
 

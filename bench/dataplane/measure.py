@@ -87,7 +87,10 @@ class Generator:
         await stdin.drain()
         line = await stdout.readline()
         if not line:
-            raise GeneratorError("the load generator ended; its last words are above")
+            status = await self._process.wait()
+            raise GeneratorError(
+                f"the load generator ended, exit status {status}; its last words, if any, are above"
+            )
         result: Sample = json.loads(line)
         return result
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -61,26 +62,31 @@ class Order:
 
 
 class Books:
-    """CPU time by process, in cores, over each second."""
+    """Second by second: the cores that each process used, and how long it waited for one."""
 
     def __init__(self, watched: Mapping[str, Sequence[int]]) -> None:
-        self._watched = watched
-        self.seconds: list[dict[str, float]] = []
+        self._watched = {**watched, "generator": [os.getpid()]}
+        self.cores: list[dict[str, float]] = []
+        self.waits: list[dict[str, float]] = []
 
     async def keep(self) -> None:
         """Writes a line a second, until cancelled."""
-        before, since = self._now(), time.perf_counter()
+        before, waited, since = self._used(), self._waited(), time.perf_counter()
         while True:
             await asyncio.sleep(1.0)
-            after, now = self._now(), time.perf_counter()
+            after, waits, now = self._used(), self._waited(), time.perf_counter()
             used = {name: (after[name] - before[name]) / (now - since) for name in after}
             ours = sum(used.values()) - used["machine"]
-            self.seconds.append(used | {"others": max(0.0, used["machine"] - ours)})
-            before, since = after, now
+            self.cores.append(used | {"others": max(0.0, used["machine"] - ours)})
+            self.waits.append({name: waits[name] - waited[name] for name in waits})
+            before, waited, since = after, waits, now
 
-    def _now(self) -> dict[str, float]:
+    def _used(self) -> dict[str, float]:
         books = {name: cpu.seconds(pids) for name, pids in self._watched.items()}
-        return books | {"generator": time.process_time(), "machine": cpu.machine_busy()}
+        return books | {"machine": cpu.machine_busy()}
+
+    def _waited(self) -> dict[str, float]:
+        return {name: cpu.waited(pids) for name, pids in self._watched.items()}
 
 
 async def look(order: Order) -> dict[str, Any]:
@@ -107,7 +113,7 @@ async def look(order: Order) -> dict[str, Any]:
         await asyncio.gather(keeping, return_exceptions=True)
         for channel in channels:
             await channel.close()
-    return result | {"cores": books.seconds}
+    return result | {"cores": books.cores, "waits": books.waits}
 
 
 async def _saturate(

@@ -152,6 +152,7 @@ class Run:
             phases,
             self._capacity.tokens_per_second,
             result["cores"],
+            result["waits"],
             machine=os.cpu_count() or 1,
         )
         sample = figures | {

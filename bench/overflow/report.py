@@ -48,9 +48,10 @@ taken within a round. An answer is *in time* when it came whole, its first token
 not in time; delays are of what was served.
 
 **What to doubt.** *… saturated*: that process used more than {sample.SATURATED} of a core over two
-seconds; *generator late*: it sent more than one request in a hundred over
-{sample.LATE_S * 1e3:.0f} ms late. Such a look is invalid. *Other programs* took more than
-{sample.NOISY} of a core; *all cores busy*: over two seconds.
+seconds. *… starved*: in some second it waited more than {sample.STARVED_S} s for a core. *Generator
+late*: it sent more than one request in a hundred over {sample.LATE_S * 1e3:.0f} ms late. Such a
+look is invalid: its delays, shares and costs are left out, its counts are not. *Other programs*
+took more than {sample.NOISY} of a core; *all cores busy*: over two seconds.
 """
 
 
@@ -102,7 +103,10 @@ def _validity(record: Record) -> Iterator[str]:
     looks = [*record["samples"], *record["kills"]]
     bad = [look for look in looks if sample.is_invalid(look["marks"])]
     if bad:
-        yield f"**{len(bad)} of {len(looks)} looks are invalid**: see the marks in the tables.\n"
+        yield (
+            f"**{len(bad)} of {len(looks)} looks are invalid**, as marked in the tables; take the "
+            "run again on a machine that does nothing else.\n"
+        )
 
 
 def _scene(record: Record) -> Iterator[str]:
@@ -209,14 +213,19 @@ def _cores(samples: Sequence[Record]) -> Iterator[str]:
     if not looks:
         return
     yield "## Cores\n"
-    yield "Mean over all looks, and the most over two seconds of any.\n"
-    yield "| process | mean | most |"
-    yield "|---|---|---|"
+    yield (
+        "Used: the mean over all looks, and the most over two seconds of any. Waited for: the most "
+        "in any second.\n"
+    )
+    yield "| process | mean | most | waited, s |"
+    yield "|---|---|---|---|"
     for name in looks[0]:
         means = [look[name]["mean"] for look in looks]
         most = max(look[name]["most"] for look in looks)
         label = {"machine": "all together", "others": "other programs"}.get(name, name)
-        yield f"| {label} | {sum(means) / len(means):.2f} | {most:.2f} |"
+        waits = [look["waits"][name] for look in samples if name in look.get("waits", {})]
+        wait = f"{max(waits):.2f}" if waits else "–"
+        yield f"| {label} | {sum(means) / len(means):.2f} | {most:.2f} | {wait} |"
     yield ""
 
 

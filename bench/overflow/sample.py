@@ -16,6 +16,8 @@ from bench.overflow.plan import OBJECTIVE, Phase
 Sample = dict[str, Any]
 Cores = Sequence[Mapping[str, float]]
 """Cores that each process used, second by second."""
+Waits = Sequence[Mapping[str, float]]
+"""Seconds that each process waited for a core, second by second."""
 
 SATURATED = 0.9
 """Share of a core, over two seconds, from which a process may have been what was measured."""
@@ -23,12 +25,15 @@ BUSY = 0.95
 """The same of all cores together."""
 NOISY = 0.2
 """Cores that other programs took, from which a look is doubtful."""
+STARVED_S = 0.5
+"""Of one second, in which a process could have run and had no core: what then was late was not its
+doing."""
 LATE_S = 0.05
 """By so much the generator may be late with one request in a hundred."""
 BUILDS_UP_S = 0.5
 """Of each overload, time in which the line is only building up."""
 
-_INVALID = ("saturated", "generator late")
+_INVALID = ("saturated", "starved", "generator late")
 
 
 def summed_up(
@@ -36,6 +41,7 @@ def summed_up(
     phases: Sequence[Phase],
     tokens_per_second: float,
     cores: Cores,
+    waits: Waits,
     *,
     machine: int,
 ) -> Sample:
@@ -54,7 +60,8 @@ def summed_up(
         "timeline": outcome.timeline(outcomes, seconds),
         "late_p99": late,
         "cores": use_of_cores(cores),
-        "marks": marks(cores, late, machine),
+        "waits": longest_waits(waits),
+        "marks": marks(cores, waits, late, machine),
     }
 
 
@@ -85,7 +92,12 @@ def use_of_cores(seconds: Cores) -> dict[str, dict[str, float]]:
     return found
 
 
-def marks(seconds: Cores, late: float, machine: int) -> list[str]:
+def longest_waits(seconds: Waits) -> dict[str, float]:
+    """The most that each process waited for a core in any one second."""
+    return {name: max(second[name] for second in seconds) for name in seconds[0]} if seconds else {}
+
+
+def marks(seconds: Cores, waits: Waits, late: float, machine: int) -> list[str]:
     """What makes a look doubtful; see `is_invalid` for what makes it worthless.
 
     `machine` is how many cores there are.
@@ -100,6 +112,7 @@ def marks(seconds: Cores, late: float, machine: int) -> list[str]:
                 found.append("all cores busy")
         elif use["most"] >= SATURATED:
             found.append(f"{name} saturated")
+    found += [f"{name} starved" for name, wait in longest_waits(waits).items() if wait > STARVED_S]
     if late > LATE_S:
         found.append("generator late")
     return found

@@ -9,7 +9,7 @@ from typing import Any
 from bench.dataplane.summary import Figure, figure
 from bench.dataplane.targets import Verdict
 from bench.overflow.plan import Strategy
-from bench.overflow.summary import attainment_over, cost_ratio, of
+from bench.overflow.summary import attainment_over, cost_ratio, of, sound
 
 Record = Mapping[str, Any]
 
@@ -50,7 +50,7 @@ def _verdicts(
         "… within the objective",
         "the router",
         "%",
-        figure(100 * s["allowed"]["slo_attainment"] for s in mine),
+        figure(100 * s["allowed"]["slo_attainment"] for s in sound(mine)),
         ATTAINMENT,
         at_most=False,
     )
@@ -73,7 +73,7 @@ def _verdicts(
         "local capacity used in overload",
         "the router",
         "%",
-        figure(100 * s["overload_use"] for s in mine),
+        figure(100 * s["overload_use"] for s in sound(mine)),
         None,
         at_most=False,
     )
@@ -122,7 +122,7 @@ def _total(count: int, samples: Sequence[Record]) -> Figure:
 def headline(record: Record) -> str:
     """The run in one sentence; empty where it has not measured what the sentence says."""
     samples = record["samples"]
-    mine = of(samples, _ROUTER)
+    mine = sound(of(samples, _ROUTER))
     ratio = cost_ratio(samples, _ROUTER, _CAP)["median"]
     if not mine or ratio is None:
         return ""

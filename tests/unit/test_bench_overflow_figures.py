@@ -137,17 +137,24 @@ def cores(**used: float) -> dict[str, float]:
 
 def test_a_process_is_saturated_when_it_takes_a_core_over_two_seconds():
     once = [cores(router=1.0), cores(router=0.2), cores()]
-    assert sample.marks(once, 0.001, 2) == []
+    assert sample.marks(once, [], 0.001, 2) == []
     twice = [cores(), cores(router=0.95), cores(router=0.92)]
-    assert sample.marks(twice, 0.001, 2) == ["router saturated"]
-    assert sample.is_invalid(sample.marks(twice, 0.001, 2))
+    assert sample.marks(twice, [], 0.001, 2) == ["router saturated"]
+    assert sample.is_invalid(["router saturated"])
+
+
+def test_a_process_that_has_no_core_for_long_makes_a_look_invalid():
+    waits = [{"router": 0.1, "engine-1": 0.0}, {"router": 0.1, "engine-1": 0.6}]
+    assert sample.longest_waits(waits) == {"router": 0.1, "engine-1": 0.6}
+    assert sample.marks([cores()] * 2, waits, 0.001, 2) == ["engine-1 starved"]
+    assert sample.is_invalid(["engine-1 starved"])
 
 
 def test_other_programs_make_a_look_doubtful_and_a_late_generator_makes_it_invalid():
-    noisy = sample.marks([cores(others=1.5, machine=2.0)] * 3, 0.001, 2)
+    noisy = sample.marks([cores(others=1.5, machine=2.0)] * 3, [], 0.001, 2)
     assert noisy == ["all cores busy", "other programs"]
     assert not sample.is_invalid(noisy)
-    late = sample.marks([cores()] * 3, 0.06, 2)
+    late = sample.marks([cores()] * 3, [], 0.06, 2)
     assert late == ["generator late"]
     assert sample.is_invalid(late)
 
@@ -157,7 +164,7 @@ def test_other_programs_make_a_look_doubtful_and_a_late_generator_makes_it_inval
 
 def look(strategy: Strategy, number: int, outcomes: list[Outcome], **more: Any) -> dict[str, Any]:
     phases = (Phase(0.8, 2.0), Phase(1.5, 2.0))
-    found = sample.summed_up(outcomes, phases, 100.0, [cores()] * 4, machine=2)
+    found = sample.summed_up(outcomes, phases, 100.0, [cores()] * 4, [], machine=2)
     seen = {"provider_seen": 0, "provider_private": 0}
     return found | seen | {"strategy": strategy.value, "round": number} | more
 
@@ -230,6 +237,20 @@ def test_counts_are_added_up_over_the_rounds():
     assert router["allowed"]["requests"] == 4
     assert router["reasons"] == {"SATURATED": 2}
     assert router["failures"] == {"OVERLOADED": 1}
+
+
+def test_an_invalid_look_counts_but_says_nothing_of_delays_and_costs():
+    record = run()
+    record["samples"][1]["marks"] = ["generator late"]
+    router, cap, _ = summary.rows(record["samples"])
+    assert router["cost_to_cap"] == {"median": 0.8, "min": 0.8, "max": 0.8}
+    assert cap["allowed"]["requests"] == 4
+    assert cap["allowed"]["slo_attainment"]["max"] == 0.5
+    for sample_ in record["samples"]:
+        sample_["marks"] = ["engine-1 saturated"]
+    assert verdict(record, "cloud cost, × static cap").met is None
+    assert verdict(record, "… within the objective").met is None
+    assert verdict(record, "private requests at the provider").met is True
 
 
 def test_a_run_that_keeps_every_promise_has_met_every_target():
