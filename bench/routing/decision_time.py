@@ -23,7 +23,8 @@ from services.router.core.terms import terms_of
 from services.router.core.values import Dispatch, Pool, Request
 
 BACKENDS = (16, 128)
-DECISIONS = 20_000
+DECISIONS = 4_000
+ROUNDS = 5
 WARM_UP = 500
 
 LONG_PROMPT = 32_768
@@ -35,12 +36,20 @@ SHARED = 64
 depth of its own."""
 
 
-def measure(decisions: int = DECISIONS) -> list[dict[str, Any]]:
-    """One row for each size of a pool, without and with prefix blocks; times in µs."""
+def measure(decisions: int = DECISIONS, rounds: int = ROUNDS) -> list[dict[str, Any]]:
+    """One row for each size of a pool, without and with prefix blocks.
+
+    Times are in µs, one for each round: the kinds take turns, so that a disturbed moment falls on
+    all alike.
+    """
+    kinds = [(backends, with_blocks) for backends in BACKENDS for with_blocks in (False, True)]
+    played = [[_row(*kind, decisions) for kind in kinds] for _ in range(rounds)]
     return [
-        _row(backends, with_blocks, decisions)
-        for backends in BACKENDS
-        for with_blocks in (False, True)
+        {
+            name: [row[name] for row in same] if name.endswith("_us") else value
+            for name, value in same[0].items()
+        }
+        for same in zip(*played, strict=True)
     ]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import inf
 from typing import Any
 
+from bench.dataplane.summary import figure
 from bench.routing import targets
 from bench.routing.contenders import label
 from bench.routing.scenarios import BY_NAME, Scenario
@@ -161,14 +162,14 @@ def decision_table(rows: Sequence[Row]) -> Iterator[str]:
     yield (
         "CPU time of the real `choose`, without and with the snapshot of the pool that is built "
         "for it. A long prompt has the names of 512 blocks, which a quarter of the backends hold "
-        "to some depth.\n"
+        "to some depth. Medians over rounds, the least and the greatest in brackets.\n"
     )
     yield "| backends | prompt | median µs | p99 µs | … with snapshot, median µs | p99 µs |"
     yield "|---|---|---|---|---|---|"
     for row in rows:
         prompt = f"long, {row['prefix_blocks']} blocks" if row["prefix_blocks"] else "no blocks"
         figures = (
-            f"{row[name]:.0f}"
+            _figure(figure(row[name]), 0)
             for name in (
                 "choose_p50_us",
                 "choose_p99_us",

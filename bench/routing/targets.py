@@ -142,9 +142,9 @@ def _decisions(rows: Sequence[Record]) -> Iterator[Verdict]:
             prompt = "long prompt with blocks" if with_blocks else "no blocks"
             pool = f"{backends} backends, {prompt}"
             for at, asked in ((50, limit), (99, None)):
-                value = float(row[f"choose_p{at}_us"]) if row else math.nan
+                found = figure(row[f"choose_p{at}_us"] if row else [math.nan])
                 what = "one decision, median" if at == 50 else "one decision, p99"
-                yield Verdict(what, pool, "µs", figure([value]), asked, digits=0)
+                yield Verdict(what, pool, "µs", found, asked, digits=0)
 
 
 def headline(record: Record) -> str:
