@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 
 TOKENS_PER_BLOCK = 64
 """256 bytes of text, at four bytes a token."""
 
 _NOBODY: dict[str, int] = {}
-_TOGETHER = 3
-"""Depths that are looked for together before each backend is looked at by itself."""
+_NO_ONE: AbstractSet[str] = frozenset()
 
 
 class PrefixIndex:
@@ -35,48 +35,30 @@ class PrefixIndex:
     def match(self, blocks: Sequence[int]) -> dict[str, int]:
         """Leading blocks of a prompt that each backend holds; backends without any are left out.
 
-        Caches hold what comes before whatever they hold: so the deeper a block, the fewer hold it,
-        and each depth is found by bisection. Prompts begin like many others and go on like few, so
-        the first depths are found for all holders together.
+        Caches hold what comes before whatever they hold, so depths are found by bisection: for all
+        backends at once, parted wherever some hold a block and others do not.
         """
         holders = self._holders.get(blocks[0]) if blocks else None
         if not holders:
             return _NOBODY
         found: dict[str, int] = {}
-        depth = 1
-        for _ in range(_TOGETHER):
-            depth = self._shared_depth(blocks, depth, len(holders))
-            found.update(dict.fromkeys(holders, depth))
-            deeper = self._holders.get(blocks[depth]) if depth < len(blocks) else None
-            if not deeper:
-                return found
-            holders, depth = deeper, depth + 1
-        for backend in holders:
-            found[backend] = self._own_depth(backend, blocks, depth)
+        # Who holds the first so many, and how many they may hold at most.
+        groups: list[tuple[AbstractSet[str], int, int]] = [(holders, 1, len(blocks))]
+        while groups:
+            group, low, high = groups.pop()
+            while low < high:
+                middle = (low + high + 1) // 2
+                deeper = group & self._holders.get(blocks[middle - 1], _NO_ONE)
+                if not deeper:
+                    high = middle - 1
+                    continue
+                if len(deeper) < len(group):
+                    groups.append((group - deeper, low, middle - 1))
+                    group = deeper
+                low = middle
+            for backend in group:
+                found[backend] = low
         return found
-
-    def _shared_depth(self, blocks: Sequence[int], known: int, count: int) -> int:
-        """The deepest block that so many hold; that of number `known` they do."""
-        low, high = known, len(blocks)
-        while low < high:
-            middle = (low + high + 1) // 2
-            holders = self._holders.get(blocks[middle - 1])
-            if holders is not None and len(holders) == count:
-                low = middle
-            else:
-                high = middle - 1
-        return low
-
-    def _own_depth(self, backend: str, blocks: Sequence[int], known: int) -> int:
-        held = self._held[backend]
-        low, high = known, len(blocks)
-        while low < high:
-            middle = (low + high + 1) // 2
-            if blocks[middle - 1] in held:
-                low = middle
-            else:
-                high = middle - 1
-        return low
 
     def sent(self, backend: str, blocks: Sequence[int]) -> None:
         """A prompt went there: its blocks will be held, unless the backend tells itself."""
