@@ -5,7 +5,7 @@ Pure: messages in, messages out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from anabranch.v1 import admin_pb2
 
@@ -20,13 +20,19 @@ _FURTHER_FROM_READY = (
 
 
 def merge_backends(
-    views: Iterable[Sequence[admin_pb2.BackendStatus]],
+    views: Sequence[Sequence[admin_pb2.BackendStatus]],
 ) -> list[admin_pb2.BackendStatus]:
-    """One status for each backend that any worker knows, ordered by id. One view a worker."""
+    """One status for each backend that any worker knows, ordered by id. One view a worker.
+
+    A worker that has not heard of a backend yet, or no longer knows it, sends nothing there.
+    """
     seen: dict[str, list[admin_pb2.BackendStatus]] = {}
     for view in views:
         for status in view:
             seen.setdefault(status.backend_id, []).append(status)
+    for backend_id, statuses in seen.items():
+        if len(statuses) < len(views):
+            statuses.append(_unheard_of(backend_id))
     return [merge_statuses(seen[backend_id]) for backend_id in sorted(seen)]
 
 
@@ -51,3 +57,11 @@ def merge_statuses(statuses: Sequence[admin_pb2.BackendStatus]) -> admin_pb2.Bac
         known = (getattr(status, field) for status in statuses)
         setattr(merged, field, next(filter(None, known), ""))
     return merged
+
+
+def _unheard_of(backend_id: str) -> admin_pb2.BackendStatus:
+    return admin_pb2.BackendStatus(
+        backend_id=backend_id,
+        state=admin_pb2.BACKEND_STATE_CONNECTING,
+        detail="not every worker has found it in the registry",
+    )

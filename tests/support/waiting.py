@@ -13,8 +13,19 @@ What shows that something ends early needs something that would go on for longer
 """
 
 
-async def until(condition: Callable[[], Any], seconds: float = BOUND_S) -> None:
-    """Polls an asynchronous condition."""
+async def until(
+    condition: Callable[[], Any],
+    seconds: float = BOUND_S,
+    *,
+    during: asyncio.Future[Any] | None = None,
+) -> None:
+    """Polls an asynchronous condition.
+
+    What goes on meanwhile, `during`, is expected to bring it about: should it fail, so does this,
+    with its error.
+    """
     async with asyncio.timeout(seconds):
         while not await condition():
+            if during is not None and during.done():
+                during.result()
             await asyncio.sleep(0.02)

@@ -12,7 +12,7 @@ import grpc
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from anabranch.v1 import admin_pb2_grpc
+from anabranch.v1 import admin_pb2, admin_pb2_grpc
 from services.chassis.channels import open_channel
 from services.chassis.workers import Assignment
 from tests.support.auth import bearer, until
@@ -66,7 +66,10 @@ async def values(cluster: Cluster, name: str) -> dict[str, float]:
 
 
 async def until_workers(cluster: Cluster, count: int, gone: Sequence[WorkerProcess] = ()) -> None:
-    """Waits until `count` workers serve and those `gone` are gone."""
+    """Waits until `count` workers serve, and know the same ready backends; those `gone` are gone.
+
+    The registry tells each worker by itself: one may serve before it has heard of a new backend.
+    """
 
     async def reached() -> bool:
         # In this order: a supervisor that has replaced a dead worker no longer counts it.
@@ -74,9 +77,21 @@ async def until_workers(cluster: Cluster, count: int, gone: Sequence[WorkerProce
         if len(present) != count or set(gone) & set(present):
             return False
         serving = await values(cluster, "anabranch_workers_serving")
-        return serving["supervisor"] == count
+        return serving["supervisor"] == count and await _know_the_same(cluster)
 
     await until(reached)
+
+
+async def _know_the_same(cluster: Cluster) -> bool:
+    try:
+        replies = await ask_each(cluster, "ListBackends", admin_pb2.ListBackendsRequest())
+    except grpc.aio.AioRpcError as error:
+        if error.code() is not grpc.StatusCode.UNAVAILABLE:
+            raise
+        return False
+    ready = admin_pb2.BACKEND_STATE_READY
+    known = {frozenset(b.backend_id for b in r.backends if b.state == ready) for r in replies}
+    return len(known) == 1
 
 
 async def ask_each(cluster: Cluster, method: str, request: Any) -> list[Any]:

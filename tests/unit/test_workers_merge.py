@@ -88,6 +88,17 @@ def test_requests_in_flight_are_added_up_and_ids_ordered():
     assert [(one.backend_id, one.in_flight) for one in merged] == [("a", 0), ("b", 5)]
 
 
+def test_a_backend_that_one_worker_has_not_heard_of_is_not_ready():
+    one, both = merge_backends([[status("a", zone="z"), status("b")], [status("b")]])
+    assert one.state == admin_pb2.BACKEND_STATE_CONNECTING
+    assert "not every worker" in one.detail
+    assert (one.zone, list(one.models)) == ("z", ["m"])
+    assert both.state == admin_pb2.BACKEND_STATE_READY
+    lost = status("a", state=admin_pb2.BACKEND_STATE_LOST, detail="broken")
+    (merged,) = merge_backends([[], [lost]])
+    assert merged.detail == "broken"
+
+
 def test_ready_is_said_only_when_every_worker_says_it():
     lost = status("b", state=admin_pb2.BACKEND_STATE_LOST, detail="broken")
     (merged,) = merge_backends([[status("b")], [lost], [status("b")]])
