@@ -17,8 +17,9 @@ from bench.routing.workloads import Job
 RATIO_WEIGHT = 0.2
 """Of the latest step in the reported ratio of actual to modelled step time."""
 
+PREFILL_WEIGHT = 0.03
 AVERAGE_WEIGHT = 0.1
-"""Of the latest step in the other averages, as in the engine's load meter."""
+"""Of the latest step in the averages of prefill and of step time, as in the engine's load meter."""
 
 
 class Report(NamedTuple):
@@ -164,8 +165,9 @@ class Replica:
         self.totals.steps += 1
         self.totals.prefilled += prefill
         self.totals.busy += actual
-        weight = max(AVERAGE_WEIGHT, 1 / self.totals.steps)
+        weight = max(PREFILL_WEIGHT, 1 / self.totals.steps)
         self._prefill_average += weight * (prefill - self._prefill_average)
+        weight = max(AVERAGE_WEIGHT, 1 / self.totals.steps)
         self._step_time += weight * (actual - self._step_time)
         self.ratio += RATIO_WEIGHT * (actual / modelled - self.ratio)
         self.stepping = True

@@ -16,6 +16,9 @@ from services.local_engine.step_model import StepModel, StepModelFit
 _RATIO_WEIGHT = 0.2  # routing's α for the speed ratio
 _RATIO_BOUNDS = (0.1, 10.0)
 _AVERAGE_WEIGHT = 0.1
+_PREFILL_WEIGHT = 0.03
+"""Smaller: requests last for hundreds of steps. A router that goes by a short average lets the most
+in when prompts happen to pause, and finds each answer slower than foreseen."""
 _RATE_WINDOW_S = 1.0
 
 
@@ -168,7 +171,7 @@ class LoadMeter:
         if not size.prefill and not size.decodes:
             return  # bookkeeping of the engine: nothing was computed
         self._steps += 1
-        weight = max(_AVERAGE_WEIGHT, 1 / self._steps)
+        weight = max(_PREFILL_WEIGHT, 1 / self._steps)
         self._prefill_average += weight * (size.prefill - self._prefill_average)
         if seconds is not None and seconds > 0:
             self._time(size, seconds)

@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from services.router.core.decide import PATIENCE_S, choose, decide
-from services.router.core.policy import Algorithm, Objective
+from services.router.core.policy import Algorithm, Objective, OverflowRules
 from services.router.core.prediction import outlook
 from services.router.core.values import (
     Backend,
@@ -218,8 +218,9 @@ def test_a_request_that_names_a_backend_overflows_from_nowhere():
 def test_an_open_valve_does_not_hold_the_cloud_to_more_than_its_objective():
     asked = Request("m", 10, ttft_slo=1.0)
     both = local(round_trip=0.73), cloud(ttft_p95=0.75)
-    assert verdict(asked, *both).backend_id == "a"
-    assert verdict(asked._replace(overflowing=True), *both).backend_id == "cloud"
+    terms = TERMS._replace(overflow=OverflowRules(leave=1.1))
+    assert verdict(asked, *both, terms=terms).backend_id == "a"
+    assert verdict(asked._replace(overflowing=True), *both, terms=terms).backend_id == "cloud"
 
 
 @pytest.mark.parametrize(
@@ -234,7 +235,7 @@ def test_an_open_valve_does_not_hold_the_cloud_to_more_than_its_objective():
 @pytest.mark.parametrize("limit", [1.0, None])
 def test_an_open_valve_holds_nobody_back_who_cannot_leave(asked, limit):
     queued = local(round_trip=0.73)
-    hasty = TERMS._replace(objective=Objective(ttft=1.0))
+    hasty = TERMS._replace(objective=Objective(ttft=1.0), overflow=OverflowRules(leave=1.1))
     asked = asked._replace(ttft_slo=limit)
     closed = verdict(asked, queued, cloud(), terms=hasty)
     assert closed.backend_id == "a"

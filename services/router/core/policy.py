@@ -89,7 +89,7 @@ class OverflowRules:
     enabled: bool = True
     ttft_margin: float = 1.3
     tpot_margin: float = 1.1
-    leave: float = 1.1
+    leave: float = 1.01
     hold: float = 0.5
 
 
