@@ -20,6 +20,8 @@ from services.router.core.values import Coefficients, Health, Load, Prices, Resu
 
 # A step or a prompt may take so many times as long as expected before its backend is silent.
 _PATIENCE = 5.0
+_AT_REST = (0, 0, 1.0, 0.0)
+"""The pace of a backend that has made no step."""
 
 _TIERS = {generation_pb2.TIER_LOCAL: Tier.LOCAL, generation_pb2.TIER_CLOUD: Tier.CLOUD}
 _RESUMES = {
@@ -52,6 +54,7 @@ class KnownBackend:
         self.version = instance.meta.get("version", "")
         self.report: session_pb2.LoadReport | None = None
         self.report_at = 0.0
+        self._pace = _AT_REST
         self.leaving = False
         self._listed_models = frozenset(filter(None, instance.meta.get("models", "").split(",")))
         # What does not say that it is local may lead anywhere: nothing private goes there.
@@ -146,11 +149,12 @@ class KnownBackend:
         """The backend's own figures; what was sent later stays added to them."""
         self.report = report
         self.report_at = self._clock()
-        load = _load(report)
-        if _pace(load) != _pace(self.tracker.state.load):
+        pace = _pace(report)
+        if pace != self._pace:
             # It has ended a step: whoever reads a long prompt brings no token, and works.
+            self._pace = pace
             self.breaker.heartbeat(self.report_at)
-        self.tracker.reported(load, report.starts_seen)
+        self.tracker.reported_later(lambda: _load(report), report.starts_seen)
         if report.draining and self.health is Health.READY:
             self.leaves("draining")
         else:
@@ -221,8 +225,9 @@ class KnownBackend:
         if tracker.state.tier is Tier.CLOUD:
             return False
         excused = 0.0 if decoding else inf
-        if tracker.state.load.step_time > 0:
-            ahead = outlook(tracker.view())
+        view = tracker.view()
+        if view.load.step_time > 0:
+            ahead = outlook(view)
             expected = longest_step(ahead) if decoding else time_to_first_token(ahead, 0)
             excused = _PATIENCE * expected
         silent = self.breaker.check_silence(self._clock(), tracker.in_flight, excused)
@@ -242,9 +247,10 @@ class KnownBackend:
             self.changed()
 
 
-def _pace(load: Load) -> tuple[float, ...]:
+def _pace(report: session_pb2.LoadReport) -> tuple[int, int, float, float]:
     """Averages over steps, which each step changes."""
-    return (load.step_time, load.step_time_ratio, load.prefill_tokens_per_step)
+    step_time, ratio = report.step_time, _positive(report.step_time_ratio) or 1.0
+    return (step_time.seconds, step_time.nanos, ratio, _positive(report.prefill_tokens_per_step))
 
 
 def _load(report: session_pb2.LoadReport) -> Load:

@@ -243,7 +243,7 @@ async def test_a_resumed_answer_waits_for_a_slot_beyond_its_time_to_first_token(
         await answer.has_chunks(1)
 
         async def busy() -> bool:
-            return s.pool.uplink(second.id).backend.tracker.state.load.running == 1
+            return s.pool.uplink(second.id).backend.tracker.view().load.running == 1
 
         await until(busy)
         await first.crash()
@@ -289,7 +289,7 @@ async def test_a_request_that_waited_after_a_loss_may_have_been_billed():
         await second.send(load=BUSY)
 
         async def busy() -> bool:
-            return s.pool.uplink(second.id).backend.tracker.state.load.running == 1
+            return s.pool.uplink(second.id).backend.tracker.view().load.running == 1
 
         await until(busy)
         await first.crash()
@@ -340,14 +340,14 @@ async def test_the_receipt_of_an_answer_in_the_preferred_tier_names_no_overflow(
         await local.send(load=BUSY)
 
         async def busy() -> bool:
-            return s.pool.uplink("local").backend.tracker.state.load.running == 1
+            return s.pool.uplink("local").backend.tracker.view().load.running == 1
 
         await until(busy)
         answer = s.ask()
         await local.send(load=FREE)
 
         async def free() -> bool:
-            return s.pool.uplink("local").backend.tracker.state.load.running == 0
+            return s.pool.uplink("local").backend.tracker.view().load.running == 0
 
         await until(free)
         await cloud.refuse(Fault(errors_pb2.ERROR_REASON_PROVIDER_ERROR, "down"))

@@ -172,7 +172,7 @@ async def test_a_tenant_without_the_cloud_never_leaves():
 
 
 async def _has_running(s, name: str, count: int = 1) -> bool:
-    return s.pool.uplink(name).backend.tracker.state.load.running == count
+    return s.pool.uplink(name).backend.tracker.view().load.running == count
 
 
 # Money

@@ -21,7 +21,7 @@ def reported(**figures) -> Load:
     ahead = outlook(known.tracker.view())
     assert isfinite(score(ahead, 10))
     assert isfinite(time_to_first_token(ahead, 10))
-    return known.tracker.state.load
+    return known.tracker.view().load
 
 
 @pytest.mark.parametrize("nonsense", [nan, inf, -inf, -1.0])

@@ -7,6 +7,7 @@ clock is an argument. `view` gives the value that decisions are made from.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 from services.router.core.values import Backend, Health, Load, Tier
 
@@ -19,14 +20,16 @@ class Tracker:
     """One backend. `state` is what decisions see of it: whoever changes it there calls `touch`.
 
     It is changed in place, since each dispatch and each end would make another one: a snapshot that
-    holds it is good for the decision that it was taken for.
+    holds it is good for the decision that it was taken for. Its `load` is that of the latest report
+    only in a `view`: an engine reports with each step or so, and many steps pass between decisions.
     """
 
-    __slots__ = ("_peers", "_unreported", "_unreported_tokens", "state")
+    __slots__ = ("_peers", "_read_load", "_unreported", "_unreported_tokens", "state")
 
     def __init__(self, id: str, tier: Tier, models: frozenset[str] = frozenset()) -> None:
         self.state = Backend(id, tier, Health.CONNECTING, models, _NO_LOAD)
         self._peers = 1
+        self._read_load: Callable[[], Load] | None = None
         self._unreported: deque[tuple[int, int]] = deque()
         self._unreported_tokens = 0
 
@@ -37,6 +40,9 @@ class Tracker:
 
     def view(self) -> Backend:
         """The backend as a value, for one decision."""
+        if self._read_load is not None:
+            self.state.load = self._read_load()
+            self._read_load = None
         return self.state
 
     def touch(self) -> None:
@@ -63,7 +69,7 @@ class Tracker:
         state = self.state
         state.in_flight -= count
         state.ended_since += count
-        if state.load is _NO_LOAD:
+        if state.load is _NO_LOAD and self._read_load is None:
             # Some never report: what they were sent would be remembered for ever.
             unreported = self._unreported
             while len(unreported) > state.in_flight:
@@ -74,7 +80,11 @@ class Tracker:
 
     def reported(self, load: Load, starts_seen: int) -> None:
         """The backend's own figures; what was sent after the start `starts_seen` stays added."""
-        self.state.load = load
+        self.reported_later(lambda: load, starts_seen)
+
+    def reported_later(self, read: Callable[[], Load], starts_seen: int) -> None:
+        """As `reported`, with figures that are read when the next decision wants them."""
+        self._read_load = read
         self.state.ended_since = 0
         unreported = self._unreported
         while unreported and unreported[0][0] <= starts_seen:
@@ -96,6 +106,7 @@ class Tracker:
         self.state.ready_since = now
         self.state.health = Health.READY
         self.state.load = _NO_LOAD
+        self._read_load = None
         self._forget()
 
     def disconnected(self, health: Health) -> None:
