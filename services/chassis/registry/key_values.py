@@ -56,7 +56,8 @@ class LastValue:
 
     A server that comes back from an outage, or whose index went backwards, may have lost what it
     held. So an entry that was there before and is missing after that stays in force until there is
-    one again: whoever meant to remove it writes the default instead.
+    one again: whoever meant to remove it writes the default instead. What is lost without either
+    sign, in an outage shorter than the pause between two looks, counts as removed.
     """
 
     def __init__(self) -> None:
