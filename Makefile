@@ -57,8 +57,8 @@ status: setup ## Show the running processes and their health
 ## Check it
 
 .PHONY: test
-test: setup-engine consul model ## Every test: real vLLM, real Consul, real processes
-	@$(PYTHON) -m pytest $(PYTEST)
+test: setup-engine consul model ## Every test, two files at a time: real vLLM, real Consul, real processes
+	@$(PYTHON) -m pytest -n 2 --dist loadfile $(PYTEST)
 
 .PHONY: test-fast
 test-fast: setup ## The quick tests, four at a time, without vLLM and Consul: within a minute

@@ -156,7 +156,7 @@ async def test_a_drain_under_load_loses_none_of_200_streams(two_engines):
         async def both_are_busy() -> bool:
             return all(b.in_flight > 20 for b in await two_engines.backends())
 
-        await until(both_are_busy, during=asyncio.gather(*working))
+        await until(both_are_busy, during=working)
         assert await two_engines.end("sim-1") == 0
         answers = await asyncio.gather(*working, return_exceptions=True)
     lost = [a for a in answers if isinstance(a, BaseException)]

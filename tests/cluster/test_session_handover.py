@@ -82,7 +82,7 @@ async def test_who_comes_back_to_the_other_worker_goes_on_as_if_nothing_had_been
     async with AsyncExitStack() as stack:
         some = await callers(stack, router)
         reading = asyncio.ensure_future(some.read_all())
-        await until(some.all_begun, during=reading)
+        await until(some.all_begun, during=[reading])
         resumed = 0
 
         async def all_are_back() -> bool:
@@ -91,7 +91,7 @@ async def test_who_comes_back_to_the_other_worker_goes_on_as_if_nothing_had_been
         # The kernel chooses the worker: of so many, some come to the other one.
         for _ in range(3):
             resumed += some.network.cut()
-            await until(all_are_back, during=reading)
+            await until(all_are_back, during=[reading])
         assert await total(router, "handed_over") > 0
         answers = await reading
         assert {len(answer) for answer in answers} == {TOKENS}
@@ -104,7 +104,7 @@ async def test_a_session_is_resumed_while_its_worker_is_being_replaced(router):
     async with AsyncExitStack() as stack:
         some = await callers(stack, router)
         reading = asyncio.ensure_future(some.read_all())
-        await until(some.all_begun, during=reading)
+        await until(some.all_begun, during=[reading])
         os.kill(router.processes["router"].record.pid, signal.SIGHUP)
 
         async def a_successor_serves() -> bool:

@@ -72,7 +72,7 @@ async def test_both_workers_get_sessions_and_one_address_tells_of_both(router):
             return await in_flight(router) == 24
 
         # Whoever is asked adds up what all have in flight.
-        await until(all_run, during=asyncio.gather(*asked))
+        await until(all_run, during=asked)
         each = await ask_each(router, "ListBackends", admin_pb2.ListBackendsRequest())
         shares = [sum(backend.in_flight for backend in reply.backends) for reply in each]
         assert sum(shares) == 24
@@ -134,7 +134,7 @@ async def test_requests_without_output_survive_the_kill_of_their_worker(tmp_path
         async def all_run() -> bool:
             return await in_flight(router) == 16
 
-        await until(all_run, during=asyncio.gather(*asked))
+        await until(all_run, during=asked)
         os.kill(workers(router)[0].pid, signal.SIGKILL)
         answers = await asyncio.gather(*asked)
     assert all(len(answer.choices[0].token_ids) == 3 for answer in answers)
@@ -180,7 +180,7 @@ async def test_a_restart_one_by_one_under_load_fails_no_call(router):
         async def most_run() -> bool:
             return await in_flight(router) >= 100
 
-        await until(most_run, during=asyncio.gather(*long, *short))
+        await until(most_run, during=[*long, *short])
         os.kill(router.processes["router"].record.pid, signal.SIGHUP)
         answers = await asyncio.gather(*long)
         async with asyncio.timeout(3 * BOUND_S):
@@ -254,7 +254,7 @@ async def test_a_request_is_cancelled_and_a_level_set_wherever_they_are_asked_fo
         async def all_run() -> bool:
             return await in_flight(router) == 8
 
-        await until(all_run, during=asyncio.gather(*asked))
+        await until(all_run, during=asked)
         for one in ids:
             await ask_any(router, "CancelRequest", admin_pb2.CancelRequestRequest(request_id=one))
         await asyncio.wait(asked, timeout=BOUND_S)
@@ -289,7 +289,7 @@ async def test_the_ordered_end_finishes_streams_and_leaves_no_process(router):
         async def all_run() -> bool:
             return await in_flight(router) == 12
 
-        await until(all_run, during=asyncio.gather(*asked))
+        await until(all_run, during=asked)
         assert await router.end("router") == 0
         answers = await asyncio.gather(*asked)
     assert all(len(answer.choices[0].token_ids) == 400 for answer in answers)
@@ -316,7 +316,7 @@ async def test_a_second_signal_ends_all_at_once(router):
         async def all_run() -> bool:
             return await in_flight(router) == 4
 
-        await until(all_run, during=asyncio.gather(*asked))
+        await until(all_run, during=asked)
         os.kill(supervisor.record.pid, signal.SIGTERM)
 
         async def leaving() -> bool:

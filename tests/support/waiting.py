@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 BOUND_S = 60.0
@@ -17,15 +17,17 @@ async def until(
     condition: Callable[[], Any],
     seconds: float = BOUND_S,
     *,
-    during: asyncio.Future[Any] | None = None,
+    during: Iterable[asyncio.Future[Any]] = (),
 ) -> None:
     """Polls an asynchronous condition.
 
-    What goes on meanwhile, `during`, is expected to bring it about: should it fail, so does this,
-    with its error.
+    What goes on meanwhile, `during`, is expected to bring it about: should any of it fail, so does
+    this, with its error.
     """
+    going_on = tuple(during)
     async with asyncio.timeout(seconds):
         while not await condition():
-            if during is not None and during.done():
-                during.result()
+            for one in going_on:
+                if one.done():
+                    one.result()
             await asyncio.sleep(0.02)
