@@ -11,18 +11,19 @@ from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault, Work, to_status
 from services.router import exchange
 from services.router.core.policy import BreakerRules, ModelRules
-from tests.inprocess.test_routing_policy import (
+from tests.support.auth import until
+from tests.support.policy_scene import (
     BUSY,
     FREE,
     HEDGING,
     PLAIN,
     STOP,
-    _has_running,
-    _idle,
+    cancelled,
+    has_running,
+    idle,
     late,
     pool_of,
 )
-from tests.support.auth import until
 from tests.support.scripted_backends import Answer, Frame, scene, text_chunk
 
 
@@ -57,17 +58,13 @@ async def test_a_bug_met_with_an_answer_ends_that_one_and_no_other_of_its_sessio
         await at["a"].send(text_chunk(one, 0, "x", 1, **ends), text_chunk(two, 0, "y", 1))
         assert (await broken.fault()).reason == errors_pb2.ERROR_REASON_INTERNAL
         if not last:
-            await until(lambda: _cancelled(at["a"], one))
+            await until(lambda: cancelled(at["a"], one))
             await at["a"].send(text_chunk(one, 1, "", finish_reason=STOP))
         await at["a"].send(text_chunk(two, 1, "z", 2, finish_reason=STOP))
         assert (await other.last()).receipt.backend_id == "a"
-        await until(lambda: _idle(s))
+        await until(lambda: idle(s))
         assert at["a"].sessions == 1
         assert not s.handler._exchanges
-
-
-async def _cancelled(backend, number: int) -> bool:
-    return number in backend.cancelled
 
 
 async def test_a_bug_met_with_a_loss_keeps_no_other_request_from_going_on():
@@ -92,7 +89,7 @@ async def test_a_bug_met_in_the_line_ends_that_one_and_the_next_has_its_turn(mon
     monkeypatch.setattr(exchange, "send", buggy)
     async with pool_of(PLAIN, a={}) as (s, at):
         await at["a"].send(load=BUSY)
-        await until(lambda: _has_running(s, "a"))
+        await until(lambda: has_running(s, "a"))
         bad, good = s.ask(prompt="bad"), s.ask(prompt="good")
         assert len(s.routing.line) == 2
         await at["a"].send(load=FREE)
@@ -118,7 +115,7 @@ async def test_one_that_leaves_while_others_are_shed_keeps_nobody_from_being_tol
         s.list(a)
         await s.ready(a)
         await a.send(load=BUSY)
-        await until(lambda: _has_running(s, "a"))
+        await until(lambda: has_running(s, "a"))
         answers = [s.ask(Leaving()), s.ask(), s.ask()]
         time.sleep(0.15)  # noqa: ASYNC251 - so that the loop finds all of them due at once
         ends = [await answer._end() for answer in answers]
@@ -130,7 +127,7 @@ async def test_one_that_leaves_while_others_are_shed_keeps_nobody_from_being_tol
 async def test_nothing_ticks_for_a_line_that_everybody_has_left():
     async with pool_of(PLAIN, a={}) as (s, at):
         await at["a"].send(load=BUSY)
-        await until(lambda: _has_running(s, "a"))
+        await until(lambda: has_running(s, "a"))
         answer = s.ask()
         assert s.routing.line._timer is not None
         (waiting,) = s.handler._exchanges
@@ -146,7 +143,7 @@ async def test_an_error_ends_a_request_whether_or_not_it_says_that_it_is_the_las
         refusal = to_status(Fault(errors_pb2.ERROR_REASON_INVALID_REQUEST, "no"))
         await at["a"].send(Frame(stream=number, error=refusal.SerializeToString()))
         assert (await answer.fault()).reason == errors_pb2.ERROR_REASON_INVALID_REQUEST
-        await until(lambda: _idle(s))
+        await until(lambda: idle(s))
 
 
 async def test_what_was_lost_before_it_left_is_said_not_to_have_begun():
@@ -183,7 +180,7 @@ async def test_nobody_who_waits_is_sent_to_a_session_that_is_just_over():
     async with pool_of(policy, a={}, b={}) as (s, at):
         a = s.pool.uplink("a")
         await at["b"].send(load=BUSY)
-        await until(lambda: _has_running(s, "b"))
+        await until(lambda: has_running(s, "b"))
         s.ask(prompt="fails")
         await at["a"].refuse(Fault(errors_pb2.ERROR_REASON_INTERNAL, "down"))
         await until(lambda: _waits(s, 1))

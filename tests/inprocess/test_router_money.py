@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import grpc
 import pytest
 
 from anabranch.v1 import errors_pb2
@@ -10,17 +11,23 @@ from services.chassis.errors import Fault, Work
 from services.cloud_proxy import estimates
 from services.router.asking import billed_tokens_at_most
 from services.router.core.policy import HedgeRules, ModelRules
-from tests.inprocess.test_routing_policy import (
+from tests.support.auth import until
+from tests.support.policy_scene import (
+    BUSY,
     CLOUD,
+    FREE,
     HEDGING,
     ONLY_CLOUD,
     PLAIN,
     PRICES,
+    STOP,
     answered,
+    has_running,
     late,
     pool_of,
     spending,
 )
+from tests.support.scripted_backends import text_chunk
 
 CLOUD_FIRST = pb.Routing(residency=pb.RESIDENCY_CLOUD_FIRST)
 SHORT = pb.Sampling(max_tokens=300)
@@ -123,3 +130,72 @@ async def test_a_cost_below_zero_is_none():
             known.book for known in s.routing.spending._budget._accounts.values() if known.book
         ]
         assert (book.spent, book.reserved) == (0, 0)
+
+
+async def test_a_budget_is_never_exceeded_and_what_was_not_used_comes_back():
+    async with pool_of(spending(1000), cloud=CLOUD) as (s, at):
+        small = {"routing": ONLY_CLOUD, "sampling": pb.Sampling(max_tokens=300)}
+        first, second, third = s.ask(**small), s.ask(**small), s.ask(**small)
+        number, request = await at["cloud"].next_start()
+        # The proxy may not spend more than what was set aside.
+        assert 300 <= request.routing.max_cost_microusd <= 333
+        fourth = await s.ask(**small).fault()
+        assert fourth.reason == errors_pb2.ERROR_REASON_BUDGET_EXHAUSTED
+        assert fourth.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert fourth.retry_after
+        assert fourth.quota
+        receipt = pb.RouteReceipt(cost_microusd=10)
+        await at["cloud"].send(text_chunk(number, 0, "x", 1, finish_reason=STOP, receipt=receipt))
+        assert (await first.last()).receipt.cost_microusd == 10
+        again = s.ask(**small)
+        for _ in range(3):
+            await answered(at["cloud"], cost=300)
+        for answer in (second, third, again):
+            await answer.last()
+        assert (await s.ask(**small).fault()).reason == errors_pb2.ERROR_REASON_BUDGET_EXHAUSTED
+
+
+async def test_without_money_a_request_stays_local_and_waits_there():
+    async with pool_of(spending(10), local={}, cloud=CLOUD) as (s, at):
+        await at["local"].send(load=BUSY)
+        await until(lambda: has_running(s, "local"))
+        answer = s.ask(sampling=pb.Sampling(max_tokens=300))
+        assert not answer.ends
+        await at["local"].send(load=FREE)
+        await answered(at["local"])
+        assert (await answer.last()).receipt.tier == pb.TIER_LOCAL
+
+
+async def test_a_request_that_never_ran_costs_nothing():
+    async with pool_of(spending(400), cloud=CLOUD) as (s, at):
+        small = {"routing": ONLY_CLOUD, "sampling": pb.Sampling(max_tokens=300)}
+        for _ in range(3):
+            answer = s.ask(**small)
+            await at["cloud"].refuse(Fault(errors_pb2.ERROR_REASON_INVALID_REQUEST, "no"))
+            assert (await answer.fault()).reason == errors_pb2.ERROR_REASON_INVALID_REQUEST
+        answer = s.ask(**small)
+        await answered(at["cloud"], cost=5)
+        await answer.last()
+
+
+async def test_where_prices_are_unknown_no_budget_covers_it():
+    async with pool_of(spending(10**9), cloud={"tier": pb.TIER_CLOUD}) as (s, _):
+        fault = await s.ask(routing=ONLY_CLOUD).fault()
+        assert fault.reason == errors_pb2.ERROR_REASON_BUDGET_EXHAUSTED
+        assert "prices" in fault.message
+
+
+async def test_a_requests_own_limit_is_kept_too():
+    routing = pb.Routing(residency=pb.RESIDENCY_CLOUD_ONLY, max_cost_microusd=5)
+    async with pool_of(PLAIN, cloud=CLOUD) as (s, _):
+        fault = await s.ask(routing=routing).fault()
+        assert fault.reason == errors_pb2.ERROR_REASON_BUDGET_EXHAUSTED
+
+
+async def test_the_cheapest_provider_gets_it():
+    dear = pb.TokenPrices(input=2_000_000, output=2_000_000)
+    async with pool_of(PLAIN, dear={"tier": pb.TIER_CLOUD, "prices": dear}, cheap=CLOUD) as (s, at):
+        for _ in range(3):
+            answer = s.ask(routing=ONLY_CLOUD)
+            await answered(at["cheap"])
+            assert (await answer.last()).receipt.backend_id == "cheap"

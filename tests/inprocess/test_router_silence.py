@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from anabranch.v1 import session_pb2
 from services.router.core.policy import BreakerRules
-from tests.inprocess.test_routing_policy import CLOUD, ONLY_CLOUD, PLAIN, STOP, late, pool_of
 from tests.support.auth import until
+from tests.support.policy_scene import CLOUD, ONLY_CLOUD, PLAIN, STOP, late, pool_of
 from tests.support.scripted_backends import text_chunk
 
 

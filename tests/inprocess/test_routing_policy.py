@@ -1,4 +1,4 @@
-"""What the policy makes of requests: names, money, masks, hedges, repeats, prefixes.
+"""What the policy makes of requests: names, masks, repeats, prefixes.
 
 The router's own parts in front of scripted backends; the decision itself is tested in tests/unit.
 """
@@ -6,10 +6,8 @@ The router's own parts in front of scripted backends; the decision itself is tes
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
 from dataclasses import replace
 
-import grpc
 import pytest
 
 from anabranch.v1 import errors_pb2, session_pb2
@@ -19,12 +17,9 @@ from services.router.core.policy import (
     AdmissionRules,
     Affinity,
     BreakerRules,
-    Budget,
     ClassRules,
-    HedgeRules,
     ModelRules,
     Objective,
-    Policy,
     PriorityClass,
     RetryRules,
     TenantRules,
@@ -32,37 +27,18 @@ from services.router.core.policy import (
 )
 from services.router.explanation import explain
 from tests.support.auth import until
-from tests.support.scripted_backends import MODEL, scene, text_chunk
-
-STOP = pb.FINISH_REASON_STOP
-PLAIN = Policy(objective=Objective(ttft=1.0), slow_start=0.0)
-BUSY = session_pb2.LoadReport(running=1, max_running=1, step_time={"nanos": 10_000_000})
-FREE = session_pb2.LoadReport(running=0, max_running=1)
-# A million tokens for a million micro-USD: a token costs one.
-PRICES = pb.TokenPrices(input=1_000_000, cached_input=1_000_000, output=1_000_000)
-ONLY_CLOUD = pb.Routing(residency=pb.RESIDENCY_CLOUD_ONLY)
-
-
-@asynccontextmanager
-async def pool_of(policy: Policy, **backends):
-    """A scene with these backends ready: names to the arguments of `Scene.backend`."""
-    async with scene(policy=policy) as s:
-        found = {name: await s.backend(name, **how) for name, how in backends.items()}
-        s.list(*found.values())
-        await s.ready(*found.values())
-        yield s, found
-
-
-CLOUD = {"tier": pb.TIER_CLOUD, "prices": PRICES}
-
-
-async def answered(backend, *, cost: int = 0, reason: pb.FinishReason = STOP) -> pb.GenerateRequest:
-    """The backend answers its next request with one token."""
-    number, request = await backend.next_start()
-    receipt = pb.RouteReceipt(cost_microusd=cost) if cost else None
-    await backend.send(text_chunk(number, 0, "x", 1, finish_reason=reason, receipt=receipt))
-    return request
-
+from tests.support.policy_scene import (
+    BUSY,
+    CLOUD,
+    FREE,
+    ONLY_CLOUD,
+    PLAIN,
+    answered,
+    has_running,
+    late,
+    pool_of,
+)
+from tests.support.scripted_backends import MODEL, text_chunk
 
 # Names
 
@@ -163,193 +139,12 @@ async def test_a_tenant_without_the_cloud_never_leaves():
         fault = await s.ask(routing=ONLY_CLOUD).fault()
         assert fault.reason == errors_pb2.ERROR_REASON_ACCESS_DENIED
         await at["local"].send(load=BUSY)
-        await until(lambda: _has_running(s, "local"))
+        await until(lambda: has_running(s, "local"))
         answer = s.ask()
         await at["local"].send(load=FREE)
         await answered(at["local"])
         assert (await answer.last()).receipt.tier == pb.TIER_LOCAL
         assert not at["cloud"].masks
-
-
-async def _has_running(s, name: str, count: int = 1) -> bool:
-    return s.pool.uplink(name).backend.tracker.view().load.running == count
-
-
-# Money
-
-
-def spending(budget: int) -> Policy:
-    return replace(PLAIN, tenants={"shop": TenantRules(cloud_budget=Budget(budget))})
-
-
-async def test_a_budget_is_never_exceeded_and_what_was_not_used_comes_back():
-    async with pool_of(spending(1000), cloud=CLOUD) as (s, at):
-        small = {"routing": ONLY_CLOUD, "sampling": pb.Sampling(max_tokens=300)}
-        first, second, third = s.ask(**small), s.ask(**small), s.ask(**small)
-        number, request = await at["cloud"].next_start()
-        # The proxy may not spend more than what was set aside.
-        assert 300 <= request.routing.max_cost_microusd <= 333
-        fourth = await s.ask(**small).fault()
-        assert fourth.reason == errors_pb2.ERROR_REASON_BUDGET_EXHAUSTED
-        assert fourth.code is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert fourth.retry_after
-        assert fourth.quota
-        receipt = pb.RouteReceipt(cost_microusd=10)
-        await at["cloud"].send(text_chunk(number, 0, "x", 1, finish_reason=STOP, receipt=receipt))
-        assert (await first.last()).receipt.cost_microusd == 10
-        again = s.ask(**small)
-        for _ in range(3):
-            await answered(at["cloud"], cost=300)
-        for answer in (second, third, again):
-            await answer.last()
-        assert (await s.ask(**small).fault()).reason == errors_pb2.ERROR_REASON_BUDGET_EXHAUSTED
-
-
-async def test_without_money_a_request_stays_local_and_waits_there():
-    async with pool_of(spending(10), local={}, cloud=CLOUD) as (s, at):
-        await at["local"].send(load=BUSY)
-        await until(lambda: _has_running(s, "local"))
-        answer = s.ask(sampling=pb.Sampling(max_tokens=300))
-        assert not answer.ends
-        await at["local"].send(load=FREE)
-        await answered(at["local"])
-        assert (await answer.last()).receipt.tier == pb.TIER_LOCAL
-
-
-async def test_a_request_that_never_ran_costs_nothing():
-    async with pool_of(spending(400), cloud=CLOUD) as (s, at):
-        small = {"routing": ONLY_CLOUD, "sampling": pb.Sampling(max_tokens=300)}
-        for _ in range(3):
-            answer = s.ask(**small)
-            await at["cloud"].refuse(Fault(errors_pb2.ERROR_REASON_INVALID_REQUEST, "no"))
-            assert (await answer.fault()).reason == errors_pb2.ERROR_REASON_INVALID_REQUEST
-        answer = s.ask(**small)
-        await answered(at["cloud"], cost=5)
-        await answer.last()
-
-
-async def test_where_prices_are_unknown_no_budget_covers_it():
-    async with pool_of(spending(10**9), cloud={"tier": pb.TIER_CLOUD}) as (s, _):
-        fault = await s.ask(routing=ONLY_CLOUD).fault()
-        assert fault.reason == errors_pb2.ERROR_REASON_BUDGET_EXHAUSTED
-        assert "prices" in fault.message
-
-
-async def test_a_requests_own_limit_is_kept_too():
-    routing = pb.Routing(residency=pb.RESIDENCY_CLOUD_ONLY, max_cost_microusd=5)
-    async with pool_of(PLAIN, cloud=CLOUD) as (s, _):
-        fault = await s.ask(routing=routing).fault()
-        assert fault.reason == errors_pb2.ERROR_REASON_BUDGET_EXHAUSTED
-
-
-async def test_the_cheapest_provider_gets_it():
-    dear = pb.TokenPrices(input=2_000_000, output=2_000_000)
-    async with pool_of(PLAIN, dear={"tier": pb.TIER_CLOUD, "prices": dear}, cheap=CLOUD) as (s, at):
-        for _ in range(3):
-            answer = s.ask(routing=ONLY_CLOUD)
-            await answered(at["cheap"])
-            assert (await answer.last()).receipt.backend_id == "cheap"
-
-
-# Hedges
-
-HEDGING = replace(PLAIN, hedge=HedgeRules(enabled=True, share=1.0, after=1.0, soonest=0.01))
-
-
-async def late(s, at):
-    """Both backends have the request: the one that was asked first, then its hedge."""
-    first = next(u.backend.id for u in s.pool.uplinks() if u.backend.in_flight)
-    (second,) = at.keys() - {first}
-    return at[first], at[second]
-
-
-async def test_a_late_first_token_is_asked_for_elsewhere_and_the_loser_is_cancelled():
-    async with pool_of(HEDGING, a={}, b={}) as (s, at):
-        answer = s.ask()
-        first, second = await late(s, at)
-        lost, _ = await first.next_start()
-        won, _ = await second.next_start()
-        await second.send(text_chunk(won, 0, "x", 1))
-        await answer.has_chunks(1)
-        await until(lambda: _cancelled(first, lost))
-        # What the loser still says is heard by nobody, and its slot comes free.
-        await first.send(text_chunk(lost, 0, "z", 9, finish_reason=pb.FINISH_REASON_CANCELLED))
-        await second.send(text_chunk(won, 1, "y", 2, finish_reason=STOP))
-        receipt = (await answer.last()).receipt
-        assert receipt.hedged
-        assert receipt.backend_id == second.id
-        assert [(a.backend_id, a.error_reason, a.hedge) for a in receipt.attempts] == [
-            (first.id, "CANCELLED", False),
-            (second.id, "", True),
-        ]
-        assert "".join(chunk.text for chunk in answer.chunks) == "xy"
-        await until(lambda: _idle(s))
-
-
-async def test_the_first_one_may_still_win():
-    async with pool_of(HEDGING, a={}, b={}) as (s, at):
-        answer = s.ask()
-        first, second = await late(s, at)
-        won, _ = await first.next_start()
-        lost, _ = await second.next_start()
-        await first.send(text_chunk(won, 0, "x", 1, finish_reason=STOP))
-        receipt = (await answer.last()).receipt
-        assert receipt.backend_id == first.id
-        assert receipt.hedged
-        await until(lambda: _cancelled(second, lost))
-        await second.send(text_chunk(lost, 0, "", finish_reason=pb.FINISH_REASON_CANCELLED))
-        await until(lambda: _idle(s))
-        assert len(answer.ends) == 1
-
-
-async def test_when_one_of_two_fails_the_other_one_answers():
-    for failing in (0, 1):
-        async with pool_of(HEDGING, a={}, b={}) as (s, at):
-            answer = s.ask()
-            both = await late(s, at)
-            numbers = [(await backend.next_start())[0] for backend in both]
-            await both[failing].crash()
-            other = 1 - failing
-            await both[other].send(text_chunk(numbers[other], 0, "x", 1, finish_reason=STOP))
-            receipt = (await answer.last()).receipt
-            assert receipt.backend_id == both[other].id
-            assert len(receipt.attempts) == 2
-
-
-async def test_a_caller_who_leaves_takes_both_along():
-    async with pool_of(HEDGING, a={}, b={}) as (s, at):
-        answer = s.ask()
-        first, second = await late(s, at)
-        one, _ = await first.next_start()
-        two, _ = await second.next_start()
-        (exchange,) = s.handler._exchanges
-        exchange.cancel()
-        await until(lambda: _cancelled(first, one))
-        await until(lambda: _cancelled(second, two))
-        await first.send(text_chunk(one, 0, "", finish_reason=pb.FINISH_REASON_CANCELLED))
-        assert (await answer.last()).finish_reason == pb.FINISH_REASON_CANCELLED
-        await second.send(text_chunk(two, 0, "", finish_reason=pb.FINISH_REASON_CANCELLED))
-        await until(lambda: _idle(s))
-
-
-async def test_what_may_not_be_hedged_is_not():
-    policy = replace(HEDGING, hedge=replace(HEDGING.hedge, share=0.0))
-    async with pool_of(policy, a={}, b={}) as (s, at):
-        answer = s.ask()
-        first, second = await late(s, at)
-        number, _ = await first.next_start()
-        await asyncio.sleep(0.1)  # several times as long as a hedge would wait
-        await first.send(text_chunk(number, 0, "x", 1, finish_reason=STOP))
-        assert not (await answer.last()).receipt.hedged
-        assert not second.masks
-
-
-async def _cancelled(backend, number: int) -> bool:
-    return number in backend.cancelled
-
-
-async def _idle(s) -> bool:
-    return not any(uplink.backend.in_flight for uplink in s.pool.uplinks())
 
 
 # Repeats
@@ -458,7 +253,7 @@ async def test_one_whose_time_ended_in_the_line_goes_nowhere_any_more():
     policy = replace(PLAIN, objective=Objective(ttft=30.0))
     async with pool_of(policy, local={}, cloud=CLOUD) as (s, at):
         await at["local"].send(load=BUSY)
-        await until(lambda: _has_running(s, "local"))
+        await until(lambda: has_running(s, "local"))
         answer = s.ask(seconds=0.2)
         assert not answer.ends
         fault = await answer.fault()
@@ -476,7 +271,7 @@ async def test_the_urgent_go_first_and_nobody_loses_the_reserved_places():
     admission = AdmissionRules(classes=classes)
     async with pool_of(replace(PLAIN, admission=admission), a={}) as (s, at):
         await at["a"].send(load=BUSY)
-        await until(lambda: _has_running(s, "a"))
+        await until(lambda: has_running(s, "a"))
         batch = [
             s.ask(prompt=f"b{n}", routing=pb.Routing(priority=pb.PRIORITY_BATCH)) for n in range(20)
         ]

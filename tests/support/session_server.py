@@ -358,6 +358,11 @@ def server_process(address: str = "127.0.0.1:0") -> Iterator[tuple[str, subproce
         server.stdout.close()
 
 
+def words(count: int) -> str:
+    """What "say N" is answered with."""
+    return "".join(f"w{i} " for i in range(count))
+
+
 async def _serve_alone(address: str) -> None:
     async with scripted_server(Script(pace=0.005), address) as bound:
         print(bound, flush=True)
