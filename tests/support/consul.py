@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import shutil
 import signal
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +14,7 @@ import aiohttp
 import pytest
 
 from services.chassis.registry import consul_client
+from tools.cluster.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,7 +35,7 @@ class ConsulAgent:
 
     def __init__(self, binary: str) -> None:
         self._binary = binary
-        self._ports = _free_ports(4)
+        self._ports = [free_port() for _ in range(4)]
         self._process: asyncio.subprocess.Process | None = None
         self.http_port = self._ports[0]
 
@@ -109,23 +108,3 @@ async def running_consul() -> AsyncIterator[ConsulAgent]:
         yield agent
     finally:
         await agent.stop()
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports below the ephemeral range: while the agent is down, no outgoing connection takes one.
-
-    (A client that keeps dialling an ephemeral port of its own machine can even reach itself.)
-    """
-    found: list[int] = []
-    for _ in range(1000):
-        port = random.randrange(12_000, 32_000)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        if port not in found:
-            found.append(port)
-        if len(found) == count:
-            return found
-    pytest.fail("no free ports between 12000 and 32000")

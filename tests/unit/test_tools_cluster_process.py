@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
+import random
+import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from tests.support.waiting import BOUND_S
-from tools.cluster import process, state
+from tools.cluster import ports, process, state
 from tools.cluster.health import until_serving
 from tools.cluster.ports import free_port, is_free
 from tools.cluster.process import ClusterError, ProcessRecord, ProcessSpec, Running, inherited
+
+ROOT = Path(__file__).resolve().parents[2]
 
 PARENT = """
 import subprocess, sys, signal, time
@@ -130,3 +137,30 @@ def test_free_ports_are_free_and_never_given_twice():
     ports = [free_port() for _ in range(50)]
     assert len(set(ports)) == 50
     assert all(is_free(port) for port in ports)
+
+
+def test_a_port_that_one_process_was_given_is_given_to_no_other(monkeypatch):
+    """Although nobody has bound it yet; when the one that was given it has ended, it is free."""
+    script = (
+        "import sys; from tools.cluster.ports import free_port;"
+        "print(free_port(), flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as other:  # fmt: skip
+        taken = int(other.stdout.readline())
+        assert is_free(taken)
+        guess_first(monkeypatch, taken)
+        assert free_port() != taken
+        other.stdin.close()
+        other.wait()
+    guess_first(monkeypatch, taken)
+    assert free_port() == taken
+
+
+def guess_first(monkeypatch, port: int) -> None:
+    """Makes the next port that is looked at this one."""
+    chosen = random.SystemRandom()
+    guesses = itertools.chain([port], iter(lambda: chosen.randrange(20_000, 32_000), None))
+    monkeypatch.setattr(ports, "_random", SimpleNamespace(randrange=lambda *_: next(guesses)))
