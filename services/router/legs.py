@@ -85,8 +85,8 @@ class Leg:
 
     def drop(self) -> None:
         """Nobody wants its answer any more; what still comes is not heard."""
-        self.uplink.disown(self.number)
-        self.uplink.cancel(self.number)
+        self.uplink.requests.disown(self.number)
+        self.uplink.requests.cancel(self.number)
 
     def settle(self, spending: Spending, cost: int | None) -> None:
         """It is over and cost so much; None when nobody said, and all that was set aside counts."""

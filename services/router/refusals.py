@@ -52,6 +52,11 @@ def lost(message: str, delivered: int, *, work: Work) -> Fault:
     )
 
 
+def backend_lost(message: str, work: Work = Work.MAYBE_BILLED) -> Fault:
+    """A backend, or the session to it, is gone: what its requests are told."""
+    return Fault(errors_pb2.ERROR_REASON_BACKEND_LOST, message, work=work)
+
+
 def too_large_to_forward(size: int, limit: int) -> Fault:
     """With what is added for the backend, the request no longer fits into a message."""
     return Fault(

@@ -1,7 +1,6 @@
-"""The router's session to one backend: kept open, fed, read, and mourned when it breaks.
+"""The router's session to one backend: kept open, renewed, and mourned when it breaks.
 
-Chunks pass as bytes. One message of the backend is handled in one go, so the
-callers' sessions each send one message for it. It decides nothing.
+What passes on it is session_requests.py's. It decides nothing.
 """
 
 from __future__ import annotations
@@ -13,30 +12,23 @@ from collections.abc import Callable
 
 import grpc
 from google.protobuf.message import DecodeError
-from google.rpc import status_pb2
 
-from anabranch.v1 import errors_pb2, relay_pb2, session_pb2
+from anabranch.v1 import errors_pb2, relay_pb2
 from anabranch.v1.generation_pb2 import PiiKind
 from services.chassis.auth_client import TokenSource
 from services.chassis.authn import Principal
 from services.chassis.channels import DEFAULT_MAX_MESSAGE_BYTES, open_channel, transport_limits
-from services.chassis.errors import (
-    Fault,
-    Work,
-    fault_from_rpc_error,
-    fault_from_status,
-    fault_of,
-)
+from services.chassis.errors import Fault, fault_from_rpc_error, fault_of
 from services.chassis.http2.client import ClientCall, connect
 from services.chassis.http2.frames import Code
 from services.chassis.registry import Instance
 from services.chassis.turn import Soon, turn_of
-from services.router.core.breaker import UNKNOWN
 from services.router.core.prefix import PrefixIndex
 from services.router.core.values import Health
 from services.router.known_backend import KnownBackend
-from services.router.receivers import NOBODY, Receiver, end_for_bug
-from services.router.unsent import Unsent
+from services.router.receivers import Receiver
+from services.router.refusals import backend_lost
+from services.router.session_requests import SessionRequests
 
 _log = logging.getLogger(__name__)
 
@@ -71,18 +63,13 @@ class Uplink:
         self._tokens = tokens
         self._clock = clock
         self._jitter = jitter
-        self._prefixes = prefixes
-        self._receivers: dict[int, Receiver] = {}
-        # The breaker's word for when each was sent, and who of them has had its first token.
-        self._sent_in: dict[int, int] = {}
-        self._decoding: set[int] = set()
-        self._next = 1
-        self._starts = 0
-        self._outgoing = Unsent()
         self._renewal = ""
         self._call: ClientCall | None = None
         self._loop = asyncio.get_running_loop()
         self._flush_soon = Soon(self._flush, turn_of(self._loop))
+        self.requests = SessionRequests(
+            self.backend, prefixes, self._flush_soon.set, self._leave_if_idle
+        )
 
     def start(
         self,
@@ -94,64 +81,16 @@ class Uplink:
         receiver: Receiver,
         mask: tuple[PiiKind, ...] = (),
     ) -> int:
-        """Puts a serialised request on the session; the returned number cancels it.
-
-        `prompt_tokens` is what the backend has to compute of its prompt, `blocks` names the
-        beginnings that it will hold, `mask` what must not leave.
-        """
-        number = self._next
-        self._next += 1
-        self._starts += 1
-        self._receivers[number] = receiver
-        backend = self.backend
-        backend.tracker.started(self._starts, prompt_tokens)
-        self._sent_in[number] = backend.sent()
-        if blocks:
-            self._prefixes.sent(backend.id, blocks)
-        frame = relay_pb2.RelaySessionRequestFrame(
-            stream=number, start=request, traceparent=traceparent
-        )
-        frame.on_behalf_of.tenant = caller.tenant
-        frame.on_behalf_of.client_id = caller.client_id
-        if mask:
-            frame.mask.extend(mask)
-        self._outgoing.append(frame)
-        self._flush_soon.set()
-        return number
-
-    def cancel(self, number: int) -> None:
-        """Asks the backend to stop a request; its last frame still comes."""
-        if number in self._receivers:
-            generation = self._sent_in.pop(number, UNKNOWN)
-            self.backend.abandoned(generation)
-            frame = relay_pb2.RelaySessionRequestFrame(stream=number)
-            frame.cancel.SetInParent()
-            self._outgoing.append(frame)
-            self._flush_soon.set()
-
-    def answers(self, number: int, seconds: float) -> None:
-        """The first chunk of a request came, so long after it was sent."""
-        generation = self._sent_in.get(number)
-        if generation is not None:
-            self._decoding.add(number)
-            self.backend.answers(generation, seconds)
-
-    def disown(self, number: int) -> None:
-        """Nobody listens to a request any more; its end is still waited for."""
-        if number in self._receivers:
-            self._receivers[number] = NOBODY
-
-    def hand_over(self, number: int, receiver: Receiver) -> None:
-        """Somebody else listens to a request from now on."""
-        if number in self._receivers:
-            self._receivers[number] = receiver
+        """Puts a serialised request on the session; see SessionRequests."""
+        start = self.requests.start
+        return start(request, prompt_tokens, blocks, caller, traceparent, receiver, mask)
 
     def end_if_silent(self) -> None:
         """Gives the session up when its backend has work and brings no token for too long.
 
         What ran there goes on elsewhere, as after any loss.
         """
-        if self._call is not None and self.backend.is_silent(len(self._decoding)):
+        if self._call is not None and self.backend.is_silent(self.requests.decoding):
             _log.warning("backend has fallen silent", extra={"backend": self.backend.id})
             self._call.fail(grpc.StatusCode.UNAVAILABLE, "it brought no token for too long")
 
@@ -187,7 +126,7 @@ class Uplink:
                 await asyncio.sleep(delay * (0.5 + self._jitter.random()))
         finally:
             self._over = True
-            self._session_over(_lost("its session was closed"))
+            self._session_over(backend_lost("its session was closed"))
             await self.channel.close(_CLOSE_GRACE_S)
 
     async def _one_session(self) -> Fault:
@@ -201,9 +140,11 @@ class Uplink:
             async with asyncio.timeout(_READY_TIMEOUT_S):
                 connection = await connect(self._address, limits)
         except TimeoutError:
-            return _lost("the backend could not be reached in time")
+            return backend_lost("the backend could not be reached in time")
         except OSError as unreachable:
-            return _lost(f"the backend cannot be reached: {unreachable.strerror or unreachable}")
+            return backend_lost(
+                f"the backend cannot be reached: {unreachable.strerror or unreachable}"
+            )
         greeted: asyncio.Future[None] = self._loop.create_future()
         metadata = (("authorization", f"Bearer {token.value}"),)
         call = connection.call(
@@ -231,12 +172,12 @@ class Uplink:
             return_when=asyncio.FIRST_COMPLETED,
         )
         if not greeted.done() and not call.ended.done():
-            return _lost("the backend did not greet in time")
+            return backend_lost("the backend did not greet in time")
         error = await call.ended
         if error is None:
-            return _lost("the backend closed the session")
+            return backend_lost("the backend closed the session")
         if error.code() is grpc.StatusCode.CANCELLED:
-            return _lost("left the registry")  # it may be listed again by now
+            return backend_lost("left the registry")  # it may be listed again by now
         return fault_from_rpc_error(error)
 
     def _greeting(self, call: ClientCall, greeted: asyncio.Future[None], raw: bytes) -> None:
@@ -246,122 +187,36 @@ class Uplink:
             call.fail(grpc.StatusCode.INTERNAL, _UNREADABLE)
             return
         greeted.set_result(None)
-        self._starts = 0
         self._call = call
         call.on_message = self._message
-        self.backend.greeted(message.ready)
-        if message.ready.prefix_cache_events:
-            self._prefixes.reports(self.backend.id)
-        else:
-            self._prefixes.forget(self.backend.id)
+        self.requests.begin(message.ready)
         _log.info("backend is ready", extra={"backend": self.backend.id})
-        if self._outgoing:
-            self._flush_soon.set()
 
     def _message(self, raw: bytes) -> None:
         try:
-            message = relay_pb2.RelaySessionResponse.FromString(raw)
+            self.requests.take(raw)
         except DecodeError:
             if self._call is not None:
                 self._call.fail(grpc.StatusCode.INTERNAL, _UNREADABLE)
-            return
-        self._take(message)
-
-    def _take(self, message: relay_pb2.RelaySessionResponse) -> None:
-        """One message of the backend: usually one step, with a frame for each request."""
-        receiver_of = self._receivers.get
-        ended = 0
-        if message.frames:
-            self.backend.heard()
-        for frame in message.frames:
-            number = frame.stream
-            receiver = receiver_of(number)
-            if receiver is None:
-                continue
-            raw = frame.chunk
-            try:
-                if raw and not frame.last:
-                    receiver.on_chunk(raw, False, frame.tokens)
-                    continue
-                if frame.last or frame.error:
-                    del self._receivers[number]
-                    self._decoding.discard(number)
-                    ended += 1
-                self._take_rare(frame, raw, receiver)
-            except Exception as exc:  # noqa: BLE001 - the others on this session go on
-                end_for_bug(receiver, exc)
-        if message.HasField("prefix_cache"):
-            self._take_events(message.prefix_cache)
-        if message.HasField("go_away"):
-            self.backend.leaves(message.go_away.reason)
-        if ended:
-            self.backend.ended(ended)
-        # Made after the frames were: it knows already that these requests are over.
-        if message.HasField("load"):
-            self.backend.reported(message.load)
-        if ended:
-            self._leave_if_idle()
-
-    def _take_rare(
-        self, frame: relay_pb2.RelaySessionResponseFrame, raw: bytes, receiver: Receiver
-    ) -> None:
-        """A last chunk, an error, or a chunk that says nothing."""
-        if not raw and frame.error:
-            fault = _read_error(frame.error)
-            self.backend.failed(self._sent_in.pop(frame.stream, UNKNOWN), fault)
-            receiver.on_failure(fault)
-            return
-        generation = self._sent_in.pop(frame.stream, UNKNOWN) if frame.last else UNKNOWN
-        receiver.on_chunk(raw, frame.last, frame.tokens)
-        if frame.last:
-            self.backend.answered(generation)
-
-    def _take_events(self, events: session_pb2.PrefixCacheEvents) -> None:
-        backend_id = self.backend.id
-        if events.cleared:
-            self._prefixes.cleared(backend_id)
-        if events.stored:
-            self._prefixes.stored(backend_id, events.stored)
-        if events.removed:
-            self._prefixes.removed(backend_id, events.removed)
 
     def _session_over(self, fault: Fault) -> None:
-        receivers, self._receivers = self._receivers, {}
-        if receivers or self.backend.health is Health.READY:
-            _log.warning(
-                "session to backend ended",
-                extra={
-                    "backend": self.backend.id,
-                    "cause": fault.message,
-                    "lost": len(receivers),
-                },
-            )
-        unsent = self._outgoing.clear()
-        sent_in, self._sent_in = self._sent_in, {}
-        self._decoding.clear()
-        self._prefixes.forget(self.backend.id)
-        # First, so that nobody who hears of the rest is sent there.
-        self.backend.disconnected(Health.LOST, fault.message)
-        if receivers:
-            # One loss, however many requests it takes with it.
-            self.backend.failed(max(sent_in.values(), default=UNKNOWN), fault)
-        for number, receiver in receivers.items():
-            work = Work.NOT_DISPATCHED if number in unsent else Work.MAYBE_BILLED
-            try:
-                receiver.on_failure(_lost(f"backend {self.backend.id} was lost", work))
-            except Exception as exc:  # noqa: BLE001 - the others are told too
-                end_for_bug(receiver, exc)
+        lost = len(self.requests)
+        if lost or self.backend.health is Health.READY:
+            extra = {"backend": self.backend.id, "cause": fault.message, "lost": lost}
+            _log.warning("session to backend ended", extra=extra)
+        self.requests.lose(fault)
 
     def _leave_if_idle(self) -> None:
-        if not self.listed and not self._receivers and self._call is not None:
+        if not self.listed and not self.requests and self._call is not None:
             self._call.cancel()
 
     def _flush(self) -> None:
         """Sends what was put on the session within one turn of the loop, in one message."""
         if self._call is None or self._call.ended.done():
             return  # the session is over: every request on it is told why
-        frames = self._outgoing.take()
-        if self._outgoing:
+        outgoing = self.requests.outgoing
+        frames = outgoing.take()
+        if outgoing:
             self._flush_soon.set()
         renewal, self._renewal = self._renewal, ""
         if frames or renewal:
@@ -381,14 +236,3 @@ class Uplink:
             refresh_at = token.refresh_at
             self._renewal = f"Bearer {token.value}"
             self._flush_soon.set()
-
-
-def _read_error(raw: bytes) -> Fault:
-    try:
-        return fault_from_status(status_pb2.Status.FromString(raw))
-    except DecodeError:
-        return _lost("the backend sent an error that cannot be read")
-
-
-def _lost(message: str, work: Work = Work.MAYBE_BILLED) -> Fault:
-    return Fault(errors_pb2.ERROR_REASON_BACKEND_LOST, message, work=work)

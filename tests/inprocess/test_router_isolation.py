@@ -192,7 +192,7 @@ async def test_nobody_who_waits_is_sent_to_a_session_that_is_just_over():
         a._call.fail(grpc.StatusCode.UNAUTHENTICATED, "as the test wants it")
         _, request = await at["a"].next_start()
         assert request.prompt == "waits"
-        assert a.backend.in_flight == len(a._receivers) == 1
+        assert a.backend.in_flight == len(a.requests) == 1
 
 
 async def _waits(s, count: int) -> bool:

@@ -278,7 +278,7 @@ class World:
                 if not 0 <= out <= book.granted <= LARGEST_BUDGET or book.reserved < 0:
                     wrong.append(f"{account}: {out} of {book.granted} is out")
         for uplink in self.scene.pool.uplinks():
-            if uplink.backend.in_flight != len(uplink._receivers):
+            if uplink.backend.in_flight != len(uplink.requests):
                 wrong.append(f"{uplink.backend.id} has {uplink.backend.in_flight} in flight")
         assert not wrong, (wrong, self.log)
 
@@ -300,7 +300,7 @@ class World:
         self.check()
 
     def _busy(self) -> bool:
-        return any(uplink._receivers for uplink in self.scene.pool.uplinks())
+        return any(len(uplink.requests) for uplink in self.scene.pool.uplinks())
 
     async def _nothing_is_left(self) -> bool:
         routing = self.scene.routing
@@ -308,8 +308,8 @@ class World:
         for known in routing.spending._budget._accounts.values():
             kept.append(known.book.reserved if known.book is not None else 0)
         for uplink in self.scene.pool.uplinks():
-            kept += [uplink.backend.in_flight, uplink._sent_in, uplink._decoding]
-            kept += [uplink._outgoing, uplink._receivers]
+            kept += [uplink.backend.in_flight, uplink.requests._sent_in, uplink.requests.decoding]
+            kept += [len(uplink.requests.outgoing), len(uplink.requests)]
         kept += [
             handle
             for handle in getattr(asyncio.get_running_loop(), "_scheduled", ())
