@@ -107,7 +107,7 @@ class Exchange:
             self._routing.line.leave(self)
             self._end_early(pb.FINISH_REASON_CANCELLED)
         elif self._leg is not None:
-            self._leg.uplink.requests.cancel(self._leg.number)
+            self._leg.cancel()
 
     # Choosing
 
@@ -210,7 +210,7 @@ class Exchange:
             self._receipt.first_chunk()
             self._hedge.drop()
         if not self._relaying and not self._cancelled:
-            leg.uplink.requests.answers(leg.number, self._routing.clock() - leg.sent_at)
+            leg.answers(self._routing.clock())
         if self._check_position:
             self._check_position = False
             if not self._goes_on(raw):
@@ -246,7 +246,7 @@ class Exchange:
 
     def _give_up(self, why: str) -> None:
         if self._leg is not None:
-            self._leg.uplink.requests.cancel(self._leg.number)
+            self._leg.cancel()
         self._fail(self._lost(why))
 
     def _finish(self, raw: bytes, tokens: int) -> None:

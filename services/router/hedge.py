@@ -71,7 +71,7 @@ class Hedge:
         """The second dispatch becomes the request's only one."""
         leg, self._leg = self._leg, None
         assert leg is not None, "asked only while it runs"
-        leg.uplink.requests.hand_over(leg.number, receiver)
+        leg.hand_over(receiver)
         self._receipt.hedge_won()
         return leg
 

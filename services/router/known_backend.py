@@ -130,6 +130,7 @@ class KnownBackend:
         tracker.state.zone = ready.zone or tracker.state.zone
         self.version = ready.version or self.version
         self.report = None
+        self._pace = _AT_REST
         self.leaving = False
         tracker.connected(self._clock())
         self.set_health(Health.READY, "")

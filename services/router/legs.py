@@ -83,10 +83,22 @@ class Leg:
         info = self.uplink.backend.models.get(name)
         return info.served_model if info is not None else ""
 
+    def answers(self, now: float) -> None:
+        """Its first chunk came."""
+        self.uplink.requests.answers(self.number, now - self.sent_at)
+
+    def cancel(self) -> None:
+        """Its backend is asked to stop; the last chunk still comes."""
+        self.uplink.requests.cancel(self.number)
+
+    def hand_over(self, receiver: Receiver) -> None:
+        """Somebody else listens to it from now on."""
+        self.uplink.requests.hand_over(self.number, receiver)
+
     def drop(self) -> None:
         """Nobody wants its answer any more; what still comes is not heard."""
         self.uplink.requests.disown(self.number)
-        self.uplink.requests.cancel(self.number)
+        self.cancel()
 
     def settle(self, spending: Spending, cost: int | None) -> None:
         """It is over and cost so much; None when nobody said, and all that was set aside counts."""
@@ -133,7 +145,7 @@ def send(
             routing.spending.release(reservation)
         raise refusals.too_large_to_forward(len(raw), MAX_START_BYTES)
     asking.spend(verdict.cost)
-    number = uplink.start(
+    number = uplink.requests.start(
         raw, verdict.tokens, asking.blocks, context.caller, traceparent, receiver, mask
     )
     return Leg(uplink, number, verdict, reservation, routing.clock(), asking)

@@ -14,9 +14,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from anabranch.v1 import errors_pb2, relay_pb2
-from anabranch.v1.generation_pb2 import PiiKind
 from services.chassis.auth_client import TokenSource
-from services.chassis.authn import Principal
 from services.chassis.channels import DEFAULT_MAX_MESSAGE_BYTES, open_channel, transport_limits
 from services.chassis.errors import Fault, fault_from_rpc_error, fault_of
 from services.chassis.http2.client import ClientCall, connect
@@ -26,7 +24,6 @@ from services.chassis.turn import Soon, turn_of
 from services.router.core.prefix import PrefixIndex
 from services.router.core.values import Health
 from services.router.known_backend import KnownBackend
-from services.router.receivers import Receiver
 from services.router.refusals import backend_lost
 from services.router.session_requests import SessionRequests
 
@@ -70,20 +67,6 @@ class Uplink:
         self.requests = SessionRequests(
             self.backend, prefixes, self._flush_soon.set, self._leave_if_idle
         )
-
-    def start(
-        self,
-        request: bytes,
-        prompt_tokens: int,
-        blocks: tuple[int, ...],
-        caller: Principal,
-        traceparent: str,
-        receiver: Receiver,
-        mask: tuple[PiiKind, ...] = (),
-    ) -> int:
-        """Puts a serialised request on the session; see SessionRequests."""
-        start = self.requests.start
-        return start(request, prompt_tokens, blocks, caller, traceparent, receiver, mask)
 
     def end_if_silent(self) -> None:
         """Gives the session up when its backend has work and brings no token for too long.

@@ -34,7 +34,7 @@ from services.router.core.policy import (
     TenantRules,
 )
 from services.router.hedge import Hedge
-from services.router.uplink import Uplink
+from services.router.session_requests import SessionRequests
 from services.router.waiting_line import WaitingLine
 from tests.support.scripted_backends import Scene, scene
 from tests.support.scripted_participants import (
@@ -101,17 +101,17 @@ class World:
             async with scene(in_force=in_force) as running:
                 world = cls(running, seed)
                 worlds.append(world)
-                patch.setattr(Uplink, "start", world._noting(Uplink.start))
+                patch.setattr(SessionRequests, "start", world._noting(SessionRequests.start))
                 for tier in (pb.TIER_LOCAL, pb.TIER_LOCAL, pb.TIER_CLOUD):
                     await world._new_worker(tier)
                 await running.ready(*world.workers)
                 yield world
 
     def _noting(self, start: Any) -> Any:
-        def started(uplink: Uplink, request: bytes, *others: Any) -> int:
+        def started(requests: SessionRequests, request: bytes, *others: Any) -> int:
             prompt = pb.GenerateRequest.FromString(request).prompt
-            self.questions[prompt].sent_to.append(uplink.backend.id)
-            number: int = start(uplink, request, *others)
+            self.questions[prompt].sent_to.append(requests._backend.id)
+            number: int = start(requests, request, *others)
             return number
 
         return started
