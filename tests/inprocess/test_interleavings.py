@@ -19,7 +19,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.support.interleaving import ReturningCaller, SessionCaller, World, end_quietly
+from tests.support.checking_callers import ReturningCaller, SessionCaller
+from tests.support.interleaving import World, end_quietly
 
 PICK = st.integers(0, 99)
 LIMITS = st.integers(1, 150)
