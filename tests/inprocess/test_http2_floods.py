@@ -444,6 +444,20 @@ async def test_a_flood_is_ended(at, attack):
         assert len(at.begun) <= 2100
 
 
+async def test_calls_reset_in_one_read_take_no_place_of_a_proper_one():
+    """They are over, although their handlers have not had a turn yet to end."""
+    async with target() as at, at.attacker() as attacker:
+        at.server._max_calls = 100
+        wire = [
+            h2.headers(n, request("/t.T/Wait"), end_stream=False) + h2.reset(n, Code.CANCEL)
+            for n in range(1, 301, 2)
+        ]
+        proper = h2.headers(301, request("/t.T/Echo"), end_stream=False)
+        attacker.send(*wire, proper, h2.pack(h2.DATA, h2.END_STREAM, 301, message(b"well")))
+        assert await attacker.status(301) == "OK"
+        assert at.server._open <= 1
+
+
 async def test_a_flood_of_pings_is_ended_soon():
     async with target(ping_allowed_every=4.0) as at, at.attacker() as attacker:
         attacker.send(*[h2.pack(h2.PING, 0, 0, bytes(8))] * 10)

@@ -192,6 +192,6 @@ async def is_empty(server: Server, *, connections: int | None = None) -> None:
     for as long as anything refers to one of its calls.)
     """
     await until(lambda: not server._calls and not any(c.streams for c in server._connections))
-    assert server._budget.taken == 0
+    assert server._budget.taken == server._open == 0
     if connections is not None:
         await until(lambda: server.connections == connections)

@@ -63,6 +63,9 @@ class Server:
         self._listeners: list[asyncio.AbstractServer] = []
         self._connections: set[ServerConnection] = set()
         self._calls: set[asyncio.Task[None]] = set()
+        # Without those whose caller has left: their handlers end in a turn of the loop, and a
+        # thousand of them, reset in one read, must not keep a proper caller out.
+        self._open = 0
         self._budget = Budget(_UNFINISHED_BYTES)
         self._stopping = False
 
@@ -166,7 +169,7 @@ class Server:
 
     def prepare(self, call: ServerCall) -> Callable[[], None]:
         """Finds out how the call is to be begun; refuses it when there are too many."""
-        if len(self._calls) >= self._max_calls:
+        if self._open >= self._max_calls:
             call.finish(
                 grpc.StatusCode.RESOURCE_EXHAUSTED, "too many calls are being served; try later"
             )
@@ -184,6 +187,11 @@ class Server:
         call.task = task
         self._calls.add(task)
         task.add_done_callback(self._calls.discard)
+        self._open += 1
+        call.add_done_callback(self._over)
+
+    def _over(self, _: ServerCall) -> None:
+        self._open -= 1
 
     def _find(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         for handlers in self._handlers:
