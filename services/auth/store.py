@@ -6,10 +6,13 @@ tables is migrations/'s. A database that cannot be reached becomes one Fault her
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
+import sqlite3
+import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ _log = logging.getLogger(__name__)
 
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
 _BUSY_SECONDS = 10.0
+_AGAIN_SECONDS = 0.01
 _CONNECT_SECONDS = 0.9
 _COMMAND_SECONDS = 5.0
 _RETRY_SECONDS = 1.0
@@ -161,7 +165,9 @@ async def open_store(url: URL) -> AsyncIterator[Store]:
     Raises Fault (DEPENDENCY_UNAVAILABLE) when the database is away.
     """
     file = sqlite_file(url)
-    store = Store(_sqlite_engine(url, file) if file is not None else _postgresql_engine(url))
+    if file is not None:
+        await asyncio.to_thread(_make_sqlite, file)
+    store = Store(_sqlite_engine(url) if file is not None else _postgresql_engine(url))
     try:
         await store.upgrade()
         yield store
@@ -182,11 +188,41 @@ def _postgresql_engine(url: URL) -> AsyncEngine:
     )
 
 
-def _sqlite_engine(url: URL, file: Path) -> AsyncEngine:
+def _make_sqlite(file: Path) -> None:
+    """Creates the database's file, unless it is there, and has it keep a write-ahead log.
+
+    Raises Fault when that cannot be done.
+    """
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # SQLite gives its journals the mode of the database, so this one call keeps
-    # hashes from other accounts of the machine.
-    os.close(os.open(file, os.O_CREAT | os.O_RDWR, 0o600))
+    # SQLite gives its journals the mode of the database, so this one call keeps hashes from other
+    # accounts of the machine. Not for a file that is there: to close it would drop the locks that
+    # this process's own connections hold on it.
+    with suppress(FileExistsError):
+        os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    give_up = time.monotonic() + _BUSY_SECONDS
+    try:
+        with closing(sqlite3.connect(file, timeout=_BUSY_SECONDS)) as connection:
+            while not _keeps_log(connection):
+                if time.monotonic() > give_up:
+                    raise sqlite3.OperationalError("database is locked")
+                time.sleep(_AGAIN_SECONDS)
+    except sqlite3.Error as away:
+        raise _unreachable(away) from away
+
+
+def _keeps_log(connection: sqlite3.Connection) -> bool:
+    """Whether it does now. The mode stays with the file; to change it is the one step for which
+    SQLite does not wait its turn when replicas start together."""
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+    except sqlite3.OperationalError as busy:
+        if busy.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+            raise
+        return False
+    return True
+
+
+def _sqlite_engine(url: URL) -> AsyncEngine:
     engine = create_async_engine(url, hide_parameters=True, connect_args={"timeout": _BUSY_SECONDS})
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
@@ -198,7 +234,6 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
     # changes; `_begin_sqlite` says BEGIN itself.
     connection.isolation_level = None
     cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.close()

@@ -2,7 +2,9 @@
 
 import asyncio
 import secrets
+import sqlite3
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import asyncpg  # type: ignore[import-untyped]
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from anabranch.v1 import errors_pb2
@@ -186,6 +188,22 @@ async def test_replicas_that_start_together_migrate_once_and_share_one_key(url: 
 
     kids = await asyncio.gather(*(replica() for _ in range(4)))
     assert len(set(kids)) == 1
+
+
+async def test_a_new_file_that_another_replica_is_busy_with_is_waited_for(tmp_path: Path) -> None:
+    file = tmp_path / "auth.db"
+    with closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        opening = asyncio.create_task(_open_and_close(database_url(f"sqlite:///{file}")))
+        done, _ = await asyncio.wait([opening], timeout=0.3)
+        assert not done, opening
+        other.execute("COMMIT")
+        await opening
+
+
+async def _open_and_close(url: URL) -> None:
+    async with open_store(url):
+        pass
 
 
 async def test_keys_are_sealed_in_the_database_and_open_only_with_their_secret(
