@@ -5,7 +5,7 @@ Values only: dialects produce them, the call turns them into chunks. No wire for
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -40,12 +40,14 @@ class Finish(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ProviderUsage:
-    """Tokens as the provider states them; cached ones are part of `prompt`."""
+    """Tokens, in our terms whatever the provider's: `cached` ones (read from its cache) and
+    `cache_written` ones are part of `prompt`, `reasoning` ones part of `completion`."""
 
     prompt: int
     cached: int
     completion: int
     reasoning: int
+    cache_written: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,16 @@ class Ending:
     usage: ProviderUsage | None
     # Reasoning that the provider wants back with the next turn, by choice.
     replay: dict[int, bytes]
+    # The stop string that ended a choice, where the provider says which.
+    matched_stop: dict[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """Vectors in the order of their inputs, and usage when it was stated."""
+
+    vectors: list[list[float]]
+    usage: ProviderUsage | None
 
 
 class FailureKind(StrEnum):

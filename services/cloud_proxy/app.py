@@ -49,7 +49,7 @@ async def running(
         inter_token=settings.inter_token_timeout,
         total=settings.total_timeout,
     )
-    dialects: dict[str, Dialect] = {"openai-chat": OpenAiChat()}
+    dialects: dict[str, Dialect] = {"openai_chat": OpenAiChat()}
     # The session outlives the host: its last requests end while the host drains.
     async with (
         open_session(settings.connect_timeout, settings.ca_file) as session,

@@ -16,16 +16,15 @@ from urllib.parse import urlsplit
 import orjson
 
 from services.chassis.settings import Secret
-from services.cloud_proxy.profiles import (
-    BadConfiguration,
-    ModelProfile,
-    Profile,
-    faults,
+from services.cloud_proxy.configuration import BadConfiguration, faults, read_yaml
+from services.cloud_proxy.profile_files import (
+    missing_output_limit,
+    parse_capabilities,
     parse_parameters,
     parse_prices,
-    read_yaml,
     shared_definitions,
 )
+from services.cloud_proxy.profiles import ModelProfile, Profile
 
 _SCHEMA = Path(__file__).parent / "routes.schema.json"
 
@@ -34,7 +33,8 @@ _SCHEMA = Path(__file__).parent / "routes.schema.json"
 class Route:
     """One model as callers know it, and what stands behind it.
 
-    `account` names the keys: routes with the same account share limits and cooling.
+    `account` names the keys: routes with the same account share limits and cooling. `fallbacks`
+    name the routes that are asked instead, in order, when this one fails before any output.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Route:
     base_url: str
     account: str
     keys: tuple[Secret, ...]
+    fallbacks: tuple[str, ...] = ()
 
 
 def parse_keys(text: str) -> dict[str, tuple[Secret, ...]]:
@@ -85,6 +86,12 @@ def load_routes(
             routes[entry["name"]] = _route(entry, where, path.parent, profiles, keys)
         except BadConfiguration as bad:
             problems += bad.problems
+    for number, entry in enumerate(document["models"]):
+        for fallback in entry.get("fallbacks", ()):
+            if fallback == entry["name"] or fallback not in names:
+                problems.append(
+                    f"{path.name}: models[{number}].fallbacks: {fallback} is no other model here"
+                )
     if problems:
         raise BadConfiguration(problems)
     return routes
@@ -109,6 +116,11 @@ def _route(
             raise BadConfiguration([f"{where}.model: {profile.name} has only {known}"])
         model = replace(profile.models[""], name=entry["model"])
     model = _overridden(model, entry)
+    if "generate" in model.capabilities:
+        stated = {"max_output": model.max_output}
+        problems += [f"{where}.{fault}" for fault in missing_output_limit(profile.dialect, stated)]
+    if "embed" in model.capabilities and not profile.paths.embed:
+        problems.append(f"{where}.capabilities: {profile.name} cannot embed")
     if "resume_text" in model.capabilities and profile.continuation is None:
         problems.append(f"{where}.capabilities: {profile.name} cannot resume_text")
     base_url = entry.get("base_url", profile.base_url).rstrip("/")
@@ -129,6 +141,7 @@ def _route(
         base_url=base_url,
         account=account,
         keys=secrets,
+        fallbacks=tuple(entry.get("fallbacks", ())),
     )
 
 
@@ -136,12 +149,13 @@ def _overridden(model: ModelProfile, entry: Mapping[str, Any]) -> ModelProfile:
     changed = replace(
         model,
         context_length=entry.get("context_length", model.context_length),
+        max_output=entry.get("max_output", model.max_output),
         streaming=entry.get("streaming", model.streaming),
         prices=parse_prices(entry.get("prices")) or model.prices,
         parameters={**model.parameters, **parse_parameters(entry.get("parameters", {}))},
     )
     if "capabilities" in entry:
-        changed = replace(changed, capabilities=frozenset(entry["capabilities"]) | {"generate"})
+        changed = replace(changed, capabilities=parse_capabilities(entry["capabilities"]))
     return changed
 
 

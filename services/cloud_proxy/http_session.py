@@ -13,7 +13,7 @@ from pathlib import Path
 
 import aiohttp
 
-from services.cloud_proxy.sse import StreamTooLarge
+from services.cloud_proxy.streams import StreamTooLarge
 
 # A connection is only used again once its response is read to the end; that is worth this much.
 _DRAIN_SECONDS = 1.0

@@ -8,8 +8,9 @@ from pathlib import Path
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.settings import CommonSettings, Secret, SettingsError, setting
 from services.cloud_proxy.config import Route, load_routes, parse_keys
+from services.cloud_proxy.configuration import BadConfiguration
 from services.cloud_proxy.masking import KINDS
-from services.cloud_proxy.profiles import BadConfiguration, built_in_profiles, load_profiles
+from services.cloud_proxy.profile_files import built_in_profiles, load_profiles
 
 
 @dataclass(frozen=True, kw_only=True)

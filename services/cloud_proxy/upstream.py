@@ -16,7 +16,7 @@ import aiohttp
 
 from services.cloud_proxy.answer import Delta, Ending, FailureKind, ProviderFailure
 from services.cloud_proxy.config import Route
-from services.cloud_proxy.dialects import AnswerDecoder, Dialect, EncodedRequest
+from services.cloud_proxy.dialects import AnswerDecoder, Dialect, EncodedRequest, Framing
 from services.cloud_proxy.http_session import drain, read_body
 from services.cloud_proxy.keys import Key, KeyPool
 from services.cloud_proxy.retries import (
@@ -26,7 +26,8 @@ from services.cloud_proxy.retries import (
     should_retry,
     wait_before,
 )
-from services.cloud_proxy.sse import SseEvent, SseReader, StreamTooLarge
+from services.cloud_proxy.streams import StreamEvent, StreamTooLarge
+from services.cloud_proxy.streams.sse import SseReader
 
 _ERROR_BODY = 64 * 1024
 _REJECTED_COOLING = 30.0
@@ -155,7 +156,7 @@ class Upstream:
                 try:
                     if response.status != 200:
                         raise await self._refusal(response, dialect, key)
-                    await self._read(response, encoded.streaming, progress, timer, ends)
+                    await self._read(response, encoded.framing, progress, timer, ends)
                     timer.reschedule(None)
                     await drain(response)
                 finally:
@@ -187,7 +188,7 @@ class Upstream:
     async def _read(
         self,
         response: aiohttp.ClientResponse,
-        streaming: bool,
+        framing: Framing | None,
         progress: _Progress,
         timer: asyncio.Timeout,
         ends: float,
@@ -199,7 +200,7 @@ class Upstream:
             progress.deliver(decoder.whole(await read_body(response, self._caps.response)))
             progress.exchange.conclude(decoder.ending())
             return
-        if kind != "text/event-stream" or not streaming:
+        if framing is None or kind != framing:
             raise ProviderFailure(
                 FailureKind.BROKEN, "the provider answered with another media type than asked for"
             )
@@ -262,7 +263,7 @@ class _Progress:
             self.exchange.deliver(delta)
 
 
-def _feed(events: list[SseEvent], decoder: AnswerDecoder, progress: _Progress) -> bool:
+def _feed(events: list[StreamEvent], decoder: AnswerDecoder, progress: _Progress) -> bool:
     """Decodes and delivers; whether the terminal marker was among the events."""
     for event in events:
         progress.deliver(decoder.event(event))

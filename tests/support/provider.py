@@ -14,7 +14,7 @@ from aiohttp import web
 
 from services.chassis.settings import Secret
 from services.cloud_proxy.config import Route, load_routes
-from services.cloud_proxy.profiles import built_in_profiles
+from services.cloud_proxy.profile_files import built_in_profiles
 from tests.support.waiting import BOUND_S
 from tools.provider_simulator.server import Simulator
 

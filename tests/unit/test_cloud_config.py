@@ -9,7 +9,7 @@ import yaml
 from services.chassis.settings import Secret, SettingsError, load
 from services.cloud_proxy.config import load_routes, parse_keys
 from services.cloud_proxy.masking import NAMES
-from services.cloud_proxy.profiles import (
+from services.cloud_proxy.profile_files import (
     BadConfiguration,
     built_in_profiles,
     load_profiles,

@@ -17,7 +17,7 @@ from services.cloud_proxy.answer import (
     ProviderFailure,
     ProviderUsage,
 )
-from services.cloud_proxy.sse import SseReader
+from services.cloud_proxy.streams.sse import SseReader
 from tests.support.openai_chat import CODEC, asked, routed
 
 RECORDINGS = Path(__file__).parent / "recordings"

@@ -7,7 +7,7 @@ from services.chassis.settings import Secret
 from services.cloud_proxy import estimates
 from services.cloud_proxy.answer import FailureKind, ProviderFailure, ProviderUsage
 from services.cloud_proxy.keys import Key, KeyPool
-from services.cloud_proxy.profiles import Prices
+from services.cloud_proxy.profile_files import Prices
 from services.cloud_proxy.retries import (
     RetryBudget,
     RetryPolicy,

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.cloud_proxy.sse import NdjsonReader, SseEvent, SseReader, StreamTooLarge
+from services.cloud_proxy.streams import StreamEvent, StreamTooLarge
+from services.cloud_proxy.streams.ndjson import NdjsonReader
+from services.cloud_proxy.streams.sse import SseReader
 
 ENDS = st.sampled_from([b"\n", b"\r\n", b"\r"])
 
@@ -16,7 +18,7 @@ def split(data: bytes, cuts: list[int]) -> list[bytes]:
     return [data[a:b] for a, b in itertools.pairwise(points)]
 
 
-def read(pieces: list[bytes], **caps: int) -> list[SseEvent]:
+def read(pieces: list[bytes], **caps: int) -> list[StreamEvent]:
     reader = SseReader(**caps)
     events = [event for piece in pieces for event in reader.feed(piece)]
     return events + reader.close()
@@ -45,7 +47,7 @@ def test_any_split_any_line_end_gives_the_events_written(events, end, space, com
         lines.append(b"")
     stream = (b"\xef\xbb\xbf" if bom else b"") + b"".join(line + end for line in lines)
     expected = [
-        SseEvent(name, "\n".join(d if space else d.lstrip() for d in data).encode())
+        StreamEvent(name, "\n".join(d if space else d.lstrip() for d in data).encode())
         for name, data in events
     ]
     assert read(split(stream, cuts)) == expected
@@ -59,7 +61,7 @@ def test_arbitrary_bytes_never_depend_on_the_split(data, cuts):
 
 @given(data=st.binary(max_size=400), cuts=st.lists(st.integers(0, 400)))
 def test_ndjson_never_depends_on_the_split(data, cuts):
-    def lines(pieces: list[bytes]) -> list[SseEvent]:
+    def lines(pieces: list[bytes]) -> list[StreamEvent]:
         reader = NdjsonReader()
         return [e for piece in pieces for e in reader.feed(piece)] + reader.close()
 
@@ -83,14 +85,14 @@ def test_ndjson_never_depends_on_the_split(data, cuts):
     ],
 )
 def test_fields(stream, expected):
-    assert read([stream]) == [SseEvent(*e) for e in expected]
-    assert read([bytes([b]) for b in stream]) == [SseEvent(*e) for e in expected]
+    assert read([stream]) == [StreamEvent(*e) for e in expected]
+    assert read([bytes([b]) for b in stream]) == [StreamEvent(*e) for e in expected]
 
 
 def test_event_is_given_as_soon_as_its_blank_line_is_there():
     reader = SseReader()
-    assert reader.feed(b"data: a\r\n\r") == [SseEvent("", b"a")]
-    assert reader.feed(b"\ndata: b\r\n\r\n") == [SseEvent("", b"b")]
+    assert reader.feed(b"data: a\r\n\r") == [StreamEvent("", b"a")]
+    assert reader.feed(b"\ndata: b\r\n\r\n") == [StreamEvent("", b"b")]
 
 
 @pytest.mark.parametrize("pieces", [[b"data: " + b"x" * 200], [b"x"] * 200, [b"x" * 200 + b"\n"]])

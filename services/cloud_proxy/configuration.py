@@ -1,0 +1,55 @@
+"""Configuration in YAML: read, checked against a JSON schema, refused with every fault's path.
+
+What the documents mean is not known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+import yaml
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError
+
+
+class BadConfiguration(Exception):
+    """Configuration files that cannot be used; `problems` names each fault by its path."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__("invalid configuration:\n" + "\n".join(f"  - {p}" for p in problems))
+
+
+def faults(document: object, schema: Mapping[str, Any], where: str) -> list[str]:
+    """Every violation of a JSON schema, each as "where: path: what is wrong"."""
+    found = []
+    validator = Draft202012Validator(schema)
+    for error in sorted(validator.iter_errors(document), key=lambda e: [str(p) for p in e.path]):
+        path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in error.absolute_path)
+        found.append(f"{where}: {path.lstrip('.') or 'document'}: {_meaning(error)}")
+    return found
+
+
+def _meaning(error: ValidationError) -> str:
+    """What is wrong, without the value: an operator may have put a key where none belongs."""
+    if error.validator in ("required", "additionalProperties", "dependentRequired"):
+        return str(error.message)
+    return f"does not satisfy {error.validator}: {orjson.dumps(error.validator_value).decode()}"
+
+
+def read_yaml(path: Path) -> Any:
+    """A YAML file's document. Raises BadConfiguration when it is missing or malformed."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as unreadable:
+        raise BadConfiguration([f"{path.name}: cannot be read: {unreadable.strerror}"]) from None
+    except UnicodeDecodeError:
+        raise BadConfiguration([f"{path.name}: is not UTF-8"]) from None
+    except yaml.YAMLError as malformed:
+        mark = getattr(malformed, "problem_mark", None)
+        at = f" in line {mark.line + 1}" if mark else ""
+        # The parser's own text may quote the line, and lines may hold keys.
+        raise BadConfiguration([f"{path.name}: is not valid YAML{at}"]) from None
