@@ -15,8 +15,7 @@ from services.chassis.host import Host
 from services.chassis.registry import Registry
 from services.chassis.version import VERSION
 from services.cloud_proxy.config import Route
-from services.cloud_proxy.dialects import Dialect
-from services.cloud_proxy.dialects.openai_chat import OpenAiChat
+from services.cloud_proxy.dialect_table import DIALECTS
 from services.cloud_proxy.handler import CloudProxy
 from services.cloud_proxy.http_session import open_session
 from services.cloud_proxy.keys import KeyPool
@@ -49,7 +48,6 @@ async def running(
         inter_token=settings.inter_token_timeout,
         total=settings.total_timeout,
     )
-    dialects: dict[str, Dialect] = {"openai_chat": OpenAiChat()}
     # The session outlives the host: its last requests end while the host drains.
     async with (
         open_session(settings.connect_timeout, settings.ca_file) as session,
@@ -80,7 +78,7 @@ async def running(
         host.add_model_service(
             CloudProxy(
                 routes,
-                dialects,
+                DIALECTS,
                 upstream,
                 Masker(settings.masked_kinds(), secrets.randbits),
                 Observer(host.meter, host.tracer),

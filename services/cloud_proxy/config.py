@@ -66,31 +66,44 @@ def parse_keys(text: str) -> dict[str, tuple[Secret, ...]]:
     return found
 
 
-def load_routes(
+def read_routes(
     path: Path, profiles: Mapping[str, Profile], keys: Mapping[str, tuple[Secret, ...]]
 ) -> dict[str, Route]:
-    """Every route by its name. Raises BadConfiguration with all faults at once."""
-    document = read_yaml(path)
-    problems = faults(document, _schema(), path.name)
+    """Every route of a file by its name. Raises BadConfiguration with all faults at once."""
+    return load_routes(read_yaml(path), path.name, path.parent, profiles, keys)
+
+
+def load_routes(
+    document: Any,
+    where: str,
+    directory: Path,
+    profiles: Mapping[str, Profile],
+    keys: Mapping[str, tuple[Secret, ...]],
+) -> dict[str, Route]:
+    """Every route of a document by its name; key files are relative to `directory`.
+
+    Raises BadConfiguration with all faults at once.
+    """
+    problems = faults(document, _schema(), where)
     if problems:
         raise BadConfiguration(problems)
     routes: dict[str, Route] = {}
     names: set[str] = set()
     for number, entry in enumerate(document["models"]):
-        where = f"{path.name}: models[{number}]"
+        at = f"{where}: models[{number}]"
         for name in (entry["name"], *entry.get("aliases", ())):
             if name in names:
-                problems.append(f"{where}: the name {name} is there twice")
+                problems.append(f"{at}: the name {name} is there twice")
             names.add(name)
         try:
-            routes[entry["name"]] = _route(entry, where, path.parent, profiles, keys)
+            routes[entry["name"]] = _route(entry, at, directory, profiles, keys)
         except BadConfiguration as bad:
             problems += bad.problems
     for number, entry in enumerate(document["models"]):
         for fallback in entry.get("fallbacks", ()):
             if fallback == entry["name"] or fallback not in names:
                 problems.append(
-                    f"{path.name}: models[{number}].fallbacks: {fallback} is no other model here"
+                    f"{where}: models[{number}].fallbacks: {fallback} is no other model here"
                 )
     if problems:
         raise BadConfiguration(problems)

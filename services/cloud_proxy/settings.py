@@ -7,7 +7,7 @@ from pathlib import Path
 
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.settings import CommonSettings, Secret, SettingsError, setting
-from services.cloud_proxy.config import Route, load_routes, parse_keys
+from services.cloud_proxy.config import Route, parse_keys, read_routes
 from services.cloud_proxy.configuration import BadConfiguration
 from services.cloud_proxy.masking import KINDS
 from services.cloud_proxy.profile_files import built_in_profiles, load_profiles
@@ -91,4 +91,4 @@ class Settings(CommonSettings):
         if self.profiles_dir:
             profiles.update(load_profiles(self.profiles_dir))
         keys = parse_keys(self.api_keys.reveal()) if self.api_keys else {}
-        return load_routes(self.models_file, profiles, keys)
+        return read_routes(self.models_file, profiles, keys)

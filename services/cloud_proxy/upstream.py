@@ -16,6 +16,7 @@ import aiohttp
 
 from services.cloud_proxy.answer import Delta, Ending, FailureKind, ProviderFailure
 from services.cloud_proxy.config import Route
+from services.cloud_proxy.dialect_table import reader_for
 from services.cloud_proxy.dialects import AnswerDecoder, Dialect, EncodedRequest, Framing
 from services.cloud_proxy.http_session import drain, read_body
 from services.cloud_proxy.keys import Key, KeyPool
@@ -27,7 +28,6 @@ from services.cloud_proxy.retries import (
     wait_before,
 )
 from services.cloud_proxy.streams import StreamEvent, StreamTooLarge
-from services.cloud_proxy.streams.sse import SseReader
 
 _ERROR_BODY = 64 * 1024
 _REJECTED_COOLING = 30.0
@@ -205,7 +205,7 @@ class Upstream:
                 FailureKind.BROKEN, "the provider answered with another media type than asked for"
             )
         decoder = progress.exchange.decoder()
-        reader = SseReader(max_line=self._caps.line, max_event=self._caps.line)
+        reader = reader_for(framing, max_line=self._caps.line, max_event=self._caps.line)
         loop = asyncio.get_running_loop()
         received = 0
         while data := await response.content.readany():

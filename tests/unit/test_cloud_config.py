@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from services.chassis.settings import Secret, SettingsError, load
-from services.cloud_proxy.config import load_routes, parse_keys
+from services.cloud_proxy.config import parse_keys, read_routes
 from services.cloud_proxy.masking import NAMES
 from services.cloud_proxy.profile_files import (
     BadConfiguration,
@@ -23,7 +23,7 @@ KEYS = {"deepseek": (Secret("sk-a"),), "openai": (Secret("sk-b"),), "simulator":
 def routes(tmp_path: Path, *models: dict[str, Any], keys=KEYS):
     path = tmp_path / "routes.yaml"
     path.write_text(yaml.safe_dump({"models": list(models)}))
-    return load_routes(path, built_in_profiles(), keys)
+    return read_routes(path, built_in_profiles(), keys)
 
 
 def problems(call, *args, **kwargs) -> list[str]:

@@ -20,7 +20,7 @@ from services.cloud_proxy.answer import (
 from services.cloud_proxy.streams.sse import SseReader
 from tests.support.openai_chat import CODEC, asked, routed
 
-RECORDINGS = Path(__file__).parent / "recordings"
+RECORDINGS = Path(__file__).parent.parent / "recordings" / "openai_chat"
 ANY_SPLIT = settings(
     max_examples=200,
     suppress_health_check=[

@@ -1,0 +1,23 @@
+"""Which codec speaks each dialect, and which reader cuts each framing. Nothing else is here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from services.cloud_proxy.dialects import Dialect, Framing
+from services.cloud_proxy.dialects.openai_chat import OpenAiChat
+from services.cloud_proxy.streams import StreamReader
+from services.cloud_proxy.streams.ndjson import NdjsonReader
+from services.cloud_proxy.streams.sse import SseReader
+
+DIALECTS: Mapping[str, Dialect] = {
+    "openai_chat": OpenAiChat(),
+}
+"""Codecs hold no state of their own, so that one each is enough."""
+
+
+def reader_for(framing: Framing, *, max_line: int, max_event: int) -> StreamReader:
+    """A fresh reader for one response; the caps are in bytes."""
+    if framing is Framing.NDJSON:
+        return NdjsonReader(max_line=max_line)
+    return SseReader(max_line=max_line, max_event=max_event)
