@@ -113,7 +113,7 @@ distclean: clean ## Remove everything that git does not track here: packages, Co
 ## Measure it
 
 .PHONY: bench
-bench: bench-dataplane bench-routing bench-overflow ## Every benchmark
+bench: bench-dataplane bench-routing bench-overflow bench-cloud ## Every benchmark
 
 .PHONY: bench-dataplane
 bench-dataplane: setup-bench ## What the router costs beside other proxies; a first look: BENCH=--quick
@@ -126,6 +126,10 @@ bench-routing: setup-bench ## Where requests go, beside other policies, simulate
 .PHONY: bench-overflow
 bench-overflow: setup-bench ## What overflow serves and costs beside a static cap; a first look: BENCH=--quick
 	@$(PYTHON) -m bench.overflow run $(BENCH)
+
+.PHONY: bench-cloud
+bench-cloud: setup-bench ## What a chunk costs in the cloud proxy beside SDKs; a first look: BENCH=--quick
+	@$(PYTHON) -m bench.cloud run $(BENCH)
 
 .PHONY: setup-bench-litellm
 setup-bench-litellm: .tools/litellm/.installed ## LiteLLM for the benchmark, in an environment of its own

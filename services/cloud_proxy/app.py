@@ -14,10 +14,12 @@ from services.chassis.authn import KeySource
 from services.chassis.host import Host
 from services.chassis.registry import Registry
 from services.chassis.version import VERSION
+from services.cloud_proxy.attempts import Attempts
+from services.cloud_proxy.candidates import Directory
 from services.cloud_proxy.config import Route
 from services.cloud_proxy.dialect_table import DIALECTS
 from services.cloud_proxy.handler import CloudProxy
-from services.cloud_proxy.http_session import open_session
+from services.cloud_proxy.http_session import Proxy, open_http
 from services.cloud_proxy.keys import KeyPool
 from services.cloud_proxy.masking.request import Masker
 from services.cloud_proxy.observe import Observer
@@ -48,9 +50,15 @@ async def running(
         inter_token=settings.inter_token_timeout,
         total=settings.total_timeout,
     )
+    proxy = Proxy(settings.https_proxy, settings.no_proxy)
     # The session outlives the host: its last requests end while the host drains.
     async with (
-        open_session(settings.connect_timeout, settings.ca_file) as session,
+        open_http(
+            settings.connect_timeout,
+            settings.ca_file,
+            connections=settings.max_in_flight,
+            proxy=proxy,
+        ) as http,
         Host.open(
             SERVICE,
             settings,
@@ -59,11 +67,13 @@ async def running(
             key_source=key_source,
         ) as host,
     ):
-        upstream = Upstream(
-            session,
+        attempts = Attempts(
+            Upstream(
+                http,
+                timers=timers,
+                caps=Caps(response=settings.max_response_bytes, line=settings.max_line_bytes),
+            ),
             _pools(routes),
-            timers=timers,
-            caps=Caps(response=settings.max_response_bytes, line=settings.max_line_bytes),
             retry=RetryPolicy(attempts=settings.attempts, longest_wait=settings.longest_retry_wait),
             random=random.random,
         )
@@ -77,9 +87,8 @@ async def running(
 
         host.add_model_service(
             CloudProxy(
-                routes,
-                DIALECTS,
-                upstream,
+                Directory(routes, DIALECTS),
+                attempts,
                 Masker(settings.masked_kinds(), secrets.randbits),
                 Observer(host.meter, host.tracer),
                 host.tasks,
@@ -88,6 +97,9 @@ async def running(
                 image_hosts=frozenset(settings.image_hosts),
             )
         )
+        if settings.warm:
+            urls = [route.base_url for route in routes.values()]
+            host.tasks.create_task(http.warm(urls), name="warm connections")
         await host.start()
         await host.serve()
         yield host

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +35,7 @@ class Settings(CommonSettings):
         "uses the name in its api_key, else its provider's. A repeated name makes a pool of keys.",
     )
     max_in_flight: int = setting(
-        256, minimum=1, help="Requests at providers at once; further ones are refused at once."
+        1024, minimum=1, help="Requests at providers at once; further ones are refused at once."
     )
     connect_timeout: float = setting(5.0, minimum=0.05, help="To connect to a provider.")
     first_token_timeout: float = setting(
@@ -65,9 +66,30 @@ class Settings(CommonSettings):
         help="What is masked in prompts before they leave, and restored in answers: a list of "
         "kinds, or none. A router may ask for more in a request, never for less.",
     )
+    https_proxy: Secret | None = setting(
+        None,
+        help="HTTP proxy through which providers are asked, as http://[user:password@]host:port. "
+        "Where it is not set, HTTPS_PROXY is taken.",
+    )
+    no_proxy: str = setting(
+        "", help="Hosts asked without the proxy, in the form of NO_PROXY, which is its default."
+    )
+    warm: bool = setting(
+        True, help="Whether a connection to each provider is opened at start, asking nothing."
+    )
     ca_file: Path | None = setting(
         None, help="PEM file of the certificate authorities to trust instead of the system's."
     )
+
+    @classmethod
+    def with_proxies(cls, prefix: str, environ: Mapping[str, str]) -> dict[str, str]:
+        """The environment with the proxies that it names for every program as this one's own."""
+        filled = dict(environ)
+        for name in ("HTTPS_PROXY", "NO_PROXY"):
+            found = environ.get(name.lower()) or environ.get(name)
+            if found and prefix + name + "_FILE" not in environ:
+                filled.setdefault(prefix + name, found)
+        return filled
 
     def __post_init__(self) -> None:
         problems = []

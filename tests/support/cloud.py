@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import grpc
 
 from anabranch.v1 import generation_pb2 as pb
@@ -54,6 +55,16 @@ class Proxy:
         finally:
             call.cancel()
         return got, ended
+
+    async def metric(self, name: str) -> list[float]:
+        """The values of a metric, one for each set of its labels."""
+        async with (
+            aiohttp.ClientSession() as http,
+            http.get(f"http://{self.host.http_address}/metrics") as response,
+        ):
+            lines = (await response.text()).splitlines()
+        own = (f"{name}{{", f"{name} ")
+        return [float(line.rpartition(" ")[2]) for line in lines if line.startswith(own)]
 
 
 def ask(text: str = "hello", model: str = "cloud-chat", **fields: Any) -> pb.GenerateRequest:

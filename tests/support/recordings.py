@@ -17,7 +17,9 @@ from services.cloud_proxy.answer import Delta, ProviderFailure
 from services.cloud_proxy.config import Route, load_routes
 from services.cloud_proxy.dialect_table import DIALECTS, reader_for
 from services.cloud_proxy.dialects import Framing
+from services.cloud_proxy.dialects.fields import broken
 from services.cloud_proxy.profile_files import built_in_profiles
+from services.cloud_proxy.streams import StreamGarbled, StreamTooLarge
 
 RECORDINGS = Path(__file__).parent.parent / "recordings"
 FRAMINGS = {
@@ -92,6 +94,9 @@ def hear(
             if decoder.done:
                 break
         ending = decoder.ending()
+    except (StreamGarbled, StreamTooLarge) as unreadable:
+        # As the upstream client has it.
+        raise broken(str(unreadable)) from None
     except ProviderFailure as failure:
         failure.heard = heard  # type: ignore[attr-defined]
         raise

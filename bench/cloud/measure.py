@@ -1,0 +1,134 @@
+"""Takes the looks: CPU a chunk and a request, memory of many streams, the way of a cancel."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from bench import cpu
+from bench.cloud.load import Session, many, request
+from bench.cloud.plan import Contender, Plan
+from bench.cloud.stack import Stack
+from bench.dataplane.gateways import LITELLM, installed
+
+_READER = Path(__file__).parent / "reader.py"
+_SETTLE_S = 0.3
+_READER_S = 600.0
+
+
+class LookFailed(Exception):
+    """A look that shows nothing: answers were not whole, or a reader failed."""
+
+
+def can_run(contender: Contender) -> bool:
+    """Whether what it needs is installed."""
+    return contender.kind != "litellm" or installed(LITELLM)
+
+
+async def cost(stack: Stack, contender: Contender, plan: Plan) -> dict[str, float]:
+    """Microseconds of CPU a chunk, and milliseconds a request. Raises LookFailed."""
+    look = _proxy_look if contender.kind == "proxy" else _reader_look
+    short = await look(stack, contender, plan, plan.short)
+    long = await look(stack, contender, plan, plan.long)
+    answers = plan.streams * plan.answers
+    chunk = (long - short) / (answers * (plan.long - plan.short))
+    return {
+        "chunk_us": chunk * 1e6,
+        "request_ms": (short / answers - plan.short * chunk) * 1e3,
+    }
+
+
+async def _proxy_look(stack: Stack, contender: Contender, plan: Plan, chunks: int) -> float:
+    """CPU seconds of the proxy's processes."""
+    async with Session(stack.target, await stack.authorization()) as session:
+
+        def make(number: int, length: int = 4) -> Any:
+            return request(contender.dialect, length, plan.pace, f"r{number}")
+
+        await many(session, plan.streams, make)
+        await asyncio.sleep(_SETTLE_S)
+        session.chunks = 0
+        before = cpu.seconds(stack.pids())
+
+        async def several(number: int) -> None:
+            for _ in range(plan.answers):
+                await session.answer(make(number, chunks))
+
+        await asyncio.gather(*(several(n) for n in range(plan.streams)))
+        spent = cpu.seconds(stack.pids()) - before
+        _check(session)
+    return spent
+
+
+def _check(session: Session) -> None:
+    if session.errors:
+        raise LookFailed(f"{len(session.errors)} answers failed: {session.errors[0]}")
+
+
+async def _reader_look(stack: Stack, contender: Contender, plan: Plan, chunks: int) -> float:
+    """CPU seconds of the reader's process, as it counts them itself."""
+    python = str(LITELLM / "bin/python") if contender.kind == "litellm" else sys.executable
+    process = await asyncio.create_subprocess_exec(
+        python,
+        str(_READER),
+        contender.kind,
+        contender.dialect,
+        stack.provider,
+        *(str(plan.streams), str(plan.answers), str(chunks), str(plan.pace)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(_READER_S):
+            said, complaint = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        raise LookFailed(f"{contender.name} took too long") from None
+    if process.returncode:
+        raise LookFailed(f"{contender.name}: {complaint.decode(errors='replace')[-500:]}")
+    found = json.loads(said.splitlines()[-1])
+    least = plan.streams * plan.answers * chunks
+    # Bytes have no chunks of their own: what comes together is one.
+    if contender.kind != "aiohttp" and found["chunks"] < least:
+        raise LookFailed(f"{contender.name} saw {found['chunks']} of {least} chunks")
+    return float(found["cpu"])
+
+
+async def memory(stack: Stack, plan: Plan) -> dict[str, float]:
+    """MiB of the proxy before and at the peak of many streams, and CPU a chunk meanwhile."""
+    before = cpu.resident(stack.pids())
+    cpu.reset_peak(stack.pids())
+    spent = cpu.seconds(stack.pids())
+    async with Session(stack.target, await stack.authorization()) as session:
+        await many(
+            session,
+            plan.many,
+            lambda n: request("openai_chat", plan.many_chunks, plan.many_pace, f"m{n}"),
+        )
+        _check(session)
+    spent = cpu.seconds(stack.pids()) - spent
+    return {
+        "idle_mib": before / 2**20,
+        "peak_mib": cpu.peak(stack.pids()) / 2**20,
+        "all_us": spent / (plan.many * plan.many_chunks) * 1e6,
+    }
+
+
+async def cancels(stack: Stack, plan: Plan, tag: str) -> list[float]:
+    """Milliseconds from a caller's cancel to the mock's loss of the connection, one each."""
+    asked: dict[str, float] = {}
+    async with Session(stack.target, await stack.authorization()) as session:
+        for number in range(plan.cancels):
+            identity = f"{tag}{number}"
+            endless = request("openai_chat", 100_000, plan.pace, identity)
+            asked[identity] = await session.cancelled(endless)
+    await asyncio.sleep(_SETTLE_S)
+    lost = await stack.lost()
+    missing = [identity for identity in asked if identity not in lost]
+    if missing:
+        raise LookFailed(f"{len(missing)} connections stayed open after their cancel")
+    return [(lost[identity] - moment) * 1e3 for identity, moment in asked.items()]
