@@ -122,10 +122,10 @@ class ModelProfile:
 class Profile:
     """One provider.
 
-    `headers` and `body` go with every request. `limits` says what a 429 speaks for: the account
-    as a whole or one model of it. `tool_choice` names the wishes about tools that the provider
-    honours; "named" is that a certain tool be called. `drain_seconds` is how long a cancelled answer is still read,
-    where the provider bills all of it anyway; 0: the connection is closed at once.
+    `headers` and `body` go with every request. `tool_choice` names the wishes about tools that the
+    provider honours; "named" is that a certain one be called. `limits` says what a 429 speaks for:
+    the account as a whole or one model of it. `drain_seconds` is how long a cancelled answer is
+    still read, where the provider bills all of it anyway; 0: the connection is closed at once.
     """
 
     name: str
