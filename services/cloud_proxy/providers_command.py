@@ -134,7 +134,9 @@ def check(context: click.Context, /, paths: tuple[Path, ...]) -> None:
             problems.append(f"{path.name}: holds no *.yaml")
         for profile in found.values():
             known[profile.name] = profile
-            good.append(f"{path.name}: profile {profile.name}, {len(models_of(profile))} models")
+            count = len(models_of(profile))
+            models = f"{count} model{'' if count == 1 else 's'}"
+            good.append(f"{path.name}: profile {profile.name}, {models}")
     for path, document in routes:
         try:
             offered = load_routes(document, path.name, path.parent, known, _AnyKey())

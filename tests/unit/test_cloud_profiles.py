@@ -1,12 +1,15 @@
 """The profiles that ship with the service are whole and plausible; bad ones are refused."""
 
 import datetime
+import json
 import re
 from pathlib import Path
 
 import pytest
 import yaml
 
+from anabranch.v1 import generation_pb2 as pb
+from services.chassis.errors import Fault
 from services.chassis.settings import Secret
 from services.cloud_proxy.configuration import BadConfiguration
 from services.cloud_proxy.dialects.requests import thinks
@@ -16,10 +19,12 @@ from services.cloud_proxy.profile_files import (
     load_profiles,
     parse_profile,
 )
+from services.cloud_proxy.profiles import REFUSED
 from services.cloud_proxy.providers_support import PARAMETERS, models_of
 from services.cloud_proxy.settings import Settings
-from tests.support.openai_chat import asked
+from tests.support.openai_chat import CODEC, asked
 from tests.support.provider import route
+from tests.support.recordings import route_to
 
 BUILT_IN = built_in_profiles()
 MODELS = [(profile, model) for profile in BUILT_IN.values() for model in models_of(profile)]
@@ -134,6 +139,40 @@ def test_default_reasoning_is_known_where_it_changes_what_is_sent(tmp_path):
     assert thinks(asked(), route(tmp_path, "moonshot", "kimi-k2.6"))
     assert not thinks(asked(), route(tmp_path, "moonshot", "moonshot-v1-8k"))
     assert not thinks(asked(), route(tmp_path, "openai", "gpt-5.4"))
+
+
+# Inside every range that a profile states.
+ASKED = {
+    "max_tokens": 7, "temperature": 0.5, "top_p": 0.5, "top_k": 5, "min_p": 0.1,
+    "presence_penalty": 0.5, "frequency_penalty": 0.5, "repetition_penalty": 1.1, "seed": 3,
+    "stop": ["x"], "n": 2, "ignore_eos": True, "min_tokens": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", sorted(n for n, p in BUILT_IN.items() if p.dialect == "openai_chat")
+)
+def test_each_parameter_is_sent_as_its_provider_calls_it_or_refused(name):
+    profile = BUILT_IN[name]
+    model = next((m.name for m in models_of(profile) if "generate" in m.capabilities), "any")
+    there = route_to(name, model)
+    for parameter, value in ASKED.items():
+        request = asked(sampling=pb.Sampling(**{parameter: value}))
+        rule = there.model.parameters.get(parameter, REFUSED)
+        if rule.rule == "refuse":
+            with pytest.raises(Fault) as caught:
+                CODEC.encode_request(request, there)
+            assert caught.value.metadata["feature"] == f"sampling.{parameter}"
+            continue
+        encoded = CODEC.encode_request(request, there)
+        body = json.loads(encoded.body)
+        assert encoded.path.startswith("/")
+        if rule.rule == "drop" or parameter in encoded.dropped:
+            assert encoded.dropped == (parameter,)
+            assert rule.name not in body
+        else:
+            assert body[rule.name] == value
+    assert "max_tokens" in there.model.parameters, "nothing would bound what an answer costs"
 
 
 GOOD = {

@@ -169,7 +169,7 @@ def test_good_profiles_and_routes_pass_together_in_any_order(tmp_path):
     profile = written(tmp_path / "river-ai.yaml", RIVER)
     routes = written(tmp_path / "models.yaml", ROUTES)
     result = run("check", routes, profile)
-    assert "river-ai.yaml: profile river-ai, 1 models: good" in result.stdout
+    assert "river-ai.yaml: profile river-ai, 1 model: good" in result.stdout
     assert "models.yaml: routes to river: good" in result.stdout
     assert result.stderr == ""
 
