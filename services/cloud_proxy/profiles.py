@@ -51,6 +51,7 @@ class Parameter:
 
 
 REFUSED = Parameter("refuse")
+TOOL_CHOICES = frozenset({"auto", "none", "required", "named"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +71,12 @@ class Reasoning:
 @dataclass(frozen=True, slots=True)
 class Continuation:
     """How a provider goes on with an assistant turn: from the turn alone (no flag), or when a
-    flag stands on its last message; perhaps at another path."""
+    flag stands on its last message; perhaps at another path. `body` is merged into the body of a
+    request that continues, and of no other."""
 
     flag: str
     path: str
+    body: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +122,10 @@ class ModelProfile:
 class Profile:
     """One provider.
 
-    `headers` and `body` go with every request. `limits` says what a 429 speaks for: the account
-    as a whole or one model of it. `drain_seconds` is how long a cancelled answer is still read,
-    where the provider bills all of it anyway; 0: the connection is closed at once.
+    `headers` and `body` go with every request. `tool_choice` names the wishes about tools that the
+    provider honours; "named" is that a certain one be called. `limits` says what a 429 speaks for:
+    the account as a whole or one model of it. `drain_seconds` is how long a cancelled answer is
+    still read, where the provider bills all of it anyway; 0: the connection is closed at once.
     """
 
     name: str
@@ -141,6 +145,7 @@ class Profile:
     response_formats: frozenset[str]
     reasoning: Reasoning
     continuation: Continuation | None
+    tool_choice: frozenset[str]
     limits: Literal["account", "model"]
     drain_seconds: float
     simulated: bool
