@@ -7,6 +7,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -186,8 +187,8 @@ class Simulator:
         if replayed and recorded is not None:
             headers["Content-Type"] = recorded.media_type
             seed = request.headers.get("x-sim-seed", str(fault.params.get("seed", 0)))
-            sending = Sending(request, fault, self._manner(voice, fault, headers))
-            return await sending.send(recorded.pieces(seed))
+            manner = replace(self._manner(voice, fault, headers), greeting=b"")
+            return await Sending(request, fault, manner).send(recorded.pieces(seed))
         if asked.stream:
             headers |= {"Content-Type": voice.media_type, "Cache-Control": "no-cache"}
             answer = lengthened(reply(asked.body), fault)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -30,6 +31,7 @@ _STATUSES = {
     504: "DEADLINE_EXCEEDED",
 }
 _FINISHES = {"stop": "STOP", "length": "MAX_TOKENS", "tool_calls": "STOP"}
+_CALLERS = ("args", "response", "parameters", "parametersJsonSchema")
 _AT = "/{version:v1(?:beta)?}/models/{model:.+}"
 
 
@@ -51,7 +53,7 @@ class Gemini:
 
     def read(self, received: Received) -> Asked:
         """See Voice."""
-        document = received.document
+        document = _camel(received.document)
         if received.streams and received.query.get("alt") != "sse":
             raise ValueError("the simulator streams with alt=sse only")
         if received.operation is Operation.EMBED:
@@ -145,6 +147,17 @@ class Gemini:
     def giant(self, size: int) -> bytes:
         """See Voice."""
         return b"data: " + b"x" * size + b"\n\n"
+
+
+def _camel(value: Any) -> Any:
+    """The document with names as the API states them; protobuf's JSON takes snake_case as well,
+    and Google's SDK sends some so. What belongs to the caller's tools is left as it is."""
+    if isinstance(value, list):
+        return [_camel(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    named = {re.sub(r"_([a-z])", lambda m: m[1].upper(), name): v for name, v in value.items()}
+    return {name: v if name in _CALLERS else _camel(v) for name, v in named.items()}
 
 
 def _common(model: str, document: dict[str, Any]) -> dict[str, Any]:
