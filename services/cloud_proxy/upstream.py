@@ -234,7 +234,9 @@ class Upstream:
             # Before anything is read from it: a text that is cut short could end within the key.
             body = body.replace(key.secret.reveal().encode(), b"***")
         failure = dialect.decode_error(response.status, response.headers, body)
-        failure.retry_after = retry_after(response.headers, time.time())
+        stated = retry_after(response.headers, time.time())
+        # Headers first; some providers say it in the body, which the dialect has read.
+        failure.retry_after = failure.retry_after if stated is None else stated
         failure.retry = should_retry(response.headers)
         return failure
 
