@@ -47,11 +47,14 @@ def _entry(dialect: str, model: str) -> dict[str, Any]:
 async def speaking(
     tmp_path: Path, dialect: str, *, accepted: tuple[str, ...] = (KEY, AWS_KEY), **changes: Any
 ) -> AsyncIterator[Proxy]:
-    """A proxy whose models `chat-of-DIALECT` and `reasoner-of-DIALECT` speak one dialect."""
+    """A proxy whose models speak one dialect: `chat-of-DIALECT`, `reasoner-of-DIALECT`, and
+    `whole-of-DIALECT`, which does not stream."""
     profile = PROFILES[dialect]
     routes = {
-        f"{kind}-of-{dialect}": _entry(dialect, f"sim-{kind}") for kind in ("chat", "reasoner")
+        f"{kind}-of-{dialect}": _entry(dialect, f"sim-{kind}")
+        for kind in ("chat", "reasoner", "whole")
     }
+    routes[f"whole-of-{dialect}"]["streaming"] = False
     # The simulator's own profile has routes too.
     keys = f"simulator={KEY} {profile}={KEYS[profile]}"
     async with cloud_proxy(

@@ -32,7 +32,8 @@ _STATUSES = {
 }
 _FINISHES = {"stop": "STOP", "length": "MAX_TOKENS", "tool_calls": "STOP"}
 _CALLERS = ("args", "response", "parameters", "parametersJsonSchema")
-_AT = "/{version:v1(?:beta)?}/models/{model:.+}"
+# Below any prefix: Vertex AI has the same endpoints elsewhere.
+_AT = "/{prefix:.*}models/{model:.+}"
 
 
 class Gemini:
