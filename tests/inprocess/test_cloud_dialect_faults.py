@@ -177,3 +177,13 @@ async def test_unknown_key_is_our_fault_and_is_never_quoted(tmp_path, dialect):
         assert (reason_name(ended.reason), ended.code.name, ended.work) == (P, U, FREE)
         for part in KEYS[PROFILES[dialect]].split(":"):
             assert part not in ended.message + repr(ended.metadata)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+async def test_caller_that_leaves_closes_the_providers_socket(tmp_path, dialect):
+    async with speaking(tmp_path, dialect, **PATIENT) as proxy:
+        await proxy.provider.fault("stall")
+        call = proxy.stub.StreamGenerate(ask(model=f"chat-of-{dialect}"), metadata=proxy.metadata)
+        await call.read()
+        call.cancel()
+        await proxy.provider.until(lambda s: s["open"] == 0 and s["aborted"] == 1)
