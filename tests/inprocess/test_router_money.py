@@ -127,7 +127,9 @@ async def test_a_cost_below_zero_is_none():
         await answered(at["cloud"], cost=-5)
         await answer.last()
         (book,) = [
-            known.book for known in s.routing.spending._budget._accounts.values() if known.book
+            known.book
+            for known in s.routing.spending.supply.ledger._accounts.values()
+            if known.book
         ]
         assert (book.spent, book.reserved) == (0, 0)
 
