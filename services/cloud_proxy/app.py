@@ -6,14 +6,18 @@ import asyncio
 import logging
 import random
 import secrets
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 from anabranch.v1 import session_pb2
 from services.chassis.authn import KeySource
 from services.chassis.host import Host
+from services.chassis.redis_connection import redis_client
 from services.chassis.registry import Registry
 from services.chassis.version import VERSION
+from services.cloud_proxy.budget_rules import UNLIMITED
+from services.cloud_proxy.budgets import open_budgets
 from services.cloud_proxy.config import Route
 from services.cloud_proxy.dialect_table import DIALECTS
 from services.cloud_proxy.handler import CloudProxy
@@ -36,12 +40,16 @@ async def running(
     *,
     registry: Registry | None = None,
     key_source: KeySource | None = None,
+    epoch_clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[Host]:
     """The cloud proxy, serving until the context is left.
 
-    `registry` and `key_source` stand in for what the settings name, in tests of one process.
+    `registry` and `key_source` stand in for what the settings name, in tests of one process;
+    `epoch_clock`, in seconds, says which period of a budget it is.
     """
     routes = settings.routes()
+    rules = settings.budgets()
+    redis_url = settings.redis_url if rules != UNLIMITED else None
     _warn(routes, settings)
     timers = Timers(
         first_token=settings.first_token_timeout,
@@ -51,6 +59,7 @@ async def running(
     # The session outlives the host: its last requests end while the host drains.
     async with (
         open_session(settings.connect_timeout, settings.ca_file) as session,
+        redis_client(redis_url, "ANABRANCH_CLOUD_REDIS_URL") as redis,
         Host.open(
             SERVICE,
             settings,
@@ -75,6 +84,8 @@ async def running(
                 zone=settings.zone,
             )
 
+        budgets = open_budgets(rules, redis, epoch_clock)
+        budgets.observe(host.meter)
         host.add_model_service(
             CloudProxy(
                 routes,
@@ -82,6 +93,7 @@ async def running(
                 upstream,
                 Masker(settings.masked_kinds(), secrets.randbits),
                 Observer(host.meter, host.tracer),
+                budgets,
                 host.tasks,
                 identity=identity,
                 max_in_flight=settings.max_in_flight,
@@ -89,6 +101,7 @@ async def running(
             )
         )
         await host.start()
+        host.tasks.create_task(budgets.keep_supplied(), name="budgets")
         await host.serve()
         yield host
 

@@ -21,6 +21,7 @@ from services.cloud_proxy.dialects import AnswerDecoder, Dialect, EncodedRequest
 from services.cloud_proxy.failures import to_fault
 from services.cloud_proxy.masking.request import Masked
 from services.cloud_proxy.observe import Observer
+from services.cloud_proxy.spending import Money, may_be_billed
 from services.cloud_proxy.upstream import Upstream
 
 _log = logging.getLogger(__name__)
@@ -34,7 +35,8 @@ _FINISH = {
 
 
 class Call:
-    """One request; `masked` is what leaves of it, where that differs.
+    """One request; `masked` is what leaves of it, where that differs, and `most` what it may cost
+    in micro-USD, where that is known.
 
     Providers do not number tokens, so `first_token` counts the pieces of output
     delivered before, per choice, starting after the continuation's token ids.
@@ -50,6 +52,8 @@ class Call:
         context: CallContext,
         outlet: Outlet,
         observer: Observer,
+        money: Money,
+        most: int | None,
     ) -> None:
         self._request = request
         self._route = route
@@ -61,6 +65,8 @@ class Call:
         self._context = context
         self._outlet = outlet
         self._observer = observer
+        self._money = money
+        self._most = most
         self._choices = max(request.sampling.n, 1)
         self._start = len(request.continuation.token_ids)
         self._pieces = [0] * self._choices
@@ -73,6 +79,7 @@ class Call:
         self._decoder: AnswerDecoder | None = None
         self._span: Span | None = None
         self._began = 0.0
+        self._asked = False
         self._greeted = False
         self._ended = False
 
@@ -80,6 +87,7 @@ class Call:
         """Asks the provider and ends the outlet, unless it is cancelled: then `cut_off` does."""
         self._began = asyncio.get_running_loop().time()
         try:
+            await self._money.reserve(self._route.profile.name, self._most)
             await upstream.run(
                 self._route, self._dialect, self._encoded, self, self._context.deadline
             )
@@ -97,10 +105,8 @@ class Call:
             self._span = None
         if self._ended:
             return
-        stated = self._decoder.usage if self._decoder is not None else None
-        usage = stated or self._estimate()
         finishes = dict.fromkeys(range(self._choices), pb.FINISH_REASON_CANCELLED)
-        self._close(finishes, usage, pb.Usage.SOURCE_PARTIAL, {})
+        self._close(finishes, self._so_far(), pb.Usage.SOURCE_PARTIAL, {})
 
     # What the upstream client calls
 
@@ -111,6 +117,7 @@ class Call:
 
     def attempt_began(self) -> None:
         """See Exchange."""
+        self._asked = True
         self._span = self._observer.start_span(self._route, self._context.traceparent)
 
     def attempt_ended(self, seconds: float, failure: ProviderFailure | None) -> None:
@@ -119,6 +126,8 @@ class Call:
             self._observer.attempt(self._route, seconds, failure, self._span)
             self._span = None
         if failure is not None:
+            if may_be_billed(failure, self._bytes):
+                self._money.owe(self._cost(self._so_far()))
             _log.warning(
                 "attempt failed",
                 extra={
@@ -182,8 +191,8 @@ class Call:
         if self._restorer is not None:
             for number in range(self._choices):
                 self._tell(self._restorer.rest(number))
-        prices = self._route.model.prices
-        cost = estimates.cost_microusd(usage, prices) if prices else 0
+        cost = self._cost(usage)
+        self._money.settle(cost)
         self._observer.usage(self._route, usage, cost)
         remaining = len(finishes)
         for number, finish in sorted(finishes.items()):
@@ -241,6 +250,7 @@ class Call:
         if self._ended:
             return
         self._ended = True
+        self._money.release()
         _log.warning(
             "request failed",
             extra={**self._facts(), "reason": reason_name(fault.reason), "code": fault.code.name},
@@ -252,6 +262,17 @@ class Call:
             self._greeted = True
             chunk.request_id = self._context.request_id
         self._outlet.chunk(chunk.SerializeToString(), last=last, tokens=tokens)
+
+    def _cost(self, usage: ProviderUsage) -> int:
+        prices = self._route.model.prices
+        return estimates.cost_microusd(usage, prices) if prices else 0
+
+    def _so_far(self) -> ProviderUsage:
+        """Usage of an answer that was cut off."""
+        if not self._asked:
+            return ProviderUsage(prompt=0, cached=0, completion=0, reasoning=0)
+        stated = self._decoder.usage if self._decoder is not None else None
+        return estimates.cut_off_usage(stated, self._estimate())
 
     def _estimate(self) -> ProviderUsage:
         """Usage where nobody stated it: each piece of output held at least one token."""

@@ -17,11 +17,13 @@ from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault, Violation, invalid
 from services.chassis.model_handler import CallContext, Cancel, Outlet
 from services.cloud_proxy import estimates
+from services.cloud_proxy.budgets import Budgets
 from services.cloud_proxy.call import Call
 from services.cloud_proxy.config import Route
 from services.cloud_proxy.dialects import Dialect
 from services.cloud_proxy.masking.request import Masked, Masker, Unmaskable
 from services.cloud_proxy.observe import Observer
+from services.cloud_proxy.spending import Money, cost_at_most
 from services.cloud_proxy.upstream import Upstream
 
 _log = logging.getLogger(__name__)
@@ -57,6 +59,7 @@ class CloudProxy:
         upstream: Upstream,
         masker: Masker,
         observer: Observer,
+        budgets: Budgets,
         tasks: TaskStarter,
         *,
         identity: Callable[[], session_pb2.SessionReady],
@@ -69,6 +72,7 @@ class CloudProxy:
         self._upstream = upstream
         self._masker = masker
         self._observer = observer
+        self._budgets = budgets
         self._tasks = tasks
         self._identity = identity
         self._max_in_flight = max_in_flight
@@ -85,7 +89,8 @@ class CloudProxy:
         # What leaves is what is billed.
         leaving = masked.request if masked is not None else request
         dialect = self._dialects[route.profile.dialect]
-        encoded = dialect.encode_request(leaving, route, max_tokens=_affordable(leaving, route))
+        max_tokens = _affordable(leaving, route)
+        encoded = dialect.encode_request(leaving, route, max_tokens=max_tokens)
         if self._running >= self._max_in_flight:
             raise Fault(
                 errors_pb2.ERROR_REASON_OVERLOADED,
@@ -104,7 +109,15 @@ class CloudProxy:
             )
         if masked is not None:
             self._observer.masked(route, masked.counts)
-        call = Call(request, route, dialect, encoded, masked, context, outlet, self._observer)
+        money = Money(self._budgets, context.caller.tenant)
+        most = None
+        if money.is_limited(route.profile.name):
+            # Only where it matters: it takes a walk through the request.
+            most = cost_at_most(leaving, route, max_tokens)
+        call = Call(
+            *(request, route, dialect, encoded, masked, context, outlet, self._observer),
+            *(money, most),
+        )
         task = self._tasks.create_task(call.run(self._upstream), name=f"call {context.request_id}")
         self._running += 1
         self._observer.running(1)
