@@ -93,7 +93,8 @@ class Supply:
                 async with asyncio.timeout_at(ends):
                     await self._changed.wait()
             except TimeoutError:
-                return None
+                # It may have come in the same turn of the loop.
+                return self.reserve(accounts, amount)
         return found
 
     def settle(self, reservation: Reservation, actual: int) -> None:
