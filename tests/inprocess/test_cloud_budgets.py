@@ -12,13 +12,13 @@ import aiohttp
 import grpc
 import pytest
 
-from anabranch.v1 import errors_pb2
+from anabranch.v1 import errors_pb2, model_pb2
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault, Work
 from tests.support.auth import bearer
 from tests.support.cloud import Proxy, ask, cloud_proxy
 from tests.support.redis import RedisServer, binary, redis_server
-from tests.support.waiting import until
+from tests.support.waiting import BOUND_S, until
 
 DAY = 86_400.0
 PATIENT: dict[str, Any] = {"first_token_timeout": 600.0, "inter_token_timeout": 600.0}
@@ -242,6 +242,21 @@ async def test_metrics_name_no_tenant_that_the_file_does_not(tmp_path):
         await proxy.answer(ask(**SHORT))
         assert await figures(proxy, "tenant:shop") == (None, None)
         assert await figures(proxy, "tenant:search") == (0, 1_000_000)
+
+
+async def test_the_prices_told_to_routers_cover_what_the_providers_cache_takes_in(tmp_path):
+    prices = {"input": 4, "cached_input": 1, "output": 9, "source": "x", "as_of": "2026-01-01"}
+    routes = {
+        "plain": {"provider": "simulator", "model": "a", "prices": prices},
+        "caching": {"provider": "simulator", "model": "b", "prices": {**prices, "cache_write": 5}},
+    }
+    async with cloud_proxy(tmp_path, routes=routes) as proxy:
+        listed = await proxy.stub.ListModels(
+            model_pb2.ListModelsRequest(), metadata=proxy.metadata, timeout=BOUND_S
+        )
+        told = {model.name: model.prices for model in listed.models}
+        assert told["plain"] == pb.TokenPrices(input=4, cached_input=1, output=9)
+        assert told["caching"] == pb.TokenPrices(input=5, cached_input=1, output=9)
 
 
 def held(redis: RedisServer) -> list[int]:
