@@ -6,15 +6,19 @@ import asyncio
 import logging
 import random
 import secrets
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 from anabranch.v1 import session_pb2
 from services.chassis.authn import KeySource
 from services.chassis.host import Host
+from services.chassis.redis_connection import redis_client
 from services.chassis.registry import Registry
 from services.chassis.version import VERSION
 from services.cloud_proxy.attempts import Attempts
+from services.cloud_proxy.budget_rules import UNLIMITED
+from services.cloud_proxy.budgets import open_budgets
 from services.cloud_proxy.candidates import Directory
 from services.cloud_proxy.config import Route
 from services.cloud_proxy.dialect_table import DIALECTS
@@ -38,12 +42,16 @@ async def running(
     *,
     registry: Registry | None = None,
     key_source: KeySource | None = None,
+    epoch_clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[Host]:
     """The cloud proxy, serving until the context is left.
 
-    `registry` and `key_source` stand in for what the settings name, in tests of one process.
+    `registry` and `key_source` stand in for what the settings name, in tests of one process;
+    `epoch_clock`, in seconds, says which period of a budget it is.
     """
     routes = settings.routes()
+    rules = settings.budgets()
+    redis_url = settings.redis_url if rules != UNLIMITED else None
     _warn(routes, settings)
     timers = Timers(
         first_token=settings.first_token_timeout,
@@ -59,6 +67,7 @@ async def running(
             connections=settings.max_in_flight,
             proxy=proxy,
         ) as http,
+        redis_client(redis_url, "ANABRANCH_CLOUD_REDIS_URL") as redis,
         Host.open(
             SERVICE,
             settings,
@@ -85,12 +94,15 @@ async def running(
                 zone=settings.zone,
             )
 
+        budgets = open_budgets(rules, redis, epoch_clock)
+        budgets.observe(host.meter)
         host.add_model_service(
             CloudProxy(
                 Directory(routes, DIALECTS),
                 attempts,
                 Masker(settings.masked_kinds(), secrets.randbits),
                 Observer(host.meter, host.tracer),
+                budgets,
                 host.tasks,
                 identity=identity,
                 max_in_flight=settings.max_in_flight,
@@ -101,6 +113,7 @@ async def running(
             urls = [route.base_url for route in routes.values()]
             host.tasks.create_task(http.warm(urls), name="warm connections")
         await host.start()
+        host.tasks.create_task(budgets.keep_supplied(), name="budgets")
         await host.serve()
         yield host
 

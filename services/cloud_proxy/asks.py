@@ -46,6 +46,9 @@ class Ask(Generic[T]):
             raise broken("the provider's answer ended before it was complete")
         return self._found[-1]
 
+    async def admit(self, candidate: Candidate) -> None:
+        """See Exchange: its caller has seen to the money."""
+
     def receiver(self, candidate: Candidate) -> _Whole[T]:
         """See Exchange."""
         return _Whole(self, candidate)

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
+from services.chassis.errors import Fault
 from services.cloud_proxy.answer import FailureKind, ProviderFailure
 from services.cloud_proxy.candidates import Candidate
 from services.cloud_proxy.keys import Blocked, Key, KeyPool
@@ -41,6 +42,9 @@ class Attempt:
 
 class Exchange(Protocol):
     """The caller's side of one request: it takes output, and is told how attempts go."""
+
+    async def admit(self, candidate: Candidate) -> None:
+        """Whether its provider may be asked; raises Fault where not, and it is passed over."""
 
     def receiver(self, candidate: Candidate) -> Receiver:
         """A fresh one, for one attempt."""
@@ -75,22 +79,29 @@ class Attempts:
         """Asks the candidates in order until one answers.
 
         `deadline` is in seconds of the loop's clock; no wait goes beyond it. Raises the last
-        ProviderFailure. Cancelling closes the provider's connection at once.
+        ProviderFailure, or the first Fault where none was admitted. Cancelling closes the
+        provider's connection at once.
         """
         loop = asyncio.get_running_loop()
         failure: ProviderFailure | None = None
+        refused: Fault | None = None
         made = 0
         for candidate in candidates:
             try:
+                await exchange.admit(candidate)
                 await self._ask(candidate, exchange, deadline, made)
             except _Failed as failed:
                 failure, made = failed.failure, failed.made
                 if failed.delivered or failure.kind in _OF_THE_REQUEST or loop.time() >= deadline:
                     raise failure from None
+            except Fault as fault:
+                refused = refused or fault
             else:
                 return
         if failure is not None:
             raise failure
+        if refused is not None:
+            raise refused
 
     async def _ask(
         self, candidate: Candidate, exchange: Exchange, deadline: float, made: int

@@ -25,6 +25,8 @@ from services.cloud_proxy.config import Route
 from services.cloud_proxy.dialects import AnswerDecoder
 from services.cloud_proxy.failures import to_fault
 from services.cloud_proxy.observe import Observer
+from services.cloud_proxy.refusals import affordable
+from services.cloud_proxy.spending import Money, cost_at_most, may_be_billed
 from services.cloud_proxy.streams import StreamEvent
 from services.cloud_proxy.trail import Trail
 
@@ -39,19 +41,23 @@ _FINISH = {
 
 
 class Call:
-    """One request; `masked_entities` counts what was masked in what leaves of it."""
+    """One request; `leaving` is what leaves of it, in which so many entities were masked."""
 
     def __init__(
         self,
         request: pb.GenerateRequest,
+        leaving: pb.GenerateRequest,
         candidates: Iterable[Candidate],
         route: Route,
         writer: ChunkWriter,
         context: CallContext,
         observer: Observer,
+        money: Money,
         masked_entities: int,
     ) -> None:
         self._request = request
+        self._leaving = leaving
+        self._money = money
         self._candidates = candidates
         self._route = route
         self._writer = writer
@@ -96,13 +102,22 @@ class Call:
         if not self._writer.ended:
             self._close_cancelled()
         if not self._settled:
-            self._settle(self._stated() or self._account.estimate())
+            self._settle(self._so_far())
 
     # What the loop of attempts calls
 
+    async def admit(self, candidate: Candidate) -> None:
+        """See Exchange: budgets must cover the most that it may cost there."""
+        self._route = route = candidate.route
+        provider = route.profile.name
+        most = None
+        if self._money.is_limited(provider):
+            # Only where it matters: it takes a walk through the request.
+            most = cost_at_most(self._leaving, route, affordable(self._leaving, route))
+        await self._money.reserve(provider, most)
+
     def receiver(self, candidate: Candidate) -> _Answer:
         """See Exchange."""
-        self._route = candidate.route
         self._decoder = candidate.dialect.decoder(self._request, candidate.route)
         return _Answer(self, self._decoder)
 
@@ -118,6 +133,8 @@ class Call:
             self._observer.attempt_ended("chat", attempt, self._span)
             self._span = None
         if attempt.failure is not None:
+            if not self._answering and may_be_billed(attempt.failure, 0):
+                self._money.owe(cost_of(self._so_far(), self._route))
             log_failure(attempt, self._facts())
 
     # What the receiver calls
@@ -146,19 +163,24 @@ class Call:
     # Ends
 
     def _close_cancelled(self) -> None:
-        usage = self._stated() or self._account.estimate()
+        usage = self._so_far()
         finishes = dict.fromkeys(range(self._writer.choices), pb.FINISH_REASON_CANCELLED)
         cost = cost_of(usage, self._route)
         self._close(finishes, usage, pb.Usage.SOURCE_PARTIAL, cost, None)
 
-    def _stated(self) -> ProviderUsage | None:
-        return self._decoder.usage if self._decoder is not None else None
+    def _so_far(self) -> ProviderUsage:
+        """Usage of an answer that was cut off."""
+        if not len(self._trail):
+            return ProviderUsage(prompt=0, cached=0, completion=0, reasoning=0)
+        stated = self._decoder.usage if self._decoder is not None else None
+        return estimates.cut_off_usage(stated, self._account.estimate())
 
     def _settle(self, usage: ProviderUsage) -> int:
         """Accounts for the request, once, and gives what it costs in micro-USD."""
         cost = cost_of(usage, self._route)
         if not self._settled:
             self._settled = True
+            self._money.settle(cost)
             self._observer.usage(self._route, usage, cost)
         return cost
 
@@ -198,10 +220,11 @@ class Call:
     def _fail(self, fault: Fault) -> None:
         if self._answering:
             # What was delivered was also billed.
-            self._settle(self._stated() or self._account.estimate())
+            self._settle(self._so_far())
+        self._settled = True
+        self._money.release()
         if self._writer.ended:
             return
-        self._settled = True
         if len(self._trail) > 1:
             fault.metadata = {**fault.metadata, "attempts": str(len(self._trail))}
         _log.warning(

@@ -21,6 +21,7 @@ from services.cloud_proxy.account import cost_of
 from services.cloud_proxy.answer import Embedded, ProviderFailure, ProviderUsage
 from services.cloud_proxy.asks import Ask, is_advisory
 from services.cloud_proxy.attempts import Attempts
+from services.cloud_proxy.budgets import Budgets
 from services.cloud_proxy.call import Call
 from services.cloud_proxy.candidates import Candidate, Directory
 from services.cloud_proxy.chunks import ChunkWriter
@@ -33,6 +34,7 @@ from services.cloud_proxy.masking.request import Masked, Masker, Unmaskable
 from services.cloud_proxy.models import describe
 from services.cloud_proxy.observe import Observer
 from services.cloud_proxy.refusals import affordable, check_images, check_residency
+from services.cloud_proxy.spending import Money, embedding_cost_at_most
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +60,7 @@ class CloudProxy:
         attempts: Attempts,
         masker: Masker,
         observer: Observer,
+        budgets: Budgets,
         tasks: TaskStarter,
         *,
         identity: Callable[[], session_pb2.SessionReady],
@@ -68,6 +71,7 @@ class CloudProxy:
         self._attempts = attempts
         self._masker = masker
         self._observer = observer
+        self._budgets = budgets
         self._tasks = tasks
         self._identity = identity
         self._max_in_flight = max_in_flight
@@ -96,11 +100,13 @@ class CloudProxy:
         )
         call = Call(
             request,
+            leaving,
             _chained(first, candidates),
             route,
             writer,
             context,
             self._observer,
+            Money(self._budgets, context.caller.tenant),
             sum(masked.counts.values()) if masked is not None else 0,
         )
         task = self._tasks.create_task(call.run(self._attempts), name=f"call {context.request_id}")
@@ -129,17 +135,22 @@ class CloudProxy:
             return candidate.dialect.decode_embed(leaving, candidate.route, body)
 
         size = sum(estimates.tokens_of(len(text.encode())) for text in leaving.inputs)
+        money = Money(self._budgets, context.caller.tenant)
+        most = embedding_cost_at_most(leaving, route)
         ask = Ask("embeddings", decode, context, self._observer)
         dialect = self._directory.dialect(route)
         # Never elsewhere: vectors of another model cannot be compared with this one's.
         candidate = Candidate(route, dialect, dialect.encode_embed(leaving, route), size)
-        with self._occupied():
+        with self._occupied(), money:
+            await money.reserve(route.profile.name, most)
             try:
                 found = await ask.answer([candidate], self._attempts)
             except ProviderFailure as failure:
                 raise to_fault(failure, route, 0, size) from None
-        usage = found.usage or ProviderUsage(size, 0, 0, 0)
-        self._observer.usage(route, usage, cost_of(usage, route), "embeddings")
+            usage = found.usage or ProviderUsage(size, 0, 0, 0)
+            cost = cost_of(usage, route)
+            money.settle(cost)
+        self._observer.usage(route, usage, cost, "embeddings")
         return model_pb2.EmbedResponse(
             embeddings=[model_pb2.Embedding(values=vector) for vector in found.vectors],
             usage=pb.Usage(

@@ -30,6 +30,9 @@ def describe(route: Route) -> pb.ModelInfo:
         prices=None
         if prices is None
         else pb.TokenPrices(
-            input=prices.input, cached_input=prices.cached_input, output=prices.output
+            # What a router allots must also cover prompts that the provider's cache takes in.
+            input=max(prices.input, prices.cache_write or 0),
+            cached_input=prices.cached_input,
+            output=prices.output,
         ),
     )

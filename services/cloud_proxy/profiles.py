@@ -13,12 +13,16 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, slots=True)
 class LongPromptPrices:
-    """Prices of a whole request whose prompt has more than `over` tokens."""
+    """Prices of a whole request whose prompt has more than `over` tokens.
+
+    `cache_write` None: as `input`, or as that of other prompts where it is higher.
+    """
 
     over: int
     input: int
     cached_input: int
     output: int
+    cache_write: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.settings import CommonSettings, Secret, SettingsError, setting
+from services.cloud_proxy.budget_rules import UNLIMITED, BudgetRules, read_budgets
 from services.cloud_proxy.config import Route, parse_keys, read_routes
 from services.cloud_proxy.configuration import BadConfiguration
 from services.cloud_proxy.masking import KINDS
 from services.cloud_proxy.profile_files import built_in_profiles, load_profiles
+from services.cloud_proxy.profiles import Profile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,16 @@ class Settings(CommonSettings):
         None,
         help="Provider keys as name=key entries, separated by commas, spaces or line ends. A route "
         "uses the name in its api_key, else its provider's. A repeated name makes a pool of keys.",
+    )
+    budgets_file: Path | None = setting(
+        None,
+        help="YAML file of what may be spent: all, providers, tenants, default_tenant, each budget "
+        "with usd or microusd, and a period. What is not covered is refused. Empty: no limits.",
+    )
+    redis_url: Secret | None = setting(
+        None,
+        help="Redis that cloud proxies share their budgets through, such as "
+        "redis://:password@host:6379/0. Empty: each process may spend all of them.",
     )
     max_in_flight: int = setting(
         1024, minimum=1, help="Requests at providers at once; further ones are refused at once."
@@ -96,10 +108,11 @@ class Settings(CommonSettings):
         if not self.mask or ("none" in self.mask and len(self.mask) > 1):
             # What is left empty by mistake must not switch it off.
             problems.append("ANABRANCH_CLOUD_MASK must be a list of kinds, or none alone")
-        try:
-            self.routes()
-        except BadConfiguration as bad:
-            problems += bad.problems
+        for read in (self.routes, self.budgets):
+            try:
+                read()
+            except BadConfiguration as bad:
+                problems += [p for p in bad.problems if p not in problems]
         if problems:
             raise SettingsError(problems)
 
@@ -109,8 +122,17 @@ class Settings(CommonSettings):
 
     def routes(self) -> dict[str, Route]:
         """The models offered, by name. Reads the files. Raises BadConfiguration."""
+        keys = parse_keys(self.api_keys.reveal()) if self.api_keys else {}
+        return read_routes(self.models_file, self._profiles(), keys)
+
+    def budgets(self) -> BudgetRules:
+        """What may be spent. Reads the files. Raises BadConfiguration."""
+        if self.budgets_file is None:
+            return UNLIMITED
+        return read_budgets(self.budgets_file, self._profiles())
+
+    def _profiles(self) -> dict[str, Profile]:
         profiles = dict(built_in_profiles())
         if self.profiles_dir:
             profiles.update(load_profiles(self.profiles_dir))
-        keys = parse_keys(self.api_keys.reveal()) if self.api_keys else {}
-        return read_routes(self.models_file, profiles, keys)
+        return profiles

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,7 @@ async def cloud_proxy(
     accepted: tuple[str, ...] = (KEY,),
     token_delay: float = 0.0,
     routes: dict[str, dict[str, Any]] | None = None,
+    epoch_clock: Callable[[], float] = time.time,
     **changes: Any,
 ) -> AsyncIterator[Proxy]:
     """A simulator and a proxy in this process, on free ports. `url` replaces the simulator's."""
@@ -96,7 +98,7 @@ async def cloud_proxy(
             **changes,
         )
         async with (
-            running(settings, key_source=local) as host,
+            running(settings, key_source=local, epoch_clock=epoch_clock) as host,
             grpc.aio.insecure_channel(host.address) as channel,
         ):
             yield Proxy(ModelServiceStub(channel), provider, host, local)

@@ -1,22 +1,33 @@
-"""Where a router's processes get cloud money from, in slices that together never exceed a budget.
+"""Where processes get their budgets' money from, in slices that together never exceed a budget.
 
-`ShareOfBudget` asks nobody: it is for a router that shares its budgets with no other.
+`ShareOfBudget` asks nobody: it is for processes that share their budgets with no others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from services.router.core.policy import Budget
+from services.chassis.budgets.ledger import Budget
 
 
 class Lease(NamedTuple):
-    """Money for one period, in micro-USD; times in seconds since the epoch."""
+    """Money for one period, in micro-USD, 0 when nothing is left; times in seconds since the
+    epoch."""
 
     granted: int
     period_start: float
     period_end: float
+
+
+class LeaseSource(Protocol):
+    """Who hands out budgets in slices. Never more in all than a budget holds."""
+
+    async def take(self, account: str, budget: Budget, want: int) -> Lease | None:
+        """Up to `want` of an account's budget; None while that cannot be said."""
+
+    async def give_back(self, account: str, budget: Budget, amount: int, period_end: float) -> None:
+        """Returns `amount` of the period that ends then, unspent."""
 
 
 class ShareOfBudget:

@@ -1,15 +1,18 @@
-"""The router's connections to Redis: few, and none that anybody waits on for long.
+"""A process's connections to Redis: few, and none that anybody waits on for long.
 
 What is asked of Redis, and what happens while it is away, is known where it is used.
 """
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from services.chassis.settings import Secret
+from services.chassis.settings import Secret, SettingsError
 
 LONGEST_S = 1.0
 """For any one command; see open_redis."""
@@ -39,3 +42,22 @@ def open_redis(url: Secret) -> Redis:
     # After the URL, which may say otherwise.
     pool.connection_kwargs["socket_timeout"] = None
     return Redis.from_pool(pool)
+
+
+@asynccontextmanager
+async def redis_client(url: Secret | None, setting: str) -> AsyncIterator[Redis | None]:
+    """The client of the Redis at `url`, or None where there is none; closed at the end.
+
+    Raises SettingsError that names the `setting` with a bad URL.
+    """
+    if url is None:
+        yield None
+        return
+    try:
+        client = open_redis(url)
+    except ValueError as refused:
+        raise SettingsError([f"{setting} {refused}"]) from None
+    try:
+        yield client
+    finally:
+        await client.aclose()

@@ -1,45 +1,48 @@
-"""Money for the cloud: nothing is spent that was not leased, and nothing leaks."""
+"""Budgets: nothing is spent that was not leased, and nothing leaks."""
+
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from services.router.core.cloud_budget import (
-    ALL,
-    CloudBudget,
-    Statement,
-    budgets_of,
-    tenant_account,
-)
-from services.router.core.policy import Budget, Policy, TenantRules
+from services.chassis.budgets.ledger import Ledger, Statement
 
-ACME = tenant_account("acme")
+ACME = "tenant:acme"
+ALL = "all"
 DAY = 86_400.0
 NOW = 10 * DAY + 100.0
 BOTH = (ACME, ALL)
 
 
-def with_lease(acme: int = 1000, everyone: int = 1000) -> CloudBudget:
-    budget = CloudBudget(lambda _: Budget(100_000))
+class Budget(NamedTuple):
+    """As a ledger wants it."""
+
+    microusd: int
+    period: float = DAY
+
+
+def with_lease(acme: int = 1000, everyone: int = 1000) -> Ledger:
+    budget = Ledger(lambda _: Budget(100_000))
     budget.lease(ACME, acme, 10 * DAY, 11 * DAY)
     budget.lease(ALL, everyone, 10 * DAY, 11 * DAY)
     return budget
 
 
-def figures(budget: CloudBudget, account: str = ACME) -> tuple[int, int, int, int]:
+def figures(budget: Ledger, account: str = ACME) -> tuple[int, int, int, int]:
     statement = budget.statement(account, NOW)
     assert statement is not None
     return statement[:4]
 
 
 def test_without_a_lease_nothing_is_spent():
-    budget = CloudBudget(lambda _: Budget(100_000))
+    budget = Ledger(lambda _: Budget(100_000))
     assert budget.reserve(BOTH, 1, NOW) is None
 
 
 def test_an_account_without_a_budget_always_passes():
-    budget = CloudBudget(lambda account: None if account == ACME else Budget(1000))
+    budget = Ledger(lambda account: None if account == ACME else Budget(1000))
     assert budget.reserve((ACME,), 10**12, NOW) is not None
     assert budget.reserve(BOTH, 1, NOW) is None, "the other account still counts"
 
@@ -130,7 +133,7 @@ def test_the_store_decides_when_a_period_begins():
 
 
 def test_a_period_made_longer_begins_at_once():
-    budget = CloudBudget(lambda _: Budget(100_000))
+    budget = Ledger(lambda _: Budget(100_000))
     hour = NOW // 3600 * 3600
     budget.lease(ACME, 1000, hour, hour + 3600)
     # The policy says now that the budget is for a day: what is leased is for that.
@@ -147,7 +150,7 @@ def test_a_period_made_shorter_begins_at_once():
 
 
 def test_it_wants_a_part_of_the_budget_and_again_when_half_is_gone():
-    budget = CloudBudget(lambda _: Budget(100_000))
+    budget = Ledger(lambda _: Budget(100_000))
     assert budget.wants(ACME, NOW) == 2000
     budget.lease(ACME, 2000, 10 * DAY, 11 * DAY)
     assert budget.wants(ACME, NOW) == 0
@@ -157,15 +160,23 @@ def test_it_wants_a_part_of_the_budget_and_again_when_half_is_gone():
     assert budget.wants(ACME, NOW) == 1400
 
 
+def test_who_shares_with_nobody_wants_all_of_it_at_once():
+    budget = Ledger(lambda _: Budget(100_000), slices=1)
+    assert budget.wants(ACME, NOW) == 100_000
+    budget.lease(ACME, 100_000, 10 * DAY, 11 * DAY)
+    budget.settle(budget.reserve((ACME,), 99_000, NOW), 99_000)
+    assert budget.wants(ACME, NOW) == 0
+
+
 def test_it_wants_enough_for_what_was_refused():
-    budget = CloudBudget(lambda _: Budget(100_000))
+    budget = Ledger(lambda _: Budget(100_000))
     assert budget.reserve((ACME,), 40_000, NOW) is None
     budget.lease(ACME, budget.wants(ACME, NOW), 10 * DAY, 11 * DAY)
     assert budget.reserve((ACME,), 40_000, NOW) is not None
 
 
 def test_one_dear_request_does_not_make_leases_large_forever():
-    budget = CloudBudget(lambda _: Budget(100_000))
+    budget = Ledger(lambda _: Budget(100_000))
     budget.reserve((ACME,), 40_000, NOW)
     for _ in range(60):
         budget.reserve((ACME,), 10, NOW)
@@ -173,7 +184,7 @@ def test_one_dear_request_does_not_make_leases_large_forever():
 
 
 def test_it_never_wants_more_than_the_budget():
-    budget = CloudBudget(lambda _: Budget(1000))
+    budget = Ledger(lambda _: Budget(1000))
     budget.reserve((ACME,), 5000, NOW)
     assert budget.wants(ACME, NOW) == 1000
     budget.lease(ACME, 1000, 10 * DAY, 11 * DAY)
@@ -182,7 +193,7 @@ def test_it_never_wants_more_than_the_budget():
 
 
 def test_without_a_budget_it_wants_nothing():
-    assert CloudBudget(lambda _: None).wants(ACME, NOW) == 0
+    assert Ledger(lambda _: None).wants(ACME, NOW) == 0
 
 
 def test_what_is_free_can_be_given_back():
@@ -203,20 +214,6 @@ def test_amounts_below_zero_are_refused():
         budget.settle(budget.reserve(BOTH, 1, NOW), -1)
 
 
-def test_a_policy_says_which_budget_an_account_has():
-    own, rest, everyone = Budget(1), Budget(2), Budget(3)
-    policy = Policy(
-        tenants={"acme": TenantRules(cloud_budget=own), "*": TenantRules(cloud_budget=rest)},
-        cloud_budget=everyone,
-    )
-    budget_of = budgets_of(policy)
-    assert budget_of(ACME) is own
-    assert budget_of(tenant_account("other")) is rest
-    assert budget_of(tenant_account("all")) is rest, "a tenant of that name is not everyone"
-    assert budget_of(ALL) is everyone
-    assert budgets_of(Policy())(ACME) is None
-
-
 amounts = st.integers(0, 400)
 
 
@@ -227,7 +224,7 @@ class Accounts(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.budget = CloudBudget(lambda _: Budget(100_000))
+        self.budget = Ledger(lambda _: Budget(100_000))
         self.day = 10
         self.granted = dict.fromkeys(BOTH, 0)
         self.spent = dict.fromkeys(BOTH, 0)

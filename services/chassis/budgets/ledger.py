@@ -1,10 +1,10 @@
-"""Money for the cloud: reserved before a request is sent there, settled when its cost is known.
+"""Money as accounts: reserved before a request is sent, settled when its cost is known. Pure.
 
-It spends what the shell has leased from the store that all routers share, and nothing else: it
+It spends what the shell has leased from the store that all processes share, and nothing else: it
 never asks anybody, and without a lease in force it refuses. Amounts are integers in millionths
 of a US dollar. Times are seconds since the epoch, to which budgets' periods are aligned.
 
-A lease is money that the store already counts as spent, so that many routers together keep within
+A lease is money that the store already counts as spent, so that many processes together keep within
 a budget without asking it for each request. An account is a book per period; a reservation
 remembers its books, so that what it cost is charged to the period in which it was allowed.
 """
@@ -12,31 +12,22 @@ remembers its books, so that what it cost is charged to the period in which it w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
-
-from services.router.core.policy import Budget, Policy
-
-ALL = "all"
-"""The account of all tenants together."""
+from typing import NamedTuple, Protocol
 
 LEASED_AT_ONCE = 50
-"""A lease is about this part of a budget: so much of it at most lies idle in one router."""
+"""A lease is about this part of a budget: so much of it at most lies idle in one process."""
 
 
-def tenant_account(tenant: str) -> str:
-    """The account of one tenant."""
-    return f"tenant:{tenant}"
+class Budget(Protocol):
+    """So much money for each period of so many seconds, aligned to the epoch."""
 
+    @property
+    def microusd(self) -> int:
+        """The amount, in millionths of a US dollar."""
 
-def budgets_of(policy: Policy) -> Callable[[str], Budget | None]:
-    """Which budget an account has under a policy."""
-
-    def budget_of(account: str) -> Budget | None:
-        if account == ALL:
-            return policy.cloud_budget
-        return policy.tenant(account.removeprefix("tenant:")).cloud_budget
-
-    return budget_of
+    @property
+    def period(self) -> float:
+        """The period's length in seconds."""
 
 
 class Statement(NamedTuple):
@@ -98,14 +89,20 @@ class Reservation:
         return books
 
 
-class CloudBudget:
+class Ledger:
     """The leased money of one process."""
 
-    __slots__ = ("_accounts", "budget_of")
+    __slots__ = ("_accounts", "_slices", "budget_of")
 
-    def __init__(self, budget_of: Callable[[str], Budget | None]) -> None:
-        """`budget_of` says what an account may spend in all; None: it has no limit."""
+    def __init__(
+        self, budget_of: Callable[[str], Budget | None], *, slices: int = LEASED_AT_ONCE
+    ) -> None:
+        """`budget_of` says what an account may spend in all; None: it has no limit.
+
+        A lease is about the budget divided by `slices`; 1 where nobody else wants any of it.
+        """
         self.budget_of = budget_of
+        self._slices = slices
         self._accounts: dict[str, _Account] = {}
 
     def lease(self, account: str, granted: int, period_start: float, period_end: float) -> None:
@@ -182,7 +179,7 @@ class CloudBudget:
         in_force = book is not None and now < book.period_end
         granted = book.granted if book is not None and in_force else 0
         available = book.available if book is not None and in_force else 0
-        full = max(budget.microusd // LEASED_AT_ONCE, 2 * known.largest)
+        full = max(budget.microusd // self._slices, 2 * known.largest)
         if 2 * available >= full:
             return 0
         return max(min(full - available, budget.microusd - granted), 0)

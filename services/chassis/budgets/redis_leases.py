@@ -1,8 +1,8 @@
-"""Cloud budgets shared by all routers: Redis hands them out in slices, on its own clock.
+"""Budgets shared by many processes: Redis hands them out in slices, on its own clock.
 
-One script decides, so that whatever routers do at the same time, no period's slices are together
-more than its budget. While Redis does not answer nothing is handed out, and a router spends what
-it has. Which slices are asked for when, spending.py knows.
+One script decides, so that whatever processes do at the same time, no period's slices are together
+more than its budget. While Redis does not answer nothing is handed out, and a process spends what
+it has. Which slices are asked for when, supply.py knows.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from typing import NamedTuple
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from services.router.budget_leases import Lease
-from services.router.core.policy import Budget
-from services.router.redis_connection import LONGEST_S
+from services.chassis.budgets.leases import Lease
+from services.chassis.budgets.ledger import Budget
+from services.chassis.redis_connection import LONGEST_S
 
 _log = logging.getLogger(__name__)
 
-_PREFIX = "anabranch:budget:"
 _PER_SECOND = 1_000_000
 
 # A hash for each account and length of period: `start` of the period that it is about, what each
@@ -75,11 +74,15 @@ class _Held(NamedTuple):
 class RedisLeases:
     """The slices of one process; see LeaseSource. `epoch_clock` is that of whoever spends them.
 
+    Who shares budgets uses the same `prefix` of Redis's keys, and nobody else does: an account of
+    the same name under another one is another account.
+
     The budget is as hard as Redis's memory: one that forgets a period hands out again what
     processes hold of it, until each has asked once more.
     """
 
-    def __init__(self, redis: Redis, epoch_clock: Callable[[], float]) -> None:
+    def __init__(self, redis: Redis, epoch_clock: Callable[[], float], *, prefix: str) -> None:
+        self._prefix = prefix
         self._script = redis.register_script(_SCRIPT)
         self._now = epoch_clock
         self._lessee = secrets.token_hex(8)
@@ -132,7 +135,7 @@ class RedisLeases:
         try:
             async with asyncio.timeout(LONGEST_S):
                 reply = await self._script(
-                    keys=[_PREFIX + key],
+                    keys=[self._prefix + key],
                     args=[
                         *(self._lessee, self._calls, held.start, held.amount),
                         *(want, budget.microusd, _period(budget)),
@@ -152,9 +155,9 @@ class RedisLeases:
     def _tell(self, failure: str) -> None:
         """Says once that no money is handed out, and once that it is again."""
         if failure and self._answers:
-            _log.warning("cloud budgets cannot be leased", extra={"cause": failure})
+            _log.warning("budgets cannot be leased", extra={"cause": failure})
         elif not failure and not self._answers:
-            _log.info("cloud budgets are leased again")
+            _log.info("budgets are leased again")
         self._answers = not failure
 
 
