@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,6 +13,9 @@ import grpc
 
 from anabranch.v1 import generation_pb2 as pb
 from anabranch.v1 import model_pb2_grpc, session_pb2
+
+STREAMS_A_SESSION = 250
+"""Just under what a session may hold."""
 
 _LARGE = [("grpc.max_receive_message_length", 64 << 20)]
 
@@ -79,6 +83,16 @@ class Session:
         return ended
 
     async def _read(self) -> None:
+        try:
+            await self._take()
+        except grpc.aio.AioRpcError as over:
+            self.errors.append(over.details() or over.code().name)
+        finally:
+            # Nobody waits for a session that is over.
+            for number in tuple(self._ended):
+                self._end(number)
+
+    async def _take(self) -> None:
         async for message in self._call:
             for frame in message.frames:
                 first = self._first.get(frame.stream)
@@ -98,6 +112,17 @@ class Session:
             ended.set_result(None)
 
 
-async def many(session: Session, streams: int, make: Callable[[int], pb.GenerateRequest]) -> None:
-    """So many requests at once, until all are answered."""
-    await asyncio.gather(*(session.answer(make(n)) for n in range(streams)))
+async def many(
+    target: str, authorization: str, streams: int, make: Callable[[int], pb.GenerateRequest]
+) -> list[str]:
+    """So many requests at once over as many sessions as they need, until all are answered; the
+    errors."""
+    async with AsyncExitStack() as stack:
+        sessions = [
+            await stack.enter_async_context(Session(target, authorization))
+            for _ in range(-(-streams // STREAMS_A_SESSION))
+        ]
+        await asyncio.gather(
+            *(sessions[n // STREAMS_A_SESSION].answer(make(n)) for n in range(streams))
+        )
+        return [error for session in sessions for error in session.errors]

@@ -48,7 +48,7 @@ async def _proxy_look(stack: Stack, contender: Contender, plan: Plan, chunks: in
         def make(number: int, length: int = 4) -> Any:
             return request(contender.dialect, length, plan.pace, f"r{number}")
 
-        await many(session, plan.streams, make)
+        await asyncio.gather(*(session.answer(make(n)) for n in range(plan.streams)))
         await asyncio.sleep(_SETTLE_S)
         session.chunks = 0
         before = cpu.seconds(stack.pids())
@@ -59,13 +59,13 @@ async def _proxy_look(stack: Stack, contender: Contender, plan: Plan, chunks: in
 
         await asyncio.gather(*(several(n) for n in range(plan.streams)))
         spent = cpu.seconds(stack.pids()) - before
-        _check(session)
+        _check(session.errors)
     return spent
 
 
-def _check(session: Session) -> None:
-    if session.errors:
-        raise LookFailed(f"{len(session.errors)} answers failed: {session.errors[0]}")
+def _check(errors: list[str]) -> None:
+    if errors:
+        raise LookFailed(f"{len(errors)} answers failed: {errors[0]}")
 
 
 async def _reader_look(stack: Stack, contender: Contender, plan: Plan, chunks: int) -> float:
@@ -103,13 +103,13 @@ async def memory(stack: Stack, plan: Plan) -> dict[str, float]:
     before = cpu.resident(stack.pids())
     cpu.reset_peak(stack.pids())
     spent = cpu.seconds(stack.pids())
-    async with Session(stack.target, await stack.authorization()) as session:
-        await many(
-            session,
-            plan.many,
-            lambda n: request("openai_chat", plan.many_chunks, plan.many_pace, f"m{n}"),
-        )
-        _check(session)
+    errors = await many(
+        stack.target,
+        await stack.authorization(),
+        plan.many,
+        lambda n: request("openai_chat", plan.many_chunks, plan.many_pace, f"m{n}"),
+    )
+    _check(errors)
     spent = cpu.seconds(stack.pids()) - spent
     return {
         "idle_mib": before / 2**20,
