@@ -38,7 +38,7 @@ def encode(
     if route.model.streaming:
         body["stream"] = True
     parameters, dropped = sampling(request, route, _limit(request, route, max_tokens))
-    body.update(_one_of_temperature_and_top_p(parameters, route))
+    body.update(_acceptable(parameters, route))
     _check_budget(body, route)
     path = profile.paths.stream if route.model.streaming else profile.paths.chat
     return EncodedRequest(
@@ -87,13 +87,17 @@ def _limit(request: pb.GenerateRequest, route: Route, max_tokens: int | None) ->
     return asked
 
 
-def _one_of_temperature_and_top_p(parameters: dict[str, Any], route: Route) -> dict[str, Any]:
-    """The parameters without a top_p that asks for nothing: the API refuses both together."""
-    if "temperature" not in parameters or "top_p" not in parameters:
-        return parameters
-    if parameters["top_p"] < 1:
+def _acceptable(parameters: dict[str, Any], route: Route) -> dict[str, Any]:
+    """The parameters without those that ask for nothing and that the API refuses all the same:
+    any top_k below 1, and temperature and top_p together."""
+    left = dict(parameters)
+    if left.get("top_k", 1) < 1:
+        del left["top_k"]
+    if "temperature" in left and left.get("top_p") == 1:
+        del left["top_p"]
+    if "temperature" in left and "top_p" in left:
         raise unsupported("sampling.top_p", f"{route.name} takes temperature or top_p, not both")
-    return {name: value for name, value in parameters.items() if name != "top_p"}
+    return left
 
 
 def _check_thinking(request: pb.GenerateRequest, route: Route, body: dict[str, Any]) -> None:
