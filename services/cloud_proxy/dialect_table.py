@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from services.cloud_proxy.dialects import Dialect, Framing
+from services.cloud_proxy.dialects.anthropic import Anthropic
 from services.cloud_proxy.dialects.gemini import Gemini
 from services.cloud_proxy.dialects.openai_chat import OpenAiChat
 from services.cloud_proxy.streams import StreamReader
@@ -13,6 +14,7 @@ from services.cloud_proxy.streams.sse import SseReader
 
 DIALECTS: Mapping[str, Dialect] = {
     "gemini": Gemini(),
+    "anthropic": Anthropic(),
     "openai_chat": OpenAiChat(),
 }
 """Codecs hold no state of their own, so that one each is enough."""

@@ -103,7 +103,10 @@ class UsageRules:
 
 @dataclass(frozen=True, slots=True)
 class ModelProfile:
-    """One of a provider's models. `prices` is None when they are not known, `max_output` 0."""
+    """One of a provider's models. `prices` is None when they are not known, `max_output` 0.
+
+    `effort` may hold "default": what is sent for a model that reasons unless told not to.
+    """
 
     name: str
     context_length: int = 0

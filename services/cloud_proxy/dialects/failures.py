@@ -16,9 +16,11 @@ _TOO_LONG_WORDS = re.compile(
     re.ASCII | re.IGNORECASE,
 )
 _NO_CREDIT = re.compile(
-    r"insufficient_quota|insufficient_balance|exceeded_current_quota|billing", re.ASCII
+    r"insufficient_quota|insufficient_balance|exceeded_current_quota|billing|spend_limit", re.ASCII
 )
-_NO_CREDIT_WORDS = re.compile(r"credit balance is too low|insufficient balance", re.IGNORECASE)
+_NO_CREDIT_WORDS = re.compile(
+    r"credit balance is too low|insufficient balance|specified api usage limits", re.IGNORECASE
+)
 _MESSAGE_LENGTH = 300
 _CODE_LENGTH = 128
 

@@ -111,7 +111,9 @@ def thinks(request: pb.GenerateRequest, route: Route) -> bool:
     effort = request.reasoning.effort
     if effort == pb.REASONING_EFFORT_NONE or "reasoning" not in route.model.capabilities:
         return False
-    return route.profile.reasoning.on_by_default or effort != pb.REASONING_EFFORT_UNSPECIFIED
+    if effort != pb.REASONING_EFFORT_UNSPECIFIED:
+        return True
+    return route.profile.reasoning.on_by_default or "default" in route.model.effort
 
 
 def reasoning(request: pb.GenerateRequest, route: Route) -> Mapping[str, Any]:
@@ -119,10 +121,10 @@ def reasoning(request: pb.GenerateRequest, route: Route) -> Mapping[str, Any]:
 
     Raises Fault UNSUPPORTED.
     """
+    able = "reasoning" in route.model.capabilities
     effort = _EFFORTS.get(request.reasoning.effort)
     if effort is None:
-        return {}
-    able = "reasoning" in route.model.capabilities
+        return route.model.effort.get("default", {}) if able else {}
     settings = route.model.effort.get(effort, route.profile.reasoning.effort.get(effort))
     if settings is not None and able:
         return settings

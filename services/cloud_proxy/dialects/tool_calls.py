@@ -86,9 +86,17 @@ class ToolCalls:
 
 
 def arguments_text(value: Any) -> str:
-    """Arguments as JSON text, whether they came as text or as a value; "" when there are none."""
+    """Arguments as JSON text, whether they came as text or as a value; "" when there are none.
+
+    Raises ProviderFailure for a value that is nested too deeply: it can be read, not written.
+    """
     if isinstance(value, str):
         return value
     if value is None:
         return ""
-    return orjson.dumps(value).decode()
+    try:
+        return orjson.dumps(value).decode()
+    except orjson.JSONEncodeError:
+        raise broken(
+            "the provider sent a tool call whose arguments are nested too deeply"
+        ) from None
