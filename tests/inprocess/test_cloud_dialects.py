@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from anabranch.v1 import generation_pb2 as pb
-from tests.support.cloud import Proxy, ask
-from tests.support.dialect_routes import DIALECTS, KEYS, PROFILES, speaking
-from tests.support.official import ASK, Question, Said
-from tools.provider_simulator.answers import pieces, signature
+from anabranch.v1 import model_pb2
+from services.cloud_proxy.profile_files import built_in_profiles
+from services.cloud_proxy.profiles import Profile
+from tests.support.cloud import Proxy, ask, cloud_proxy
+from tests.support.dialect_routes import DIALECTS, EMBEDDERS, KEYS, PROFILES, speaking
+from tests.support.official import ASK, AWS_KEY, Question, Said
+from tests.support.provider import KEY
+from tools.provider_simulator.answers import LABEL, pieces, signature
+from tools.provider_simulator.vectors import vector
 
+COUNTS = ("anthropic", "gemini", "bedrock_converse")
 EXCLUDES_CACHED = ("anthropic", "bedrock_converse")
 # These want their reasoning back sealed, so that they can trust it; others want it in words, or
 # not at all.
@@ -115,3 +122,64 @@ async def test_reasoning_goes_back_with_the_next_turn_unchanged(tmp_path, dialec
         await proxy.answer(asked)
         sent = json.dumps((await proxy.provider.state())["requests"][-1])
         assert SEAL in sent
+
+
+@pytest.mark.parametrize("dialect", [d for d in DIALECTS if d in EMBEDDERS])
+async def test_vectors_are_those_of_the_provider(tmp_path, dialect):
+    inputs = ["one", "two words", "one"]
+    async with speaking(tmp_path, dialect) as proxy:
+        found = await proxy.stub.Embed(
+            model_pb2.EmbedRequest(model=f"vectors-of-{dialect}", inputs=inputs),
+            metadata=proxy.metadata,
+        )
+        expected = [pytest.approx(vector(text), abs=1e-6) for text in inputs]
+        assert [list(one.values) for one in found.embeddings] == expected
+        # Gemini states none for vectors.
+        if dialect != "gemini":
+            assert found.usage.source == pb.Usage.SOURCE_PROVIDER
+            assert found.usage.prompt_tokens == 4
+
+
+@pytest.mark.parametrize("dialect", [d for d in DIALECTS if d in COUNTS])
+async def test_prompts_are_counted_by_the_provider(tmp_path, dialect):
+    async with speaking(tmp_path, dialect) as proxy:
+        asked = ask("one two three", f"chat-of-{dialect}")
+        found = await proxy.stub.CountTokens(
+            model_pb2.CountTokensRequest(model=asked.model, request=asked),
+            metadata=proxy.metadata,
+        )
+        assert found.prompt_tokens == 3
+        assert found.source == pb.Usage.SOURCE_PROVIDER
+
+
+@pytest.mark.parametrize("name", sorted(built_in_profiles()))
+async def test_every_built_in_profile_reaches_an_endpoint_of_its_dialect(tmp_path, name):
+    profile = built_in_profiles()[name]
+    keys = f"simulator={KEY} {name}={key_of(profile)}"
+    routes = {"of-profile": route_of(profile)}
+    # The empty key is that of servers which ask for none.
+    accepted = (KEY, AWS_KEY, "") if profile.auth_scheme == "none" else (KEY, AWS_KEY)
+    async with cloud_proxy(tmp_path, keys=keys, accepted=accepted, routes=routes) as proxy:
+        answer = await proxy.answer(ask(model="of-profile"))
+        assert answer.choices[0].text.startswith(LABEL)
+        assert answer.choices[0].finish_reason == pb.FINISH_REASON_STOP
+        # As OpenAI, the simulator states it in its dialect only where it is asked to.
+        told = profile.usage.ask or profile.dialect != "openai_chat"
+        assert (answer.usage.source == pb.Usage.SOURCE_PROVIDER) == told
+        assert (await proxy.provider.state())["dialects"][profile.dialect] == 1
+
+
+def route_of(profile: Profile) -> dict[str, Any]:
+    generating = [
+        name for name, model in profile.models.items() if name and "generate" in model.capabilities
+    ]
+    return {
+        "provider": profile.name,
+        "model": "sim-chat" if profile.open_models else generating[0],
+        "max_output": 4096,
+        "capabilities": ["generate"],
+    }
+
+
+def key_of(profile: Profile) -> str:
+    return AWS_KEY if profile.auth_scheme == "aws-sigv4" else KEY

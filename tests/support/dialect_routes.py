@@ -43,12 +43,21 @@ def _entry(dialect: str, model: str) -> dict[str, Any]:
     }
 
 
+EMBEDDERS = {
+    "openai_chat": ("openai", "sim-embed"),
+    "gemini": ("gemini", "gemini-embedding-001"),
+    "ollama": ("ollama", "sim-embed"),
+    "bedrock_converse": ("bedrock", "amazon.titan-embed-text-v2:0"),
+}
+"""Profile and model for vectors, by dialect; Anthropic has none."""
+
+
 @asynccontextmanager
 async def speaking(
     tmp_path: Path, dialect: str, *, accepted: tuple[str, ...] = (KEY, AWS_KEY), **changes: Any
 ) -> AsyncIterator[Proxy]:
-    """A proxy whose models speak one dialect: `chat-of-DIALECT`, `reasoner-of-DIALECT`, and
-    `whole-of-DIALECT`, which does not stream."""
+    """A proxy whose models speak one dialect: `chat-of-DIALECT`, `reasoner-of-DIALECT`,
+    `whole-of-DIALECT`, which does not stream, and where there is one `vectors-of-DIALECT`."""
     profile = PROFILES[dialect]
     routes = {
         f"{kind}-of-{dialect}": _entry(dialect, f"sim-{kind}")
@@ -57,6 +66,15 @@ async def speaking(
     routes[f"whole-of-{dialect}"]["streaming"] = False
     # The simulator's own profile has routes too.
     keys = f"simulator={KEY} {profile}={KEYS[profile]}"
+    if dialect in EMBEDDERS:
+        embedder, model = EMBEDDERS[dialect]
+        keys += "" if embedder == profile else f" {embedder}={KEY}"
+        routes[f"vectors-of-{dialect}"] = {
+            "provider": embedder,
+            "model": model,
+            "capabilities": ["embed"],
+            "prices": _PRICES,
+        }
     async with cloud_proxy(
         tmp_path, keys=keys, accepted=accepted, routes=routes, **changes
     ) as proxy:

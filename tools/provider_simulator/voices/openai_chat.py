@@ -29,8 +29,9 @@ class OpenAiChat:
     # Below any prefix, since each provider of this dialect has its own.
     endpoints = (
         Endpoint("/{prefix:.*}chat/completions", Operation.CHAT),
-        Endpoint("/{prefix:.*}v1/embeddings", Operation.EMBED),
-        Endpoint("/{prefix:.*}v1/tokenizers/estimate-token-count", Operation.COUNT),
+        Endpoint("/{prefix:.*}embeddings", Operation.EMBED),
+        Endpoint("/{prefix:.*}tokenizers/estimate-token-count", Operation.COUNT),
+        Endpoint("/{prefix:.*}tokenize", Operation.COUNT),
     )
     media_type = SSE
     greeting = b": simulator\n\n"
@@ -102,8 +103,8 @@ class OpenAiChat:
         return {"object": "list", "model": asked.model, "data": data, "usage": usage}
 
     def counted(self, tokens: int) -> dict[str, Any]:
-        """See Voice. As Moonshot answers; OpenAI itself counts nothing."""
-        return {"data": {"total_tokens": tokens}}
+        """See Voice. As Moonshot and vLLM answer; OpenAI itself counts nothing."""
+        return {"data": {"total_tokens": tokens}, "count": tokens}
 
     def refused(self, refusal: Refusal) -> tuple[dict[str, Any], dict[str, str]]:
         """See Voice."""
