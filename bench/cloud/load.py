@@ -37,6 +37,7 @@ class Session:
         self._ended: dict[int, asyncio.Future[None]] = {}
         self._first: dict[int, asyncio.Event] = {}
         self._next = 0
+        self._writing = asyncio.Lock()
         self._reader: asyncio.Task[None] | None = None
         self.chunks = 0
         self.errors: list[str] = []
@@ -69,7 +70,7 @@ class Session:
         await self._first[number].wait()
         frame = session_pb2.SessionRequestFrame(stream=number, cancel=session_pb2.SessionCancel())
         moment = time.monotonic()
-        await self._call.write(session_pb2.SessionRequest(frames=[frame]))
+        await self._write(frame)
         await ended
         return moment
 
@@ -79,8 +80,13 @@ class Session:
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._ended[number], self._first[number] = ended, asyncio.Event()
         frame = session_pb2.SessionRequestFrame(stream=number, start=asked)
-        await self._call.write(session_pb2.SessionRequest(frames=[frame]))
+        await self._write(frame)
         return ended
+
+    async def _write(self, frame: session_pb2.SessionRequestFrame) -> None:
+        # grpc.aio takes one write at a time.
+        async with self._writing:
+            await self._call.write(session_pb2.SessionRequest(frames=[frame]))
 
     async def _read(self) -> None:
         try:
@@ -107,7 +113,9 @@ class Session:
 
     def _end(self, number: int) -> None:
         ended = self._ended.pop(number, None)
-        self._first.pop(number, None)
+        first = self._first.pop(number, None)
+        if first is not None:
+            first.set()
         if ended is not None and not ended.done():
             ended.set_result(None)
 

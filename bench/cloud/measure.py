@@ -126,6 +126,7 @@ async def cancels(stack: Stack, plan: Plan, tag: str) -> list[float]:
             identity = f"{tag}{number}"
             endless = request("openai_chat", 100_000, plan.pace, identity)
             asked[identity] = await session.cancelled(endless)
+        _check(session.errors)
     await asyncio.sleep(_SETTLE_S)
     lost = await stack.lost()
     missing = [identity for identity in asked if identity not in lost]

@@ -137,12 +137,12 @@ class _Connection(asyncio.Protocol):
         end = self._buffer.find(b"\r\n\r\n")
         if end < 0:
             return
-        found = _LENGTH.search(self._buffer, 0, end + 2)
+        found = _LENGTH.search(bytes(self._buffer[: end + 2]))
         whole = end + 4 + (int(found[1]) if found else 0)
         if len(self._buffer) < whole:
             return
         path = bytes(self._buffer[: self._buffer.find(b"\r\n")]).decode().split(" ")[1]
-        wanted = _WANTED.search(self._buffer, end)
+        wanted = _WANTED.search(bytes(self._buffer[end:whole]))
         del self._buffer[:whole]
         if wanted is None:
             self._tell(json.dumps(self._lost).encode() if path == "/lost" else b"{}")
