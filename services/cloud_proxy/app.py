@@ -107,6 +107,7 @@ async def running(
                 identity=identity,
                 max_in_flight=settings.max_in_flight,
                 image_hosts=frozenset(settings.image_hosts),
+                gather=settings.gather,
             )
         )
         if settings.warm:

@@ -12,6 +12,7 @@ from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault
 from services.chassis.model_handler import Outlet
 from services.cloud_proxy.answer import Delta
+from services.cloud_proxy.gathering import Gathering
 from services.cloud_proxy.masking.restoring import Restorer
 
 
@@ -24,6 +25,7 @@ class ChunkWriter:
         request_id: str,
         restorer: Restorer | None,
         outlet: Outlet,
+        gathering: Gathering,
     ) -> None:
         self.choices = max(request.sampling.n, 1)
         self.ended = False
@@ -35,11 +37,13 @@ class ChunkWriter:
         reasoning = request.reasoning
         self._show_reasoning = reasoning.include if reasoning.HasField("include") else True
         self._greeted = False
+        self._gathering = gathering
+        self._waiting: list[Delta] = []
 
     @property
     def delivered(self) -> int:
-        """Pieces that the caller has been sent."""
-        return sum(self._pieces)
+        """Pieces that the caller has been sent, or is about to be."""
+        return sum(self._pieces) + len(self._waiting)
 
     def shows(self, delta: Delta) -> bool:
         """Whether the caller sees anything of it."""
@@ -58,6 +62,7 @@ class ChunkWriter:
         if self._restorer is not None:
             for number in range(self.choices):
                 self._tell(self._restorer.rest(number))
+        self._flush()
         remaining = len(finishes)
         for number, finish in sorted(finishes.items()):
             remaining -= 1
@@ -72,11 +77,42 @@ class ChunkWriter:
 
     def fail(self, fault: Fault) -> None:
         """Ends with an error."""
+        self._flush()
         self.ended = True
         self._outlet.fail(fault)
 
     def _tell(self, delta: Delta) -> None:
         if self.ended or not self.shows(delta):
+            return
+        if self._waiting:
+            self._waiting.append(delta)
+        elif self._greeted and self._gathering.worth:
+            self._waiting.append(delta)
+            self._gathering.later(self._flush)
+        else:
+            self._emit(delta, 1)
+
+    def _flush(self) -> None:
+        """Sends what waits; texts that follow each other as one."""
+        waiting, self._waiting = self._waiting, []
+        if len(waiting) == 1:
+            self._emit(waiting[0], 1)
+            return
+        joined, pieces = None, 0
+        for delta in waiting:
+            if joined is None:
+                joined, pieces = delta, 1
+            elif delta.choice == joined.choice and not (delta.tools or joined.tools):
+                text, reasoning = joined.text + delta.text, joined.reasoning + delta.reasoning
+                joined, pieces = Delta(delta.choice, text, reasoning), pieces + 1
+            else:
+                self._emit(joined, pieces)
+                joined, pieces = delta, 1
+        if joined is not None:
+            self._emit(joined, pieces)
+
+    def _emit(self, delta: Delta, pieces: int) -> None:
+        if self.ended:
             return
         choice = delta.choice
         chunk = pb.GenerateChunk(
@@ -89,8 +125,8 @@ class ChunkWriter:
             chunk.tool_calls.add(
                 index=tool.index, id=tool.id, name=tool.name, arguments=tool.arguments
             )
-        self._pieces[choice] += 1
-        self._send(chunk, last=False, tokens=1)
+        self._pieces[choice] += pieces
+        self._send(chunk, last=False, tokens=pieces)
 
     def _send(self, chunk: pb.GenerateChunk, *, last: bool, tokens: int) -> None:
         if not self._greeted:

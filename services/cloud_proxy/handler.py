@@ -29,6 +29,7 @@ from services.cloud_proxy.config import Route
 from services.cloud_proxy.dialects import Dialect, EncodedRequest
 from services.cloud_proxy.dialects.requests import unsupported
 from services.cloud_proxy.failures import to_fault
+from services.cloud_proxy.gathering import Gathering
 from services.cloud_proxy.masking.embedding import mask_inputs
 from services.cloud_proxy.masking.request import Masked, Masker, Unmaskable
 from services.cloud_proxy.models import describe
@@ -66,6 +67,7 @@ class CloudProxy:
         identity: Callable[[], session_pb2.SessionReady],
         max_in_flight: int,
         image_hosts: frozenset[str],
+        gather: float,
     ) -> None:
         self._directory = directory
         self._attempts = attempts
@@ -77,6 +79,7 @@ class CloudProxy:
         self._max_in_flight = max_in_flight
         self._image_hosts = image_hosts
         self._running = 0
+        self._gathering = Gathering(gather, lambda: self._running)
         self._reports = 0
 
     def open(self, request: pb.GenerateRequest, context: CallContext, outlet: Outlet) -> Cancel:
@@ -95,9 +98,8 @@ class CloudProxy:
         self._check_room()
         if masked is not None:
             self._observer.masked(route, masked.counts)
-        writer = ChunkWriter(
-            request, context.request_id, masked.restorer() if masked is not None else None, outlet
-        )
+        restorer = masked.restorer() if masked is not None else None
+        writer = ChunkWriter(request, context.request_id, restorer, outlet, self._gathering)
         call = Call(
             request,
             leaving,

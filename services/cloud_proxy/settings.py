@@ -57,6 +57,13 @@ class Settings(CommonSettings):
         30.0, minimum=0.05, help="From one piece of output to the next; keep-alives do not count."
     )
     total_timeout: float = setting(600.0, minimum=0.05, help="For one attempt as a whole.")
+    gather: float = setting(
+        0.004,
+        minimum=0,
+        maximum=0.1,
+        help="How long output waits for that of other requests, to leave in one message with it. "
+        "The first of an answer and the last never do.",
+    )
     attempts: int = setting(
         3, minimum=1, maximum=10, help="Attempts in all, before the first output only."
     )

@@ -27,6 +27,7 @@ from services.cloud_proxy.retries import retry_after, should_retry
 from services.cloud_proxy.streams import StreamEvent, StreamGarbled, StreamTooLarge
 
 _ERROR_BODY = 64 * 1024
+_SLACK = 0.1
 # In the order of how many providers use them.
 _REQUEST_IDS = ("x-request-id", "request-id", "x-amzn-requestid", "apim-request-id", "cf-ray")
 
@@ -156,6 +157,9 @@ class Upstream:
         loop = asyncio.get_running_loop()
         received = 0
         progress = 0
+        # The timer may be late by this much, so that it need not be moved for every chunk.
+        slack = self._timers.inter_token * _SLACK
+        lenient = 0.0
         while data := await response.content.readany():
             received += len(data)
             if received > self._caps.response:
@@ -164,8 +168,11 @@ class Upstream:
                 break
             if receiver.delivered != progress:
                 # Keep-alives and empty deltas are no progress and do not come here.
+                now = loop.time()
+                if not progress or now > lenient:
+                    lenient = now + slack
+                    timer.reschedule(min(now + self._timers.inter_token + slack, ends))
                 progress = receiver.delivered
-                timer.reschedule(min(loop.time() + self._timers.inter_token, ends))
         else:
             receiver.events(reader.close())
         receiver.end()
