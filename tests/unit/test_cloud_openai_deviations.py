@@ -79,6 +79,13 @@ def test_wishes_that_a_provider_passes_over_are_refused(choice):
     assert "tool_choice" not in encoded(asked(tools=[TOOL]), route)
 
 
+def test_a_schema_that_is_nested_too_deeply_is_the_callers_to_mend():
+    nested = pb.Tool(name="f", parameters_json_schema='{"a":' * 300 + "1" + "}" * 300)
+    with pytest.raises(Fault) as caught:
+        CODEC.encode_request(asked(tools=[nested]), routed(capabilities=ABLE[:2]))
+    assert reason_name(caught.value.reason) == "INVALID_REQUEST"
+
+
 # Going on with a turn
 
 

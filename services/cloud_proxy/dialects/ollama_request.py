@@ -8,8 +8,6 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-import orjson
-
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Violation, invalid
 from services.cloud_proxy.config import Route
@@ -26,6 +24,7 @@ from services.cloud_proxy.dialects.requests import (
     require,
     sampling,
     schema,
+    serialised,
     unsupported,
 )
 
@@ -64,7 +63,7 @@ def encode(
     path = profile.paths.stream if route.model.streaming else profile.paths.chat
     return EncodedRequest(
         path=path_for(path, route),
-        body=_serialised(body),
+        body=serialised(body),
         headers=JSON_HEADERS,
         framing=Framing.NDJSON if route.model.streaming else None,
         dropped=dropped,
@@ -152,11 +151,3 @@ def _format(wanted: pb.ResponseFormat, route: Route, body: dict[str, Any]) -> No
         body["format"] = "json"
     elif kind == "json_schema":
         body["format"] = schema(wanted.json_schema, "response_format.json_schema")
-
-
-def _serialised(body: dict[str, Any]) -> bytes:
-    try:
-        return orjson.dumps(body)
-    except orjson.JSONEncodeError:
-        # Schemas and arguments come from the caller, and can be read deeper than written.
-        raise invalid([Violation("messages", "or tools are nested too deeply")]) from None

@@ -9,8 +9,6 @@ import base64
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
-
 from anabranch.v1 import generation_pb2 as pb
 from services.cloud_proxy.config import Route
 from services.cloud_proxy.dialects import EncodedRequest, Framing
@@ -25,6 +23,7 @@ from services.cloud_proxy.dialects.requests import (
     require,
     sampling,
     schema,
+    serialised,
     unsupported,
 )
 
@@ -59,7 +58,7 @@ def encode(
         path = profile.continuation.path
     return EncodedRequest(
         path=path_for(path, route),
-        body=orjson.dumps(body),
+        body=serialised(body),
         headers=JSON_HEADERS,
         framing=Framing.SSE if route.model.streaming else None,
         dropped=dropped,

@@ -165,6 +165,15 @@ def arguments(text: str, at: str) -> dict[str, Any]:
     return schema(text or "{}", at)
 
 
+def serialised(body: dict[str, Any]) -> bytes:
+    """The body as JSON. Raises Fault INVALID_REQUEST for what can be read but not written."""
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError:
+        # Schemas and arguments come from the caller, and can be read deeper than written.
+        raise invalid([Violation("messages", "or tools are nested too deeply")]) from None
+
+
 def check_tool_choice(choice: pb.ToolChoice, route: Route) -> str:
     """How tools are to be used: auto, none, required or named. Raises Fault UNSUPPORTED."""
     wish = "auto"
