@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from services.cloud_proxy.dialects import Dialect, Framing
 from services.cloud_proxy.dialects.anthropic import Anthropic
 from services.cloud_proxy.dialects.gemini import Gemini
+from services.cloud_proxy.dialects.ollama import Ollama
 from services.cloud_proxy.dialects.openai_chat import OpenAiChat
 from services.cloud_proxy.streams import StreamReader
 from services.cloud_proxy.streams.ndjson import NdjsonReader
@@ -16,6 +17,7 @@ DIALECTS: Mapping[str, Dialect] = {
     "gemini": Gemini(),
     "anthropic": Anthropic(),
     "openai_chat": OpenAiChat(),
+    "ollama": Ollama(),
 }
 """Codecs hold no state of their own, so that one each is enough."""
 

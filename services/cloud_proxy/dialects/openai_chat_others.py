@@ -12,8 +12,14 @@ from services.cloud_proxy.answer import Embedded, ProviderUsage
 from services.cloud_proxy.config import Route
 from services.cloud_proxy.dialects import EncodedRequest
 from services.cloud_proxy.dialects.fields import broken, count_of, list_of, object_of, parse_object
-from services.cloud_proxy.dialects.openai_chat_request import messages
-from services.cloud_proxy.dialects.requests import JSON_HEADERS, path_for, require, unsupported
+from services.cloud_proxy.dialects.openai_chat_request import continuation_body, messages
+from services.cloud_proxy.dialects.requests import (
+    JSON_HEADERS,
+    merge,
+    path_for,
+    require,
+    unsupported,
+)
 
 
 def encode_embed(request: model_pb2.EmbedRequest, route: Route) -> EncodedRequest:
@@ -60,7 +66,8 @@ def encode_count(request: pb.GenerateRequest, route: Route) -> EncodedRequest | 
     paths = route.profile.paths
     if not (paths.count and paths.count_result):
         return None
-    body = {"model": route.model.name, "messages": messages(request, route)}
+    body: dict[str, Any] = {"model": route.model.name, "messages": messages(request, route)}
+    merge(body, continuation_body(request, route))
     return EncodedRequest(path_for(paths.count, route), orjson.dumps(body), JSON_HEADERS, None)
 
 

@@ -165,6 +165,32 @@ def arguments(text: str, at: str) -> dict[str, Any]:
     return schema(text or "{}", at)
 
 
+def serialised(body: dict[str, Any]) -> bytes:
+    """The body as JSON. Raises Fault INVALID_REQUEST for what can be read but not written."""
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError:
+        # Schemas and arguments come from the caller, and can be read deeper than written.
+        raise invalid([Violation("messages", "or tools are nested too deeply")]) from None
+
+
+def check_tool_choice(choice: pb.ToolChoice, route: Route) -> str:
+    """How tools are to be used: auto, none, required or named. Raises Fault UNSUPPORTED."""
+    wish = "auto"
+    if choice.mode == pb.ToolChoice.MODE_NONE:
+        wish = "none"
+    elif choice.mode == pb.ToolChoice.MODE_REQUIRED:
+        wish = "named" if choice.name else "required"
+    if wish not in route.profile.tool_choice:
+        whys = {
+            "none": "be kept from calling tools",
+            "required": "be made to call a tool",
+            "named": "be made to call a certain tool",
+        }
+        raise unsupported("tool_choice", f"{route.name} cannot {whys.get(wish, 'decide itself')}")
+    return wish
+
+
 def check_response_format(wanted: pb.ResponseFormat, route: Route) -> str | None:
     """The kind of form wanted, None for free text. Raises Fault UNSUPPORTED."""
     kind: str | None = wanted.WhichOneof("format")
