@@ -7,7 +7,7 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from anabranch.v1 import session_pb2
@@ -34,6 +34,7 @@ from services.cloud_proxy.upstream import Caps, Timers, Upstream
 _log = logging.getLogger(__name__)
 
 SERVICE = "anabranch-cloud"
+_LONGEST_META = 512
 
 
 @asynccontextmanager
@@ -129,10 +130,18 @@ def _meta(routes: Mapping[str, Route], settings: Settings) -> dict[str, str]:
     names = sorted(name for r in routes.values() for name in (r.name, *r.aliases))
     return {
         "tier": "cloud",
-        "models": ",".join(names),
-        "provider": ",".join(sorted({r.profile.name for r in routes.values()})),
+        "models": _listed(names),
+        "provider": _listed(sorted({r.profile.name for r in routes.values()})),
         "capacity": str(settings.max_in_flight),
     }
+
+
+def _listed(names: Sequence[str]) -> str:
+    """As many whole names as the registry takes in one value; a session's greeting has them all."""
+    text = ",".join(names)
+    if len(text) > _LONGEST_META:
+        text = text[: _LONGEST_META + 1].rpartition(",")[0]
+    return text
 
 
 def _warn(routes: Mapping[str, Route], settings: Settings) -> None:

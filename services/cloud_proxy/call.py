@@ -245,11 +245,12 @@ class Call:
 class _Answer:
     """The receiver of one attempt: decodes, and hands on to its call."""
 
-    __slots__ = ("_call", "_decoder", "delivered")
+    __slots__ = ("_call", "_decoder", "_ending", "delivered")
 
     def __init__(self, call: Call, decoder: AnswerDecoder) -> None:
         self._call = call
         self._decoder = decoder
+        self._ending: Ending | None = None
         self.delivered = 0
 
     def events(self, events: list[StreamEvent]) -> bool:
@@ -265,10 +266,13 @@ class _Answer:
 
     def body(self, body: bytes) -> None:
         """See Receiver."""
-        for delta in self._decoder.whole(body):
+        deltas = self._decoder.whole(body)
+        # All of it is there: what is not complete is not passed on, and can be asked for again.
+        self._ending = self._decoder.ending()
+        for delta in deltas:
             self.delivered += 1
             self._call.deliver(delta)
 
     def end(self) -> None:
         """See Receiver."""
-        self._call.conclude(self._decoder.ending())
+        self._call.conclude(self._ending or self._decoder.ending())

@@ -101,3 +101,13 @@ async def test_limited_provider_is_not_waited_for_while_another_answers(proxy):
     # Its key is still cooling, so that it is not even asked now.
     answer = await proxy.answer(ask(model="first"))
     assert [a.model for a in answer.receipt.provider_attempts] == ["sim-second"]
+
+
+async def test_proxy_with_more_models_than_the_registry_can_list_serves_them_all(tmp_path):
+    many = {
+        f"model-with-a-long-name-{n:03}": {"provider": "simulator", "model": f"sim-{n}"}
+        for n in range(60)
+    }
+    async with cloud_proxy(tmp_path, routes=many, registry="memory:many", warm=False) as proxy:
+        answer = await proxy.answer(ask(model="model-with-a-long-name-059"))
+        assert answer.receipt.served_model == "sim-59"
