@@ -52,13 +52,15 @@ async def run(plan: Plan) -> dict[str, Any]:
                 look: dict[str, Any] = {"cost": {}}
                 look["memory"] = await measure.memory(stack, plan)
                 look["cancels"] = await measure.cancels(stack, plan, f"c{number}x")
-                for contender in contenders:
-                    look["cost"][contender.name] = await measure.cost(stack, contender, plan)
-                    cost = look["cost"][contender.name]
-                    say(
-                        f"round {number}/{plan.rounds}  {contender.name:24}"
-                        f"{cost['chunk_us']:8.1f} µs a chunk {cost['request_ms']:6.2f} ms a request"
-                    )
+                for load in plan.loads:
+                    found = look["cost"][load.name] = {}
+                    for contender in contenders:
+                        cost = found[contender.name] = await measure.cost(stack, contender, load)
+                        say(
+                            f"round {number}/{plan.rounds}  {load.name:8} {contender.name:24}"
+                            f"{cost['chunk_us']:8.1f} µs a chunk"
+                            f"{cost['request_ms']:7.2f} ms a request"
+                        )
                 record["looks"].append(look)
                 say(f"round {number}/{plan.rounds} took {time.monotonic() - began:.0f} s")
     return record

@@ -10,7 +10,7 @@ from typing import Any
 
 from bench import cpu
 from bench.cloud.load import Session, many, request
-from bench.cloud.plan import Contender, Plan
+from bench.cloud.plan import Contender, Load, Plan
 from bench.cloud.stack import Stack
 from bench.dataplane.gateways import LITELLM, installed
 
@@ -28,36 +28,29 @@ def can_run(contender: Contender) -> bool:
     return contender.kind != "litellm" or installed(LITELLM)
 
 
-async def cost(stack: Stack, contender: Contender, plan: Plan) -> dict[str, float]:
+async def cost(stack: Stack, contender: Contender, load: Load) -> dict[str, float]:
     """Microseconds of CPU a chunk, and milliseconds a request. Raises LookFailed."""
     look = _proxy_look if contender.kind == "proxy" else _reader_look
-    short = await look(stack, contender, plan, plan.short)
-    long = await look(stack, contender, plan, plan.long)
-    answers = plan.streams * plan.answers
-    chunk = (long - short) / (answers * (plan.long - plan.short))
+    short = await look(stack, contender, load, load.short)
+    long = await look(stack, contender, load, load.long)
+    chunk = (long - short) / (load.streams * (load.long - load.short))
     return {
         "chunk_us": chunk * 1e6,
-        "request_ms": (short / answers - plan.short * chunk) * 1e3,
+        "request_ms": (short / load.streams - load.short * chunk) * 1e3,
     }
 
 
-async def _proxy_look(stack: Stack, contender: Contender, plan: Plan, chunks: int) -> float:
+async def _proxy_look(stack: Stack, contender: Contender, load: Load, chunks: int) -> float:
     """CPU seconds of the proxy's processes."""
     async with Session(stack.target, await stack.authorization()) as session:
 
         def make(number: int, length: int = 4) -> Any:
-            return request(contender.dialect, length, plan.pace, f"r{number}")
+            return request(contender.dialect, length, load.pace, f"r{number}")
 
-        await asyncio.gather(*(session.answer(make(n)) for n in range(plan.streams)))
+        await asyncio.gather(*(session.answer(make(n)) for n in range(load.streams)))
         await asyncio.sleep(_SETTLE_S)
-        session.chunks = 0
         before = cpu.seconds(stack.pids())
-
-        async def several(number: int) -> None:
-            for _ in range(plan.answers):
-                await session.answer(make(number, chunks))
-
-        await asyncio.gather(*(several(n) for n in range(plan.streams)))
+        await asyncio.gather(*(session.answer(make(n, chunks)) for n in range(load.streams)))
         spent = cpu.seconds(stack.pids()) - before
         _check(session.errors)
     return spent
@@ -68,7 +61,7 @@ def _check(errors: list[str]) -> None:
         raise LookFailed(f"{len(errors)} answers failed: {errors[0]}")
 
 
-async def _reader_look(stack: Stack, contender: Contender, plan: Plan, chunks: int) -> float:
+async def _reader_look(stack: Stack, contender: Contender, load: Load, chunks: int) -> float:
     """CPU seconds of the reader's process, as it counts them itself."""
     python = str(LITELLM / "bin/python") if contender.kind == "litellm" else sys.executable
     process = await asyncio.create_subprocess_exec(
@@ -77,7 +70,7 @@ async def _reader_look(stack: Stack, contender: Contender, plan: Plan, chunks: i
         contender.kind,
         contender.dialect,
         stack.provider,
-        *(str(plan.streams), str(plan.answers), str(chunks), str(plan.pace)),
+        *(str(load.streams), str(chunks), str(load.pace)),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -91,7 +84,7 @@ async def _reader_look(stack: Stack, contender: Contender, plan: Plan, chunks: i
     if process.returncode:
         raise LookFailed(f"{contender.name}: {complaint.decode(errors='replace')[-500:]}")
     found = json.loads(said.splitlines()[-1])
-    least = plan.streams * plan.answers * chunks
+    least = load.streams * chunks
     # Bytes have no chunks of their own: what comes together is one.
     if contender.kind != "aiohttp" and found["chunks"] < least:
         raise LookFailed(f"{contender.name} saw {found['chunks']} of {least} chunks")
@@ -124,7 +117,7 @@ async def cancels(stack: Stack, plan: Plan, tag: str) -> list[float]:
     async with Session(stack.target, await stack.authorization()) as session:
         for number in range(plan.cancels):
             identity = f"{tag}{number}"
-            endless = request("openai_chat", 100_000, plan.pace, identity)
+            endless = request("openai_chat", 100_000, plan.cancel_pace, identity)
             asked[identity] = await session.cancelled(endless)
         _check(session.errors)
     await asyncio.sleep(_SETTLE_S)

@@ -34,24 +34,42 @@ CONTENDERS = (
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """So many answers at once, of `short` or `long` chunks, one every `pace` seconds.
+
+    The slope between short and long ones is what a chunk costs, and what remains of the short ones
+    what a request costs.
+    """
+
+    name: str
+    streams: int
+    pace: float
+    short: int
+    long: int
+
+
+LOADS = (
+    Load("few", 16, 0.01, 8, 264),
+    Load("many", 240, 0.01, 8, 104),
+    Load("unpaced", 64, 0.0, 8, 264),
+)
+QUICK_LOADS = (Load("few", 16, 0.01, 8, 72), Load("many", 120, 0.01, 8, 72))
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """One run. A look is `streams` answers at once, `answers` of them each in turn, of `short` or
-    `long` chunks, one every `pace` seconds: the slope between the two is what a chunk costs, and
-    what remains of the short ones what a request costs."""
+    """One run."""
 
     rounds: int = 5
-    streams: int = 16
-    answers: int = 2
-    short: int = 8
-    long: int = 264
-    pace: float = 0.01
+    loads: tuple[Load, ...] = LOADS
     many: int = 1000
     many_chunks: int = 100
     many_pace: float = 0.05
+    cancel_pace: float = 0.01
     cancels: int = 100
 
 
-QUICK = Plan(rounds=1, answers=1, long=72, cancels=20, many=200, many_chunks=40)
+QUICK = Plan(rounds=1, loads=QUICK_LOADS, cancels=20, many=200, many_chunks=40)
 
 CHUNK_US = 25.0
 REQUEST_MS = 1.5

@@ -17,13 +17,15 @@ import matplotlib.pyplot as plt
 
 
 def draw(record: Mapping[str, Any], file: Path) -> None:
-    """Bars of medians with the spread over the rounds, on a logarithmic scale."""
+    """Bars of medians with the spread over the rounds, on a logarithmic scale, under the load of
+    many streams."""
+    load = record["plan"]["loads"][1]["name"]
     names, middles, low, high, colours = [], [], [], [], []
     for contender in reversed(CONTENDERS):
         found = [
-            look["cost"][contender.name]["chunk_us"]
+            look["cost"][load][contender.name]["chunk_us"]
             for look in record["looks"]
-            if contender.name in look["cost"]
+            if contender.name in look["cost"][load]
         ]
         if not found:
             continue
@@ -37,6 +39,6 @@ def draw(record: Mapping[str, Any], file: Path) -> None:
     axes.barh(names, middles, xerr=[low, high], color=colours, ecolor="#444", capsize=2)
     axes.axvline(CHUNK_US, color="#c0392b", linewidth=1, linestyle="--")
     axes.set_xscale("log")
-    axes.set_xlabel("µs of CPU a streamed chunk (dashed: our target)")
+    axes.set_xlabel(f"µs of CPU a streamed chunk, {load} streams (dashed: our target)")
     figure.savefig(file)
     plt.close(figure)

@@ -1,6 +1,6 @@
 """A process that reads the mock's streams with an SDK, and says what that cost it.
 
-    python bench/cloud/reader.py KIND DIALECT URL STREAMS ANSWERS CHUNKS PACE
+    python bench/cloud/reader.py KIND DIALECT URL STREAMS CHUNKS PACE
 
 Prints one JSON line: CPU seconds of this process over the answers, those before the first one
 left out, and how many chunks it was given. It stands alone: LiteLLM's environment has none of our
@@ -122,9 +122,7 @@ def read_with_litellm(url: str, dialect: str) -> tuple[Ask, Callable[[], Any]]:
     return ask, close
 
 
-async def main(
-    kind: str, dialect: str, url: str, streams: int, answers: int, chunks: int, pace: float
-) -> None:
+async def main(kind: str, dialect: str, url: str, streams: int, chunks: int, pace: float) -> None:
     if kind == "litellm":
         ask, close = read_with_litellm(url, dialect)
     else:
@@ -142,22 +140,18 @@ async def main(
         async for _ in ask(prompt(length, pace)):
             seen += 1
 
-    async def several() -> None:
-        for _ in range(answers):
-            await one(chunks)
-
     # What is imported and made at the first request is no cost of the later ones.
     await asyncio.gather(*(one(4) for _ in range(streams)))
     seen = 0
     before = time.process_time()
-    await asyncio.gather(*(several() for _ in range(streams)))
+    await asyncio.gather(*(one(chunks) for _ in range(streams)))
     print(json.dumps({"cpu": time.process_time() - before, "chunks": seen}), flush=True)
     await close()
 
 
 if __name__ == "__main__":
-    _, kind, dialect, url, streams, answers, chunks, pace = sys.argv
-    work = main(kind, dialect, url, int(streams), int(answers), int(chunks), float(pace))
+    _, kind, dialect, url, streams, chunks, pace = sys.argv
+    work = main(kind, dialect, url, int(streams), int(chunks), float(pace))
     try:
         import uvloop
     except ImportError:
