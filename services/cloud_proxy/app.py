@@ -24,7 +24,7 @@ from services.cloud_proxy.config import Route
 from services.cloud_proxy.dialect_table import DIALECTS
 from services.cloud_proxy.handler import CloudProxy
 from services.cloud_proxy.http_session import Proxy, open_http
-from services.cloud_proxy.keys import KeyPool
+from services.cloud_proxy.key_reload import open_keys
 from services.cloud_proxy.masking.request import Masker
 from services.cloud_proxy.observe import Observer
 from services.cloud_proxy.retries import RetryPolicy
@@ -77,13 +77,15 @@ async def running(
             key_source=key_source,
         ) as host,
     ):
+        keys = open_keys(routes.values(), settings.keys(), asyncio.get_running_loop().time)
+        keys.observe(host.meter)
         attempts = Attempts(
             Upstream(
                 http,
                 timers=timers,
                 caps=Caps(response=settings.max_response_bytes, line=settings.max_line_bytes),
             ),
-            _pools(routes),
+            keys.pools,
             retry=RetryPolicy(attempts=settings.attempts, longest_wait=settings.longest_retry_wait),
             random=random.random,
         )
@@ -116,14 +118,11 @@ async def running(
             host.tasks.create_task(http.warm(urls), name="warm connections")
         await host.start()
         host.tasks.create_task(budgets.keep_supplied(), name="budgets")
+        if keys.files:
+            polling = keys.follow(settings.keys_poll_interval)
+            host.tasks.create_task(polling, name="provider keys")
         await host.serve()
         yield host
-
-
-def _pools(routes: Mapping[str, Route]) -> dict[str, KeyPool]:
-    """One pool an account, shared by its routes, since their limits are shared."""
-    clock = asyncio.get_running_loop().time
-    return {route.account: KeyPool(route.keys, clock) for route in routes.values()}
 
 
 def _meta(routes: Mapping[str, Route], settings: Settings) -> dict[str, str]:

@@ -153,12 +153,12 @@ class Attempts:
         candidate = attempt.candidate
         model = candidate.route.model.name
         exchange.attempt_began(attempt)
-        with pool.using(key):
+        attempt.seen.heard = lambda limits: pool.observe(key, model, limits)
+        with pool.using(key, model, candidate.tokens):
             try:
                 await self._upstream.attempt(candidate, key.secret, receiver, attempt.seen)
             except ProviderFailure as failure:
                 attempt.failure = failure
-            pool.observe(key, model, attempt.seen.limits)
             _judge(pool, key, model, attempt.failure)
         attempt.seconds = asyncio.get_running_loop().time() - attempt.began
         exchange.attempt_ended(attempt)
@@ -203,8 +203,9 @@ _WHY = {
 
 def _none_usable(pool: KeyPool, candidate: Candidate) -> ProviderFailure:
     """The failure where no key may be used now."""
-    kind, message = _WHY[pool.blocked_by()]
-    wait = pool.wait(candidate.route.model.name, candidate.tokens)
+    model = candidate.route.model.name
+    kind, message = _WHY[pool.blocked_by(model, candidate.tokens)]
+    wait = pool.wait(model, candidate.tokens)
     return ProviderFailure(kind, message, retry_after=wait)
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.settings import CommonSettings, Secret, SettingsError, setting
 from services.cloud_proxy.budget_rules import UNLIMITED, BudgetRules, read_budgets
-from services.cloud_proxy.config import Route, parse_keys, read_routes
+from services.cloud_proxy.config import Route, read_routes
 from services.cloud_proxy.configuration import BadConfiguration
+from services.cloud_proxy.key_sources import BadKeys, parse_keys
+from services.cloud_proxy.keys import AccountKey
 from services.cloud_proxy.masking import KINDS
 from services.cloud_proxy.profile_files import built_in_profiles, load_profiles
 from services.cloud_proxy.profiles import Profile
@@ -34,7 +36,16 @@ class Settings(CommonSettings):
     api_keys: Secret | None = setting(
         None,
         help="Provider keys as name=key entries, separated by commas, spaces or line ends. A route "
-        "uses the name in its api_key, else its provider's. A repeated name makes a pool of keys.",
+        "uses the name in its api_key, else its provider's. A repeated name makes a pool of keys; "
+        "those of one quota, as name@quota=key, share their limits.",
+    )
+    keys_dir: Path | None = setting(
+        None,
+        help="Directory with a file of keys for each name, one key a line, or quota and key. "
+        "Changed files are taken up while the proxy runs.",
+    )
+    keys_poll_interval: float = setting(
+        5.0, minimum=0.05, help="How often files of keys are looked at for changes."
     )
     budgets_file: Path | None = setting(
         None,
@@ -129,8 +140,14 @@ class Settings(CommonSettings):
 
     def routes(self) -> dict[str, Route]:
         """The models offered, by name. Reads the files. Raises BadConfiguration."""
-        keys = parse_keys(self.api_keys.reveal()) if self.api_keys else {}
-        return read_routes(self.models_file, self._profiles(), keys)
+        return read_routes(self.models_file, self._profiles(), self.keys(), self.keys_dir)
+
+    def keys(self) -> dict[str, tuple[AccountKey, ...]]:
+        """The keys that are in the settings themselves, by name. Raises BadConfiguration."""
+        try:
+            return parse_keys(self.api_keys.reveal()) if self.api_keys else {}
+        except BadKeys as bad:
+            raise BadConfiguration([f"api_keys: {problem}" for problem in bad.problems]) from None
 
     def budgets(self) -> BudgetRules:
         """What may be spent. Reads the files. Raises BadConfiguration."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import aiohttp
@@ -69,11 +70,14 @@ class Receiver(Protocol):
 
 @dataclass(slots=True)
 class Seen:
-    """What the headers of a response said, for the trail and the rate limits."""
+    """What the headers of a response said, for the trail.
+
+    `heard` is told the rate limits as soon as they are read: they age while an answer streams.
+    """
 
     http_status: int | None = None
     request_id: str = ""
-    limits: list[RateLimit] = field(default_factory=list)
+    heard: Callable[[Sequence[RateLimit]], None] | None = None
 
 
 class Upstream:
@@ -100,7 +104,8 @@ class Upstream:
                 try:
                     seen.http_status = response.status
                     seen.request_id = _request_id(response)
-                    seen.limits = read_limits(response.headers, time.time())
+                    if seen.heard is not None:
+                        seen.heard(read_limits(response.headers, time.time()))
                     if response.status != 200:
                         raise await self._refusal(response, candidate, secret)
                     await self._read(response, candidate.encoded.framing, receiver, timer, ends)
