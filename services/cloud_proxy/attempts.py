@@ -114,8 +114,9 @@ class Attempts:
         budget.earn()
         here = 0
         waited = False
+        kept: Key | None = None
         while True:
-            key = pool.pick(route.model.name, candidate.tokens)
+            key = pool.pick(route.model.name, candidate.tokens, kept)
             if key is None:
                 failure = _none_usable(pool, candidate)
                 wait = failure.retry_after or 0.0
@@ -141,6 +142,8 @@ class Attempts:
                 pause = None
             if pause is None or loop.time() + pause >= deadline or not budget.spend():
                 raise _Failed(failed, made, delivered=False)
+            # A limit is the key's; what else fails is the provider's, whatever key is used.
+            kept = key if failed.kind is not FailureKind.BUSY else None
             await asyncio.sleep(pause)
 
     def _worth_waiting(self, candidate: Candidate, wait: float, deadline: float) -> bool:

@@ -117,12 +117,15 @@ class KeyPool:
         self._made += 1
         return Key(self._made - 1, wanted.secret, wanted.quota, quota)
 
-    def pick(self, model: str, tokens: int) -> Key | None:
+    def pick(self, model: str, tokens: int, prefer: Key | None = None) -> Key | None:
         """The next key that may be used for a request of about so many tokens; None for none.
+        `prefer` is taken if it may be.
 
         What is picked counts as used only within `using`.
         """
         now = self._clock()
+        if prefer in self._keys and not any(self._obstacles(prefer, model, tokens, now)):
+            return prefer
         for step in range(len(self._keys)):
             place = (self._next + step) % len(self._keys)
             key = self._keys[place]

@@ -130,7 +130,7 @@ class Upstream:
     async def _post(self, candidate: Candidate, secret: Secret | None) -> aiohttp.ClientResponse:
         route, encoded = candidate.route, candidate.encoded
         url = route.base_url + encoded.path
-        headers = credential_headers(route, secret, url, encoded.body, time.time())
+        headers = credential_headers(route, secret, url, encoded.body)
         return await self._http.session.post(
             # As it is: what is percent-encoded in it is part of a signature.
             URL(url, encoded=True),

@@ -108,6 +108,14 @@ def hear(
     return heard
 
 
+def is_whole(found: object, expected: dict[str, Any]) -> bool:
+    """Whether nothing of the answer is missing. Usage may be: it is then estimated, and said to
+    be, where a dialect states it after the end."""
+    if not isinstance(found, dict):
+        return False
+    return found == expected or {**found, "usage": None} == {**expected, "usage": None} != found
+
+
 def _closing(reader: Any) -> Iterable[Any]:
     # Lazily: only once all pieces have been fed.
     yield from reader.close()
