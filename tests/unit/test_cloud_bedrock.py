@@ -62,13 +62,11 @@ def test_official_client_hears_the_same(recording):
             use = start["start"]["toolUse"]
             calls[start["contentBlockIndex"]] = [use["toolUseId"], use["name"], ""]
         elif "contentBlockDelta" in event:
-            delta = event["contentBlockDelta"]["delta"]
+            index, delta = (event["contentBlockDelta"][k] for k in ("contentBlockIndex", "delta"))
             text += delta.get("text", "")
             reasoning += delta.get("reasoningContent", {}).get("text", "")
             if "toolUse" in delta:
-                calls[event["contentBlockDelta"]["contentBlockIndex"]][2] += delta["toolUse"][
-                    "input"
-                ]
+                calls[index][2] += delta["toolUse"]["input"]
         elif "messageStop" in event:
             reason = event["messageStop"]["stopReason"]
         elif "metadata" in event:
@@ -98,8 +96,12 @@ def heard(*events: tuple[str, dict]):
 STOP = ("messageStop", {"stopReason": "end_turn"})
 
 
+def part(index: int, **delta) -> tuple[str, dict]:
+    return "contentBlockDelta", {"contentBlockIndex": index, "delta": delta}
+
+
 def text(value: str) -> tuple[str, dict]:
-    return "contentBlockDelta", {"contentBlockIndex": 0, "delta": {"text": value}}
+    return part(0, text=value)
 
 
 @pytest.mark.parametrize(
@@ -124,10 +126,7 @@ def test_stop_reasons(reason, finish):
         [text("a"), ("messageStop", {})],
         [text("a"), ("messageStop", {"stopReason": "tool_use"})],
         [("contentBlockDelta", {"contentBlockIndex": 0, "delta": {"video": {}}}), STOP],
-        [
-            ("contentBlockDelta", {"contentBlockIndex": 1, "delta": {"toolUse": {"input": "{"}}}),
-            STOP,
-        ],
+        [part(1, toolUse={"input": "{"}), STOP],
         [("contentBlockDelta", {"delta": {"text": "a"}}), STOP],
         [("contentBlockStart", {"contentBlockIndex": 0, "start": {"toolUse": {"toolUseId": "t"}}})],
         [("contentBlockStart", {"contentBlockIndex": 0, "start": {"image": {}}}), STOP],

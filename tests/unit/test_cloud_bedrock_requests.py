@@ -1,4 +1,4 @@
-"""What the Bedrock codec sends: accepted by the official client's own validator, or refused by us."""
+"""What the Bedrock codec sends: what the official client's validator takes, or a refusal."""
 
 from __future__ import annotations
 
