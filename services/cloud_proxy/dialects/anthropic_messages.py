@@ -14,7 +14,7 @@ import orjson
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault, Violation, invalid
 from services.cloud_proxy.config import Route
-from services.cloud_proxy.dialects.requests import arguments, require, unsupported
+from services.cloud_proxy.dialects.requests import append_turn, arguments, require, unsupported
 
 _IMAGES = ("image/jpeg", "image/png", "image/gif", "image/webp")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]")
@@ -39,26 +39,15 @@ def conversation(request: pb.GenerateRequest, route: Route) -> tuple[Blocks, Blo
         if message.role == pb.ROLE_SYSTEM:
             system += _texts(message, at)
         elif message.role == pb.ROLE_ASSISTANT:
-            _append(turns, "assistant", _assistant(message, at, route))
+            append_turn(turns, "assistant", _assistant(message, at, route))
         elif message.role == pb.ROLE_TOOL:
-            _append(turns, "user", [_result(message, at, route)])
+            append_turn(turns, "user", [_result(message, at, route)])
         else:
-            _append(turns, "user", _content(message, at, route))
+            append_turn(turns, "user", _content(message, at, route))
     if not turns:
         raise unsupported("messages", f"{route.name} needs more than system messages")
     _continue(request.continuation, turns, route)
     return system, turns
-
-
-def _append(turns: Blocks, role: str, content: Blocks) -> None:
-    """Adds a turn, or to the last one: results of one turn's calls must come back together."""
-    if not content:
-        # An empty turn says nothing, and the API takes none.
-        return
-    if turns and turns[-1]["role"] == role:
-        turns[-1]["content"] += content
-    else:
-        turns.append({"role": role, "content": content})
 
 
 def _continue(continuation: pb.Continuation, turns: Blocks, route: Route) -> None:
@@ -77,7 +66,7 @@ def _continue(continuation: pb.Continuation, turns: Blocks, route: Route) -> Non
     if continuation.text[-1].isspace():
         # Refused by the API; without the white space the answer would repeat it.
         raise unsupported("continuation.text", f"{route.name} cannot go on after white space")
-    _append(turns, "assistant", [{"type": "text", "text": continuation.text}])
+    append_turn(turns, "assistant", [{"type": "text", "text": continuation.text}])
 
 
 def _texts(message: pb.Message, at: str) -> Blocks:

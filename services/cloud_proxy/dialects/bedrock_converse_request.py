@@ -17,6 +17,7 @@ from services.cloud_proxy.config import Route
 from services.cloud_proxy.dialects import EncodedRequest, Framing
 from services.cloud_proxy.dialects.requests import (
     JSON_HEADERS,
+    append_turn,
     arguments,
     check_response_format,
     merge,
@@ -68,11 +69,11 @@ def prompt(request: pb.GenerateRequest, route: Route) -> dict[str, Any]:
         if message.role == pb.ROLE_SYSTEM:
             system += _content(message, at, route)
         elif message.role == pb.ROLE_ASSISTANT:
-            _append(turns, "assistant", _assistant(message, at, route))
+            append_turn(turns, "assistant", _assistant(message, at, route))
         elif message.role == pb.ROLE_TOOL:
-            _append(turns, "user", [_result(message, at, route)])
+            append_turn(turns, "user", [_result(message, at, route)])
         else:
-            _append(turns, "user", _content(message, at, route))
+            append_turn(turns, "user", _content(message, at, route))
     if any("image" in block for block in system):
         raise unsupported("images", f"{route.name} takes system messages of text only")
     if not turns:
@@ -82,16 +83,6 @@ def prompt(request: pb.GenerateRequest, route: Route) -> dict[str, Any]:
         body["system"] = system
     _tools(request, route, body)
     return body
-
-
-def _append(turns: Blocks, role: str, content: Blocks) -> None:
-    """Adds a turn, or to the last one: turns alternate, and results come back together."""
-    if not content:
-        return
-    if turns and turns[-1]["role"] == role:
-        turns[-1]["content"] += content
-    else:
-        turns.append({"role": role, "content": content})
 
 
 def _content(message: pb.Message, at: str, route: Route) -> Blocks:

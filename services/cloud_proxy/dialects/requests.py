@@ -149,6 +149,17 @@ def _copy(value: Any) -> Any:
     return {k: _copy(v) for k, v in value.items()} if isinstance(value, Mapping) else value
 
 
+def append_turn(turns: list[dict[str, Any]], role: str, content: list[dict[str, Any]]) -> None:
+    """Adds a turn, or to the last one, for APIs whose turns alternate: results of one turn's calls
+    must come back together. An empty turn says nothing, and such APIs take none."""
+    if not content:
+        return
+    if turns and turns[-1]["role"] == role:
+        turns[-1]["content"] += content
+    else:
+        turns.append({"role": role, "content": content})
+
+
 def schema(text: str, at: str) -> dict[str, Any]:
     """A JSON schema. Raises Fault INVALID_REQUEST."""
     try:
