@@ -16,7 +16,8 @@ from services.cloud_proxy.answer import FailureKind, ProviderFailure
 from services.cloud_proxy.config import Route
 
 _SERVICE = "bedrock"
-_REGION = re.compile(r"^bedrock-runtime(?:-fips)?\.([a-z0-9-]+)\.amazonaws\.com(?:\.cn)?$")
+# In public hosts, dual-stack ones and those of private endpoints.
+_REGION = re.compile(r"(?:^|\.)bedrock-runtime(?:-fips)?\.([a-z]{2}(?:-[a-z]+)+-\d+)\.")
 # For addresses that name none, such as a private endpoint's or a simulator's.
 _USUAL_REGION = "us-east-1"
 # Parts of a key that are shorter may stand in any text.
@@ -55,7 +56,7 @@ def _signed(secret: Secret, url: str, body: bytes) -> dict[str, str]:
             "our AWS key is not ACCESS_KEY_ID:SECRET_ACCESS_KEY[:SESSION_TOKEN]",
         )
     host = urlsplit(url).hostname or ""
-    named = _REGION.match(host)
+    named = _REGION.search(host)
     region = named[1] if named else _USUAL_REGION
     request = AWSRequest("POST", url, headers={"Content-Type": "application/json"}, data=body)
     SigV4Auth(Credentials(*parts), _SERVICE, region).add_auth(request)

@@ -47,7 +47,7 @@ EMBEDDERS = {
     "openai_chat": ("openai", "sim-embed"),
     "gemini": ("gemini", "gemini-embedding-001"),
     "ollama": ("ollama", "sim-embed"),
-    "bedrock_converse": ("bedrock", "amazon.titan-embed-text-v2:0"),
+    "bedrock_converse": ("bedrock", "cohere.embed-multilingual-v3"),
 }
 """Profile and model for vectors, by dialect; Anthropic has none."""
 

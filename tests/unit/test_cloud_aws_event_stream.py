@@ -94,6 +94,17 @@ def test_stream_that_ends_within_an_event_is_noticed(end):
         read([STREAM[:end]])
 
 
+def test_what_came_whole_before_the_damage_is_given_out():
+    reader = AwsEventStreamReader(max_event=1 << 20)
+    whole, damaged = frame("event", "a", b"{}"), bytearray(frame("event", "b", b"{}"))
+    damaged[-1] ^= 1
+    assert [e.name for e in reader.feed(whole + bytes(damaged))] == ["a"]
+    with pytest.raises(StreamGarbled):
+        reader.feed(whole)
+    with pytest.raises(StreamGarbled):
+        reader.close()
+
+
 def test_event_that_is_too_large_is_refused_by_its_first_bytes():
     giant = frame("event", "contentBlockDelta", b"x" * 5000)
     reader = AwsEventStreamReader(max_event=4096)

@@ -14,7 +14,13 @@ import orjson
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault, Violation, invalid
 from services.cloud_proxy.config import Route
-from services.cloud_proxy.dialects.requests import append_turn, arguments, require, unsupported
+from services.cloud_proxy.dialects.requests import (
+    append_turn,
+    arguments,
+    refuse_late_system,
+    require,
+    unsupported,
+)
 
 _IMAGES = ("image/jpeg", "image/png", "image/gif", "image/webp")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]")
@@ -37,6 +43,7 @@ def conversation(request: pb.GenerateRequest, route: Route) -> tuple[Blocks, Blo
     for number, message in enumerate(request.messages):
         at = f"messages[{number}]"
         if message.role == pb.ROLE_SYSTEM:
+            refuse_late_system(turns, at, route)
             system += _texts(message, at)
         elif message.role == pb.ROLE_ASSISTANT:
             append_turn(turns, "assistant", _assistant(message, at, route))

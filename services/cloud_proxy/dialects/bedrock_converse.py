@@ -31,6 +31,7 @@ _KINDS = {
     "ModelNotReadyException": FailureKind.FAILED,
     "ModelErrorException": FailureKind.FAILED,
 }
+_UNKNOWN_MODEL = "model identifier is invalid"
 
 
 class BedrockConverse:
@@ -56,6 +57,9 @@ class BedrockConverse:
         # "com.amazon.coral.service#ThrottlingException:http://…" and other forms of the name alone.
         name = kind.partition(":")[0].rpartition("#")[2]
         message = text_of(document.get("message")) or text_of(document.get("Message"))
+        if _UNKNOWN_MODEL in message:
+            # Said with the status of a bad request, though it is our operator's to mend.
+            status = 404
         failure = failures.refusal(status, message=message, code=name)
         if name in _KINDS and failure.kind is not _KINDS[name]:
             status = {FailureKind.BUSY: 429, FailureKind.FAILED: 503}[_KINDS[name]]

@@ -6,6 +6,8 @@ the stop it is not complete.
 
 from __future__ import annotations
 
+import base64
+import binascii
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,18 +55,16 @@ class _Reasoning:
     def __init__(self) -> None:
         self.text: list[str] = []
         self.signature: list[str] = []
-        self.redacted: list[str] = []
+        self.redacted: list[bytes] = []
 
     def state(self) -> dict[str, Any] | None:
-        """As it is to be replayed; None for a block that said nothing."""
+        """As it is to be replayed; None for a block that is not."""
         if self.redacted:
-            return {"redactedContent": "".join(self.redacted)}
-        if not (self.text or self.signature):
+            return {"redactedContent": base64.b64encode(b"".join(self.redacted)).decode("ascii")}
+        if not self.signature:
+            # Refused when it comes back; who does not sign does not want it.
             return None
-        found = {"text": "".join(self.text)}
-        if self.signature:
-            found["signature"] = "".join(self.signature)
-        return {"reasoningText": found}
+        return {"reasoningText": {"text": "".join(self.text), "signature": "".join(self.signature)}}
 
 
 class ConverseAnswer:
@@ -167,7 +167,8 @@ class ConverseAnswer:
         if text:
             block.text.append(text)
         block.signature += [text_of(part["signature"])] if part.get("signature") else []
-        block.redacted += [text_of(part["redactedContent"])] if part.get("redactedContent") else []
+        if part.get("redactedContent"):
+            block.redacted.append(_bytes(part["redactedContent"]))
         return [Delta(0, reasoning=text)] if text else []
 
     def _block(self, index: int, block: dict[str, Any]) -> list[Delta]:
@@ -203,6 +204,14 @@ def read_usage(stated: dict[str, Any]) -> ProviderUsage | None:
     written = count_of(stated.get("cacheWriteInputTokens")) or 0
     prompt = count_of(fresh + cached + written) or 0
     return ProviderUsage(prompt, min(cached, prompt), completion, 0, min(written, prompt - cached))
+
+
+def _bytes(value: object) -> bytes:
+    """Bytes as JSON holds them: each part is encoded by itself, so that parts cannot be joined."""
+    try:
+        return base64.b64decode(text_of(value), validate=True)
+    except (binascii.Error, ValueError):
+        raise broken("the provider sent redacted reasoning that is not base64") from None
 
 
 def _index(document: dict[str, Any]) -> int:

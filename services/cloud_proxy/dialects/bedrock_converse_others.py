@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -22,6 +24,7 @@ from services.cloud_proxy.dialects.requests import (
     unsupported,
 )
 
+_PROFILE = re.compile(r"^(?:global|us|eu|apac|jp|au|us-gov)\.", re.ASCII)
 _TITAN = "amazon.titan-embed-text"
 _COHERE = "cohere.embed"
 # Cohere's own limit.
@@ -73,9 +76,11 @@ def encode_count(request: pb.GenerateRequest, route: Route) -> EncodedRequest | 
     if not route.profile.paths.count:
         return None
     body = {"input": {"converse": prompt(request, route)}}
-    return EncodedRequest(
-        path_for(route.profile.paths.count, route), serialised(body), JSON_HEADERS, None
-    )
+    # Counted is by the model itself: inference profiles, which are named after their region, are
+    # not known there.
+    model = replace(route.model, name=_PROFILE.sub("", route.model.name))
+    path = path_for(route.profile.paths.count, replace(route, model=model))
+    return EncodedRequest(path, serialised(body), JSON_HEADERS, None)
 
 
 def decode_count(body: bytes) -> int:

@@ -23,6 +23,7 @@ from services.cloud_proxy.dialects.requests import (
     merge,
     path_for,
     reasoning,
+    refuse_late_system,
     refuse_raw_prompts,
     require,
     sampling,
@@ -67,6 +68,7 @@ def prompt(request: pb.GenerateRequest, route: Route) -> dict[str, Any]:
     for number, message in enumerate(request.messages):
         at = f"messages[{number}]"
         if message.role == pb.ROLE_SYSTEM:
+            refuse_late_system(turns, at, route)
             system += _content(message, at, route)
         elif message.role == pb.ROLE_ASSISTANT:
             append_turn(turns, "assistant", _assistant(message, at, route))
@@ -90,8 +92,8 @@ def _content(message: pb.Message, at: str, route: Route) -> Blocks:
     for number, part in enumerate(message.content):
         if part.WhichOneof("part") == "image":
             blocks.append(_image(part.image, f"{at}.content[{number}]", route))
-        elif part.text:
-            # Empty text blocks are refused.
+        elif part.text.strip():
+            # Blank text blocks are refused.
             blocks.append({"text": part.text})
     return blocks
 

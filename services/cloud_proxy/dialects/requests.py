@@ -6,7 +6,7 @@ its profile says to drop, which is reported.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -58,6 +58,15 @@ def refuse_raw_prompts(request: pb.GenerateRequest, route: Route) -> None:
         raise unsupported("prompt", f"{name} puts every prompt into its chat template")
     if request.sampling.HasField("logprobs"):
         raise unsupported("sampling.logprobs", f"{name} does not give token ids with them")
+
+
+def refuse_late_system(turns: Sequence[object], at: str, route: Route) -> None:
+    """Raises Fault for a system message after the conversation began, for APIs that keep system
+    text apart: moved to the front it would say something else."""
+    if turns:
+        raise unsupported(
+            "messages", f"{route.name} takes system messages before all others only ({at})"
+        )
 
 
 def require(feature: str, capability: str, route: Route, why: str) -> None:

@@ -26,12 +26,24 @@ class AwsEventStreamReader:
     def __init__(self, *, max_event: int) -> None:
         self._max_event = max_event
         self._held = bytearray()
+        self._damage: StreamGarbled | StreamTooLarge | None = None
 
     def feed(self, data: bytes) -> list[StreamEvent]:
-        """The messages completed by `data`. Raises StreamTooLarge and StreamGarbled."""
+        """The messages completed by `data`. Raises StreamTooLarge and StreamGarbled, but not
+        before the messages that came whole have been given out."""
+        self._held += data
+        events: list[StreamEvent] = []
+        try:
+            if self._damage is None:
+                self._read(events)
+        except (StreamGarbled, StreamTooLarge) as damage:
+            self._damage = damage
+        if self._damage is not None and not events:
+            raise self._damage
+        return events
+
+    def _read(self, events: list[StreamEvent]) -> None:
         held = self._held
-        held += data
-        events = []
         start = 0
         while len(held) - start >= _PRELUDE.size:
             total, _, checksum = _PRELUDE.unpack_from(held, start)
@@ -47,10 +59,11 @@ class AwsEventStreamReader:
             events.append(_message(bytes(held[start : start + total])))
             start += total
         del held[:start]
-        return events
 
     def close(self) -> list[StreamEvent]:
-        """Nothing: a message that is not complete raises StreamGarbled."""
+        """Nothing: a message that is damaged or not complete raises."""
+        if self._damage is not None:
+            raise self._damage
         if self._held:
             raise StreamGarbled("the stream ended within an event")
         return []
