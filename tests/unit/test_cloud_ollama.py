@@ -81,6 +81,14 @@ def test_counts_are_replaced_and_a_count_of_nothing_is_left_out_by_the_server():
     assert decoder.usage == ProviderUsage(5, 0, 0, 0)
 
 
+@pytest.mark.parametrize(("stated", "cached"), [(16, 16), (0, 0), (None, 0), (-1, 0), (99, 21)])
+def test_cached_tokens_are_part_of_the_prompts(stated, cached):
+    counts = {"prompt_eval_count": 21, "prompt_eval_cached_count": stated, "eval_count": 3}
+    decoder = CODEC.decoder(asked(), routed())
+    decoder.whole(json.dumps({**said("a"), **DONE, **counts}).encode())
+    assert decoder.usage == ProviderUsage(21, cached, 3, 0)
+
+
 def test_a_whole_answer_says_the_same():
     decoder = CODEC.decoder(asked(), routed())
     document = {**call(arguments={}, id="c"), **DONE, "prompt_eval_count": 2, "eval_count": 3}

@@ -151,12 +151,27 @@ def test_results_name_the_tool_of_the_latest_call_with_their_id():
     ]
     assert encoded(asked(messages=conversation))["messages"][1:] == [
         {"role": "assistant", "content": "",
-         "tool_calls": [{"function": {"name": "look", "arguments": {"at": "sky"}}}]},
-        {"role": "tool", "content": "blue", "tool_name": "look"},
+         "tool_calls": [
+             {"id": "call_0", "function": {"name": "look", "arguments": {"at": "sky"}}}]},
+        {"role": "tool", "content": "blue", "tool_name": "look", "tool_call_id": "call_0"},
         {"role": "assistant", "content": "",
-         "tool_calls": [{"function": {"name": "now", "arguments": {}}}]},
-        {"role": "tool", "content": "noon", "tool_name": "now"},
+         "tool_calls": [{"id": "call_0", "function": {"name": "now", "arguments": {}}}]},
+        {"role": "tool", "content": "noon", "tool_name": "now", "tool_call_id": "call_0"},
     ]  # fmt: skip
+
+
+def test_results_of_two_calls_of_one_tool_are_told_apart():
+    calls = [pb.ToolCall(id=name, name="look") for name in ("a", "b")]
+    messages = [said("?"), turn(*calls), result("b", "2"), result("a", "1")]
+    sent = encoded(asked(messages=messages))["messages"]
+    assert [call["id"] for call in sent[1]["tool_calls"]] == ["a", "b"]
+    assert [(m["tool_call_id"], m["content"]) for m in sent[2:]] == [("b", "2"), ("a", "1")]
+
+
+@pytest.mark.parametrize("provider", ["ollama", "ollama-cloud"])
+def test_a_seed_that_would_repeat_nothing_is_refused(provider):
+    fault = refused(asked(sampling=pb.Sampling(seed=-1)), routed(provider))
+    assert fault.metadata["feature"] == "sampling.seed"
 
 
 @pytest.mark.parametrize(

@@ -80,10 +80,13 @@ class OllamaAnswer:
         return [delta] if delta.text or delta.reasoning or delta.tools else []
 
     def _take_usage(self, stated: dict[str, Any]) -> None:
-        prompt, completion = count_of(stated.get("prompt_eval_count")), stated.get("eval_count")
+        prompt = count_of(stated.get("prompt_eval_count"))
         # Go leaves out a count of zero. That of the prompt is missing only where it is not known.
         if prompt is not None:
-            self._usage = ProviderUsage(prompt, 0, count_of(completion) or 0, 0)
+            completion = count_of(stated.get("eval_count")) or 0
+            # Part of the prompt's count; servers before 0.33.3 do not tell it.
+            cached = count_of(stated.get("prompt_eval_cached_count")) or 0
+            self._usage = ProviderUsage(prompt, min(cached, prompt), completion, 0)
 
     def _message(self, message: Any) -> Delta:
         if message is not None and not isinstance(message, dict):

@@ -81,6 +81,8 @@ def _messages(request: pb.GenerateRequest, route: Route) -> list[dict[str, Any]]
             if message.tool_call_id not in names:
                 raise invalid([Violation(f"{at}.tool_call_id", "names no earlier call")])
             encoded["tool_name"] = names[message.tool_call_id]
+            # Tells two calls of one tool apart; older servers pass over it.
+            encoded["tool_call_id"] = message.tool_call_id
         # Ids that are made up repeat from turn to turn: the latest one is meant.
         names.update((call.id, call.name) for call in message.tool_calls)
         found.append(encoded)
@@ -120,7 +122,8 @@ def _image(image: pb.Image, at: str, route: Route) -> str:
 
 
 def _call(call: pb.ToolCall, at: str) -> dict[str, Any]:
-    return {"function": {"name": call.name, "arguments": arguments(call.arguments, at)}}
+    function = {"name": call.name, "arguments": arguments(call.arguments, at)}
+    return {"id": call.id, "function": function} if call.id else {"function": function}
 
 
 def _tools(request: pb.GenerateRequest, route: Route, body: dict[str, Any]) -> None:

@@ -16,12 +16,13 @@ from services.cloud_proxy.answer import (
     ProviderUsage,
     ToolFragment,
 )
-from services.cloud_proxy.dialects.fields import broken, object_of, parse_object, text_of
+from services.cloud_proxy.dialects.fields import broken, parse_object, text_of
 from services.cloud_proxy.dialects.finishes import finish_of, settled
 from services.cloud_proxy.dialects.openai_chat_content import content_of, reasoning_of
-from services.cloud_proxy.dialects.openai_chat_errors import raise_in_band
+from services.cloud_proxy.dialects.openai_chat_errors import raise_event, raise_in_band
+from services.cloud_proxy.dialects.openai_chat_tools import ToolFragments
 from services.cloud_proxy.dialects.openai_chat_usage import usage_in
-from services.cloud_proxy.dialects.tool_calls import ToolCalls, arguments_text
+from services.cloud_proxy.dialects.tool_calls import ToolCalls
 from services.cloud_proxy.profiles import Profile
 from services.cloud_proxy.streams import StreamEvent
 
@@ -36,10 +37,11 @@ _FINISHES: Mapping[str, str] = {
 class _Choice:
     """What is known of one choice so far."""
 
-    __slots__ = ("calls", "finish", "reasoning", "refused", "stop")
+    __slots__ = ("calls", "finish", "fragments", "reasoning", "refused", "stop")
 
     def __init__(self) -> None:
         self.calls = ToolCalls()
+        self.fragments = ToolFragments(self.calls)
         self.finish: Finish | None = None
         self.refused = False
         self.reasoning: list[str] = []
@@ -70,6 +72,8 @@ class ChatAnswer:
         if data == b"[DONE]":
             self._marked = True
             return []
+        if event.name == "error":
+            raise_event(parse_object(data))
         return self._body(parse_object(data), "delta")
 
     def whole(self, body: bytes) -> list[Delta]:
@@ -170,39 +174,14 @@ class ChatAnswer:
         if reasoning:
             choice.reasoning.append(reasoning)
         tools: tuple[ToolFragment, ...] = ()
+        if body.get("function_call"):
+            # The form before tool_calls, which no request of ours asks for.
+            raise broken("the provider sent a function call in place of a tool call")
         if body.get("tool_calls"):
-            tools = self._fragments(choice, body["tool_calls"])
+            tools = choice.fragments.take(body["tool_calls"])
         if text or reasoning or tools:
             return Delta(number, text, reasoning, tools)
         return None
-
-    def _fragments(self, choice: _Choice, entries: Any) -> tuple[ToolFragment, ...]:
-        if not isinstance(entries, list):
-            raise broken("the provider sent tool calls that are no list")
-        found = []
-        for entry in entries:
-            if not isinstance(entry, dict):
-                raise broken("the provider sent a tool call that is no object")
-            function = object_of(entry.get("function"))
-            identity = text_of(entry.get("id"))
-            index = entry.get("index")
-            if not isinstance(index, int):
-                index = _implied_index(choice.calls, identity)
-            arguments = arguments_text(function.get("arguments"))
-            if index in choice.calls:
-                found.append(choice.calls.extend(index, arguments))
-            else:
-                name = text_of(function.get("name"))
-                found.append(choice.calls.begin(index, identity, name, arguments))
-        return tuple(found)
-
-
-def _implied_index(calls: ToolCalls, identity: str) -> int:
-    """Which call a fragment without an index belongs to."""
-    known = calls.index_of(identity)
-    if known is not None:
-        return known
-    return len(calls) if identity or not len(calls) else calls.latest
 
 
 def _with_tools(delta: Delta, tools: tuple[ToolFragment, ...]) -> Delta:

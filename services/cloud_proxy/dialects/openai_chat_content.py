@@ -14,10 +14,14 @@ from services.cloud_proxy.dialects.fields import broken, list_of, object_of, tex
 def content_of(content: Any) -> tuple[str, str]:
     """Text and reasoning of a content: a text, or Mistral's list of parts, some of them thoughts.
 
-    Raises ProviderFailure for parts of other kinds, which no request of ours asks for.
+    Raises ProviderFailure for anything else, which no request of ours asks for.
     """
+    if isinstance(content, str):
+        return content, ""
+    if content is None:
+        return "", ""
     if not isinstance(content, list):
-        return text_of(content), ""
+        raise broken("the provider sent a content that is no text")
     text, reasoning = "", ""
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import orjson
 
@@ -67,6 +67,12 @@ def raise_in_band(document: dict[str, Any]) -> None:
     if refused.status is not None:
         raise failures.refusal(refused.status, message=refused.message, code=refused.code)
     raise failures.in_band(code=refused.code)
+
+
+def raise_event(document: dict[str, Any]) -> NoReturn:
+    """Raises ProviderFailure for an event that is named an error, however its data says it."""
+    raise_in_band(document)
+    raise _in_band(document)
 
 
 def _read(error: dict[str, Any]) -> ChatError:

@@ -27,14 +27,23 @@ def _read(stated: dict[str, Any], profile: Profile) -> ProviderUsage | None:
     completion = count_of(stated.get("completion_tokens"))
     if prompt is None or completion is None:
         return None
-    cached = count_of(object_of(stated.get("prompt_tokens_details")).get("cached_tokens"))
+    prompt_details = object_of(stated.get("prompt_tokens_details"))
+    cached = count_of(prompt_details.get("cached_tokens"))
     if cached is None:
         # DeepSeek's name, then Moonshot's.
         cached = count_of(stated.get("prompt_cache_hit_tokens"))
     if cached is None:
         cached = count_of(stated.get("cached_tokens"))
     details = object_of(stated.get("completion_tokens_details"))
-    reasoning = count_of(details.get("reasoning_tokens")) or 0
+    reasoning = count_of(details.get("reasoning_tokens"))
+    if reasoning is None:
+        # SGLang's place.
+        reasoning = count_of(stated.get("reasoning_tokens")) or 0
     if profile.usage.reasoning == "added":
         completion = count_of(completion + reasoning) or 0
-    return ProviderUsage(prompt, min(cached or 0, prompt), completion, min(reasoning, completion))
+    cached = min(cached or 0, prompt)
+    # OpenRouter's name; part of the prompt and not of what was read from the cache.
+    written = count_of(prompt_details.get("cache_write_tokens")) or 0
+    return ProviderUsage(
+        prompt, cached, completion, min(reasoning, completion), min(written, prompt - cached)
+    )
