@@ -140,8 +140,10 @@ def test_values_that_ask_for_nothing_are_not_refused():
          "response_format.json_object"),
         (asked(response_format=pb.ResponseFormat(regex="a")), "response_format.regex"),
         (shown(pb.Image(data=b"x", media_type="image/tiff")), "images"),
-        (asked(messages=[said("hi"), pb.Message(role=pb.ROLE_SYSTEM, content=[pb.ContentPart(
-            image=pb.Image(uri="https://h/a.png"))])]), "images"),
+        (asked(messages=[pb.Message(role=pb.ROLE_SYSTEM, content=[pb.ContentPart(
+            image=pb.Image(uri="https://h/a.png"))]), said("hi")]), "images"),
+        # Moved to the front it would say something else.
+        (asked(messages=[said("hi"), said("be kind", pb.ROLE_SYSTEM)]), "messages"),
     ],
 )  # fmt: skip
 def test_what_the_api_cannot_do_is_refused_by_name(request_, feature):
@@ -160,7 +162,7 @@ def test_embeddings_are_refused():
 
 
 def test_system_messages_are_joined_apart_from_the_turns():
-    messages = [said("be brief", pb.ROLE_SYSTEM), said("hi"), said("be kind", pb.ROLE_SYSTEM)]
+    messages = [said("be brief", pb.ROLE_SYSTEM), said("be kind", pb.ROLE_SYSTEM), said("hi")]
     body = encoded(asked(messages=messages))
     assert body["system"] == [
         {"type": "text", "text": "be brief"},

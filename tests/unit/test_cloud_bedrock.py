@@ -138,6 +138,18 @@ def test_answers_that_break_their_promises_are_failures(events):
         heard(*events)
 
 
+def test_reasoning_that_is_not_signed_is_shown_and_not_kept():
+    found = heard(part(0, reasoningContent={"text": "hm"}), text("a"), STOP)
+    assert (found.reasoning, found.replay) == ({"0": "hm"}, {})
+
+
+def test_redacted_reasoning_in_parts_is_one_block():
+    parts = [part(0, reasoningContent={"redactedContent": p}) for p in ("YQ==", "Yg==")]
+    assert heard(*parts, text("a"), STOP).replay == {"0": '[{"redactedContent":"YWI="}]'}
+    with pytest.raises(ProviderFailure):
+        heard(part(0, reasoningContent={"redactedContent": "?"}), STOP)
+
+
 def test_usage_may_be_missing_and_the_answer_is_whole_all_the_same():
     assert heard(text("a"), STOP).document() == {"text": {"0": "a"}, "finish": {"0": "stop"}}
 
@@ -174,13 +186,15 @@ def test_whole_answer_without_stream():
         (400, "ServiceQuotaExceededException", "quota", FailureKind.BUSY),
         (400, "ValidationException", "Malformed input request", FailureKind.REFUSED_REQUEST),
         (400, "ValidationException", "Input is too long for requested model", FailureKind.TOO_LONG),
+        (400, "ValidationException", "The provided model identifier is invalid.",
+         FailureKind.MISCONFIGURED),
         (403, "AccessDeniedException", "no", FailureKind.REFUSED_KEY),
         (404, "ResourceNotFoundException", "no", FailureKind.MISCONFIGURED),
         (424, "ModelErrorException", "no", FailureKind.FAILED),
         (429, "ModelNotReadyException", "not ready", FailureKind.FAILED),
         (503, "ServiceUnavailableException", "no", FailureKind.FAILED),
     ],
-)
+)  # fmt: skip
 def test_refusals(status, kind, message, expected):
     body = json.dumps({"message": message}).encode()
     by_header = CODEC.decode_error(status, {"x-amzn-errortype": f"{kind}:http://x/"}, body)

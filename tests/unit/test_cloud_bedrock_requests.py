@@ -120,6 +120,13 @@ def test_tools_that_must_not_be_called_are_left_out_unless_they_were_called_befo
     assert refused(again) == "tool_choice"
 
 
+def test_blank_texts_are_left_out_where_the_provider_refuses_them():
+    before = said(" ", pb.ROLE_ASSISTANT, tool_calls=[pb.ToolCall(id="t", name="f")])
+    result = said("x", pb.ROLE_TOOL, tool_call_id="t")
+    _, body = encoded(asked(said("a"), before, result, tools=[pb.Tool(name="f")]))
+    assert [list(block) for block in body["messages"][1]["content"]] == [["toolUse"]]
+
+
 def test_images_go_as_bytes_and_addresses_are_refused():
     image = pb.Image(data=b"\x89PNG", media_type="image/png")
     _, body = encoded(asked(pb.Message(role=pb.ROLE_USER, content=[pb.ContentPart(image=image)])))
@@ -148,6 +155,7 @@ def test_effort_becomes_a_budget_and_what_thinking_forbids_is_dropped_visibly():
         ({"sampling": pb.Sampling(logprobs=1)}, "sampling.logprobs"),
         ({"response_format": pb.ResponseFormat(json_schema="{}")}, "response_format.json_schema"),
         ({"continuation": pb.Continuation(text="so far")}, "continuation"),
+        ({"messages": [said("hi"), said("be kind", pb.ROLE_SYSTEM)]}, "messages"),
     ],
 )
 def test_what_it_cannot_do_is_refused_by_name(fields, feature):
@@ -172,7 +180,8 @@ def test_counts_are_asked_with_all_that_makes_the_prompt():
     tools = [pb.Tool(name="f")]
     found = CODEC.encode_count(asked(said("s", pb.ROLE_SYSTEM), said("u"), tools=tools), route)
     assert found is not None
-    assert found.path.endswith("/count-tokens")
+    # The model by itself: counting knows no inference profiles.
+    assert found.path == "/model/anthropic.claude-sonnet-4-5-20250929-v1%3A0/count-tokens"
     body = json.loads(found.body)
     validate("CountTokens", {"modelId": CLAUDE, **body})
     assert set(body["input"]["converse"]) == {"messages", "system", "toolConfig"}

@@ -71,6 +71,24 @@ def test_signature_is_that_of_the_official_client(monkeypatch, region, token):
     assert ours["Authorization"] == theirs["Authorization"]
 
 
+@pytest.mark.parametrize(
+    ("host", "region"),
+    [
+        ("bedrock-runtime.eu-west-3.amazonaws.com", "eu-west-3"),
+        ("bedrock-runtime-fips.us-gov-west-1.amazonaws.com", "us-gov-west-1"),
+        ("bedrock-runtime.cn-north-1.amazonaws.com.cn", "cn-north-1"),
+        ("bedrock-runtime.ap-southeast-2.api.aws", "ap-southeast-2"),
+        ("vpce-0a1b-c2d3.bedrock-runtime.us-west-2.vpce.amazonaws.com", "us-west-2"),
+        ("127.0.0.1", "us-east-1"),
+    ],
+)
+def test_region_is_that_of_the_host(host, region):
+    route = route_to("bedrock", MODEL)
+    secret = Secret("AKIDEXAMPLE:secret-of-it")
+    signed = credential_headers(route, secret, f"https://{host}/model/m/converse", b"{}")
+    assert f"/{region}/bedrock/aws4_request" in signed["Authorization"]
+
+
 @pytest.mark.parametrize("text", ["AKIDEXAMPLE", ":secret", "AKIDEXAMPLE:", ""])
 def test_key_that_is_no_aws_key_is_refused_without_being_quoted(text):
     route = route_to("bedrock", MODEL)
