@@ -64,6 +64,10 @@ test: setup-engine consul model ## Every test, two files at a time: real vLLM, r
 test-fast: setup ## The quick tests, four at a time, without vLLM and Consul: within a minute
 	@$(PYTHON) -m pytest -n 4 -m "not vllm and not cluster and not slow" tests/unit tests/contract tests/inprocess $(PYTEST)
 
+.PHONY: fuzz
+fuzz: setup ## Look for bytes that break readers and codecs: about 20 minutes, elsewhere each time
+	@$(PYTHON) -m pytest -n 2 --timeout 3600 --hypothesis-profile long tests/unit/test_cloud_fuzz.py $(PYTEST)
+
 .PHONY: lint
 lint: setup ## Style, types, import rules, contracts
 	@$(PYTHON) -m tools.lint
@@ -113,7 +117,7 @@ distclean: clean ## Remove everything that git does not track here: packages, Co
 ## Measure it
 
 .PHONY: bench
-bench: bench-dataplane bench-routing bench-overflow ## Every benchmark
+bench: bench-dataplane bench-routing bench-overflow bench-cloud ## Every benchmark
 
 .PHONY: bench-dataplane
 bench-dataplane: setup-bench ## What the router costs beside other proxies; a first look: BENCH=--quick
@@ -126,6 +130,10 @@ bench-routing: setup-bench ## Where requests go, beside other policies, simulate
 .PHONY: bench-overflow
 bench-overflow: setup-bench ## What overflow serves and costs beside a static cap; a first look: BENCH=--quick
 	@$(PYTHON) -m bench.overflow run $(BENCH)
+
+.PHONY: bench-cloud
+bench-cloud: setup-bench ## What a chunk costs in the cloud proxy beside SDKs; a first look: BENCH=--quick
+	@$(PYTHON) -m bench.cloud run $(BENCH)
 
 .PHONY: setup-bench-litellm
 setup-bench-litellm: .tools/litellm/.installed ## LiteLLM for the benchmark, in an environment of its own

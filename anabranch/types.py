@@ -105,6 +105,22 @@ class Attempt:
 
 
 @dataclass(frozen=True)
+class ProviderAttempt:
+    """One request of the cloud proxy to a provider; `error` is empty for the one that answered.
+
+    `key` numbers the keys of the account's pool. `http_status` is 0 when none came.
+    """
+
+    provider: str
+    model: str
+    key: int
+    error: str
+    http_status: int
+    duration: float
+    provider_request_id: str
+
+
+@dataclass(frozen=True)
 class Receipt:
     """How the router handled a request, measured at the router."""
 
@@ -122,6 +138,7 @@ class Receipt:
     cache: CacheSource | None = None
     masked_entities: int = 0
     hedged: bool = False
+    provider_attempts: tuple[ProviderAttempt, ...] = ()
 
 
 @dataclass(frozen=True)

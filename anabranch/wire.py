@@ -17,6 +17,7 @@ from anabranch.types import (
     Load,
     Logprobs,
     Model,
+    ProviderAttempt,
     Receipt,
     RoutingPolicy,
     TokenCount,
@@ -86,6 +87,18 @@ def receipt(proto: generation_pb2.RouteReceipt) -> Receipt:
         cache=CacheSource(proto.cache) if proto.cache else None,
         masked_entities=proto.masked_entities,
         hedged=proto.hedged,
+        provider_attempts=tuple(
+            ProviderAttempt(
+                a.provider,
+                a.model,
+                a.key,
+                a.error,
+                a.http_status,
+                seconds(a.duration),
+                a.provider_request_id,
+            )
+            for a in proto.provider_attempts
+        ),
     )
 
 

@@ -21,6 +21,8 @@ settings.register_profile(
 )
 # The verdict on a commit is the same each time; who looks for new failures explores.
 settings.register_profile("same", settings.get_profile("exploring"), derandomize=True)
+# `make fuzz` looks elsewhere, and for much longer.
+settings.register_profile("long", settings.get_profile("exploring"), max_examples=20_000)
 settings.load_profile("same")
 
 

@@ -1,6 +1,7 @@
 """The `anabranch` command: its commands, and how it ends.
 
-Every command is a thin use of the blocking client. Exit codes: 0 done, 1 a bug, 2 usage,
+Every command is a thin use of the blocking client, or one that another installed package declares
+(see extensions). Exit codes: 0 done, 1 a bug, 2 usage,
 3 credentials, 4 refused or invalid, 5 unavailable for now, 130 interrupted.
 """
 
@@ -11,13 +12,14 @@ import click
 from anabranch.cli.ask import chat, count, generate
 from anabranch.cli.cluster import backends, drain, explain, models, undrain
 from anabranch.cli.connection import Connection
+from anabranch.cli.extensions import ExtensibleGroup
 from anabranch.cli.policy import policy
 from anabranch.cli.shell import completion, version
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-@click.group(context_settings=CONTEXT)
+@click.group(cls=ExtensibleGroup, context_settings=CONTEXT)
 @click.option("--target", metavar="HOST:PORT", help="The router. [default: 127.0.0.1:50051]")
 @click.option("--auth-target", metavar="HOST:PORT", help="The auth service.")
 @click.option("--client-id", metavar="ID", help="This client's id, for tokens from there.")

@@ -88,6 +88,9 @@ def print_receipt(answer: Transcript) -> None:
             parts.append(f"first token {milliseconds(receipt.ttft)}")
         if len(receipt.attempts) > 1:
             parts.append(f"{len(receipt.attempts)} attempts")
+        if any(a.error for a in receipt.provider_attempts):
+            failed = ", ".join(f"{a.provider} {a.error}" for a in receipt.provider_attempts[:-1])
+            parts.append(f"after {failed}")
         if receipt.resumed_at_tokens:
             parts.append(f"resumed at {', '.join(map(str, receipt.resumed_at_tokens))}")
         if receipt.cost_microusd:

@@ -462,7 +462,7 @@ class Usage(_message.Message):
     def __init__(self, prompt_tokens: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., reasoning_tokens: _Optional[int] = ..., source: _Optional[_Union[Usage.Source, str]] = ...) -> None: ...
 
 class RouteReceipt(_message.Message):
-    __slots__ = ("tier", "backend_id", "served_model", "overflow_reason", "predicted_ttft", "ttft", "queue_time", "attempts", "cost_microusd", "resumed_at_tokens", "resolved_model", "cache", "masked_entities", "hedged")
+    __slots__ = ("tier", "backend_id", "served_model", "overflow_reason", "predicted_ttft", "ttft", "queue_time", "attempts", "cost_microusd", "resumed_at_tokens", "resolved_model", "cache", "masked_entities", "hedged", "provider_attempts")
     TIER_FIELD_NUMBER: _ClassVar[int]
     BACKEND_ID_FIELD_NUMBER: _ClassVar[int]
     SERVED_MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -477,6 +477,7 @@ class RouteReceipt(_message.Message):
     CACHE_FIELD_NUMBER: _ClassVar[int]
     MASKED_ENTITIES_FIELD_NUMBER: _ClassVar[int]
     HEDGED_FIELD_NUMBER: _ClassVar[int]
+    PROVIDER_ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
     tier: Tier
     backend_id: str
     served_model: str
@@ -491,7 +492,26 @@ class RouteReceipt(_message.Message):
     cache: CacheSource
     masked_entities: int
     hedged: bool
-    def __init__(self, tier: _Optional[_Union[Tier, str]] = ..., backend_id: _Optional[str] = ..., served_model: _Optional[str] = ..., overflow_reason: _Optional[_Union[OverflowReason, str]] = ..., predicted_ttft: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., ttft: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., queue_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., attempts: _Optional[_Iterable[_Union[RouteAttempt, _Mapping]]] = ..., cost_microusd: _Optional[int] = ..., resumed_at_tokens: _Optional[_Iterable[int]] = ..., resolved_model: _Optional[str] = ..., cache: _Optional[_Union[CacheSource, str]] = ..., masked_entities: _Optional[int] = ..., hedged: _Optional[bool] = ...) -> None: ...
+    provider_attempts: _containers.RepeatedCompositeFieldContainer[ProviderAttempt]
+    def __init__(self, tier: _Optional[_Union[Tier, str]] = ..., backend_id: _Optional[str] = ..., served_model: _Optional[str] = ..., overflow_reason: _Optional[_Union[OverflowReason, str]] = ..., predicted_ttft: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., ttft: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., queue_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., attempts: _Optional[_Iterable[_Union[RouteAttempt, _Mapping]]] = ..., cost_microusd: _Optional[int] = ..., resumed_at_tokens: _Optional[_Iterable[int]] = ..., resolved_model: _Optional[str] = ..., cache: _Optional[_Union[CacheSource, str]] = ..., masked_entities: _Optional[int] = ..., hedged: _Optional[bool] = ..., provider_attempts: _Optional[_Iterable[_Union[ProviderAttempt, _Mapping]]] = ...) -> None: ...
+
+class ProviderAttempt(_message.Message):
+    __slots__ = ("provider", "model", "key", "error", "http_status", "duration", "provider_request_id")
+    PROVIDER_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    HTTP_STATUS_FIELD_NUMBER: _ClassVar[int]
+    DURATION_FIELD_NUMBER: _ClassVar[int]
+    PROVIDER_REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    provider: str
+    model: str
+    key: int
+    error: str
+    http_status: int
+    duration: _duration_pb2.Duration
+    provider_request_id: str
+    def __init__(self, provider: _Optional[str] = ..., model: _Optional[str] = ..., key: _Optional[int] = ..., error: _Optional[str] = ..., http_status: _Optional[int] = ..., duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., provider_request_id: _Optional[str] = ...) -> None: ...
 
 class RouteAttempt(_message.Message):
     __slots__ = ("backend_id", "tier", "error_reason", "duration", "hedge")

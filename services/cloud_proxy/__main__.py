@@ -8,4 +8,6 @@ from services.cloud_proxy.app import SERVICE, running
 from services.cloud_proxy.settings import Settings
 
 if __name__ == "__main__":
-    sys.exit(process.main(SERVICE, "ANABRANCH_CLOUD_", Settings, running, os.environ, sys.argv[1:]))
+    prefix = "ANABRANCH_CLOUD_"
+    environ = Settings.with_proxies(prefix, os.environ)
+    sys.exit(process.main(SERVICE, prefix, Settings, running, environ, sys.argv[1:]))

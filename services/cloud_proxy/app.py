@@ -6,19 +6,25 @@ import asyncio
 import logging
 import random
 import secrets
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from anabranch.v1 import session_pb2
 from services.chassis.authn import KeySource
 from services.chassis.host import Host
+from services.chassis.redis_connection import redis_client
 from services.chassis.registry import Registry
 from services.chassis.version import VERSION
+from services.cloud_proxy.attempts import Attempts
+from services.cloud_proxy.budget_rules import UNLIMITED
+from services.cloud_proxy.budgets import open_budgets
+from services.cloud_proxy.candidates import Directory
 from services.cloud_proxy.config import Route
 from services.cloud_proxy.dialect_table import DIALECTS
 from services.cloud_proxy.handler import CloudProxy
-from services.cloud_proxy.http_session import open_session
-from services.cloud_proxy.keys import KeyPool
+from services.cloud_proxy.http_session import Proxy, open_http
+from services.cloud_proxy.key_reload import open_keys
 from services.cloud_proxy.masking.request import Masker
 from services.cloud_proxy.observe import Observer
 from services.cloud_proxy.retries import RetryPolicy
@@ -28,6 +34,7 @@ from services.cloud_proxy.upstream import Caps, Timers, Upstream
 _log = logging.getLogger(__name__)
 
 SERVICE = "anabranch-cloud"
+_LONGEST_META = 512
 
 
 @asynccontextmanager
@@ -36,21 +43,32 @@ async def running(
     *,
     registry: Registry | None = None,
     key_source: KeySource | None = None,
+    epoch_clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[Host]:
     """The cloud proxy, serving until the context is left.
 
-    `registry` and `key_source` stand in for what the settings name, in tests of one process.
+    `registry` and `key_source` stand in for what the settings name, in tests of one process;
+    `epoch_clock`, in seconds, says which period of a budget it is.
     """
     routes = settings.routes()
+    rules = settings.budgets()
+    redis_url = settings.redis_url if rules != UNLIMITED else None
     _warn(routes, settings)
     timers = Timers(
         first_token=settings.first_token_timeout,
         inter_token=settings.inter_token_timeout,
         total=settings.total_timeout,
     )
+    proxy = Proxy(settings.https_proxy, settings.no_proxy)
     # The session outlives the host: its last requests end while the host drains.
     async with (
-        open_session(settings.connect_timeout, settings.ca_file) as session,
+        open_http(
+            settings.connect_timeout,
+            settings.ca_file,
+            connections=settings.max_in_flight,
+            proxy=proxy,
+        ) as http,
+        redis_client(redis_url, "ANABRANCH_CLOUD_REDIS_URL") as redis,
         Host.open(
             SERVICE,
             settings,
@@ -59,11 +77,15 @@ async def running(
             key_source=key_source,
         ) as host,
     ):
-        upstream = Upstream(
-            session,
-            _pools(routes),
-            timers=timers,
-            caps=Caps(response=settings.max_response_bytes, line=settings.max_line_bytes),
+        keys = open_keys(routes.values(), settings.keys(), asyncio.get_running_loop().time)
+        keys.observe(host.meter)
+        attempts = Attempts(
+            Upstream(
+                http,
+                timers=timers,
+                caps=Caps(response=settings.max_response_bytes, line=settings.max_line_bytes),
+            ),
+            keys.pools,
             retry=RetryPolicy(attempts=settings.attempts, longest_wait=settings.longest_retry_wait),
             random=random.random,
         )
@@ -75,38 +97,50 @@ async def running(
                 zone=settings.zone,
             )
 
+        budgets = open_budgets(rules, redis, epoch_clock)
+        budgets.observe(host.meter)
         host.add_model_service(
             CloudProxy(
-                routes,
-                DIALECTS,
-                upstream,
+                Directory(routes, DIALECTS),
+                attempts,
                 Masker(settings.masked_kinds(), secrets.randbits),
                 Observer(host.meter, host.tracer),
+                budgets,
                 host.tasks,
                 identity=identity,
                 max_in_flight=settings.max_in_flight,
                 image_hosts=frozenset(settings.image_hosts),
+                gather=settings.gather,
             )
         )
+        if settings.warm:
+            urls = [route.base_url for route in routes.values()]
+            host.tasks.create_task(http.warm(urls), name="warm connections")
         await host.start()
+        host.tasks.create_task(budgets.keep_supplied(), name="budgets")
+        if keys.files:
+            polling = keys.follow(settings.keys_poll_interval)
+            host.tasks.create_task(polling, name="provider keys")
         await host.serve()
         yield host
-
-
-def _pools(routes: Mapping[str, Route]) -> dict[str, KeyPool]:
-    """One pool an account, shared by its routes, since their limits are shared."""
-    clock = asyncio.get_running_loop().time
-    return {route.account: KeyPool(route.keys, clock) for route in routes.values()}
 
 
 def _meta(routes: Mapping[str, Route], settings: Settings) -> dict[str, str]:
     names = sorted(name for r in routes.values() for name in (r.name, *r.aliases))
     return {
         "tier": "cloud",
-        "models": ",".join(names),
-        "provider": ",".join(sorted({r.profile.name for r in routes.values()})),
+        "models": _listed(names),
+        "provider": _listed(sorted({r.profile.name for r in routes.values()})),
         "capacity": str(settings.max_in_flight),
     }
+
+
+def _listed(names: Sequence[str]) -> str:
+    """As many whole names as the registry takes in one value; a session's greeting has them all."""
+    text = ",".join(names)
+    if len(text) > _LONGEST_META:
+        text = text[: _LONGEST_META + 1].rpartition(",")[0]
+    return text
 
 
 def _warn(routes: Mapping[str, Route], settings: Settings) -> None:

@@ -1,27 +1,34 @@
-"""One request on its way through a provider: its chunks, its end, its account.
+"""One request for text on its way through providers: its attempts, its end, its account.
 
-Between the upstream client, which feeds it, and the outlet, which it feeds. Every path ends with
-exactly one last chunk or one fault. It opens no connection itself.
+Between the loop of attempts, which feeds it, and its caller. Every path ends with exactly one last
+chunk or one fault. It opens no connection itself.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Iterable
 
 from opentelemetry.trace import Span
 
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault, fault_of, reason_name
-from services.chassis.model_handler import CallContext, Outlet
+from services.chassis.model_handler import CallContext
 from services.cloud_proxy import estimates
+from services.cloud_proxy.account import Account, cost_of
 from services.cloud_proxy.answer import Delta, Ending, Finish, ProviderFailure, ProviderUsage
+from services.cloud_proxy.attempts import Attempt, Attempts, log_failure
+from services.cloud_proxy.candidates import Candidate
+from services.cloud_proxy.chunks import ChunkWriter
 from services.cloud_proxy.config import Route
-from services.cloud_proxy.dialects import AnswerDecoder, Dialect, EncodedRequest
+from services.cloud_proxy.dialects import AnswerDecoder
 from services.cloud_proxy.failures import to_fault
-from services.cloud_proxy.masking.request import Masked
 from services.cloud_proxy.observe import Observer
-from services.cloud_proxy.upstream import Upstream
+from services.cloud_proxy.refusals import affordable
+from services.cloud_proxy.spending import Money, cost_at_most, may_be_billed
+from services.cloud_proxy.streams import StreamEvent
+from services.cloud_proxy.trail import Trail
 
 _log = logging.getLogger(__name__)
 
@@ -34,171 +41,169 @@ _FINISH = {
 
 
 class Call:
-    """One request; `masked` is what leaves of it, where that differs.
-
-    Providers do not number tokens, so `first_token` counts the pieces of output
-    delivered before, per choice, starting after the continuation's token ids.
-    """
+    """One request; `leaving` is what leaves of it, in which so many entities were masked."""
 
     def __init__(
         self,
         request: pb.GenerateRequest,
+        leaving: pb.GenerateRequest,
+        candidates: Iterable[Candidate],
         route: Route,
-        dialect: Dialect,
-        encoded: EncodedRequest,
-        masked: Masked | None,
+        writer: ChunkWriter,
         context: CallContext,
-        outlet: Outlet,
         observer: Observer,
+        money: Money,
+        masked_entities: int,
     ) -> None:
         self._request = request
+        self._leaving = leaving
+        self._money = money
+        self._candidates = candidates
         self._route = route
-        self._dialect = dialect
-        self._encoded = encoded
-        # One for all attempts: only one delivers anything.
-        self._restorer = masked.restorer() if masked is not None else None
-        self._masked_entities = sum(masked.counts.values()) if masked is not None else 0
+        self._writer = writer
         self._context = context
-        self._outlet = outlet
         self._observer = observer
-        self._choices = max(request.sampling.n, 1)
-        self._start = len(request.continuation.token_ids)
-        self._pieces = [0] * self._choices
-        self._received = 0
-        self._bytes = 0
-        self._reasoning_bytes = 0
-        self._show_reasoning = (
-            request.reasoning.include if request.reasoning.HasField("include") else True
-        )
+        self._masked_entities = masked_entities
+        self._account = Account(request)
+        self._trail = Trail()
         self._decoder: AnswerDecoder | None = None
         self._span: Span | None = None
         self._began = 0.0
-        self._greeted = False
-        self._ended = False
+        self._answering = False
+        self._settled = False
 
-    async def run(self, upstream: Upstream) -> None:
-        """Asks the provider and ends the outlet, unless it is cancelled: then `cut_off` does."""
+    async def run(self, attempts: Attempts) -> None:
+        """Asks providers and ends the answer, unless it is cancelled: then `cut_off` does."""
         self._began = asyncio.get_running_loop().time()
         try:
-            await upstream.run(
-                self._route, self._dialect, self._encoded, self, self._context.deadline
-            )
+            await attempts.run(self._candidates, self, self._context.deadline)
         except ProviderFailure as failure:
-            delivered = sum(self._pieces)
+            delivered = self._writer.delivered
             prompt = estimates.prompt_tokens(self._request)
             self._fail(to_fault(failure, self._route, delivered, prompt))
         except Exception as bug:  # noqa: BLE001 - the edge: a bug here must end its own request only
             self._fail(fault_of(bug))
 
+    def cancelled(self, stop: Callable[[], None]) -> None:
+        """The caller is gone. `stop` closes the connection: at once, or, where the provider bills
+        the whole answer anyway, once it has said how much that is or has had its time."""
+        drain = self._route.profile.drain_seconds
+        if not (self._answering and drain) or self._writer.ended:
+            stop()
+            return
+        self._close_cancelled()
+        asyncio.get_running_loop().call_later(drain, stop)
+
     def cut_off(self) -> None:
-        """Ends the outlet after a cancel; nothing when it has ended already."""
+        """Ends what has not ended, after the task that ran it has."""
         if self._span is not None:
             self._span.end()
             self._span = None
-        if self._ended:
-            return
-        stated = self._decoder.usage if self._decoder is not None else None
-        usage = stated or self._estimate()
-        finishes = dict.fromkeys(range(self._choices), pb.FINISH_REASON_CANCELLED)
-        self._close(finishes, usage, pb.Usage.SOURCE_PARTIAL, {})
+        if not self._writer.ended:
+            self._close_cancelled()
+        if not self._settled:
+            self._settle(self._so_far())
 
-    # What the upstream client calls
+    # What the loop of attempts calls
 
-    def decoder(self) -> AnswerDecoder:
+    async def admit(self, candidate: Candidate) -> None:
+        """See Exchange: budgets must cover the most that it may cost there."""
+        self._route = route = candidate.route
+        provider = route.profile.name
+        most = None
+        if self._money.is_limited(provider):
+            # Only where it matters: it takes a walk through the request.
+            most = cost_at_most(self._leaving, route, affordable(self._leaving, route))
+        await self._money.reserve(provider, most)
+
+    def receiver(self, candidate: Candidate) -> _Answer:
         """See Exchange."""
-        self._decoder = self._dialect.decoder(self._request, self._route)
-        return self._decoder
+        self._decoder = candidate.dialect.decoder(self._request, candidate.route)
+        return _Answer(self, self._decoder)
 
-    def attempt_began(self) -> None:
+    def attempt_began(self, attempt: Attempt) -> None:
         """See Exchange."""
-        self._span = self._observer.start_span(self._route, self._context.traceparent)
+        self._trail.add(attempt)
+        self._span = self._observer.attempt_began("chat", attempt, self._context.traceparent)
+        self._observer.asked(self._span, self._request)
 
-    def attempt_ended(self, seconds: float, failure: ProviderFailure | None) -> None:
+    def attempt_ended(self, attempt: Attempt) -> None:
         """See Exchange."""
         if self._span is not None:
-            self._observer.attempt(self._route, seconds, failure, self._span)
+            self._observer.attempt_ended("chat", attempt, self._span)
             self._span = None
-        if failure is not None:
-            _log.warning(
-                "attempt failed",
-                extra={
-                    **self._facts(),
-                    "failure": str(failure.kind),
-                    "cause": failure.message,
-                    "http_status": failure.http_status,
-                    "ms": round(seconds * 1000, 1),
-                },
-            )
+        if attempt.failure is not None:
+            if not self._answering and may_be_billed(attempt.failure, 0):
+                self._money.owe(cost_of(self._so_far(), self._route))
+            log_failure(attempt, self._facts())
+
+    # What the receiver calls
 
     def deliver(self, delta: Delta) -> None:
-        """See Exchange."""
-        # Counted as it came, since that is what is billed.
-        tools = sum(len(t.name) + len(t.arguments.encode()) for t in delta.tools)
-        thought = len(delta.reasoning.encode())
-        self._reasoning_bytes += thought
-        self._bytes += len(delta.text.encode()) + thought + tools
-        self._received += self._shows(delta)
-        self._tell(self._restorer.restored(delta) if self._restorer is not None else delta)
-
-    def _shows(self, delta: Delta) -> bool:
-        """Whether the caller sees anything of it."""
-        return bool(delta.text or delta.tools or (delta.reasoning and self._show_reasoning))
-
-    def _tell(self, delta: Delta) -> None:
-        """Sends output to the caller, if there is any."""
-        if not self._shows(delta):
-            return
-        chunk = pb.GenerateChunk(
-            index=delta.choice,
-            first_token=self._start + self._pieces[delta.choice],
-            text=delta.text,
-            reasoning=delta.reasoning if self._show_reasoning else "",
-        )
-        for tool in delta.tools:
-            chunk.tool_calls.add(
-                index=tool.index, id=tool.id, name=tool.name, arguments=tool.arguments
-            )
-        if not self._greeted:
+        """New output."""
+        if not self._answering:
+            self._answering = True
             now = asyncio.get_running_loop().time()
             self._observer.first_output(self._route, now - self._began)
-        self._pieces[delta.choice] += 1
-        self._send(chunk, last=False, tokens=1)
+        self._account.received(delta, shown=self._writer.shows(delta))
+        self._writer.write(delta)
 
     def conclude(self, ending: Ending) -> None:
-        """See Exchange."""
-        finishes = {number: _FINISH[finish] for number, finish in ending.finishes.items()}
+        """The answer is complete."""
+        usage = ending.usage or self._account.estimate()
+        if self._span is not None:
+            self._observer.answered(self._span, ending.finishes.values(), usage)
+        cost = self._settle(usage)
+        if self._writer.ended:
+            return
         source = pb.Usage.SOURCE_PROVIDER if ending.usage else pb.Usage.SOURCE_ESTIMATED
-        self._close(finishes, ending.usage or self._estimate(), source, ending.replay)
+        finishes = {number: _FINISH[finish] for number, finish in ending.finishes.items()}
+        self._close(finishes, usage, source, cost, ending)
 
     # Ends
+
+    def _close_cancelled(self) -> None:
+        usage = self._so_far()
+        finishes = dict.fromkeys(range(self._writer.choices), pb.FINISH_REASON_CANCELLED)
+        cost = cost_of(usage, self._route)
+        self._close(finishes, usage, pb.Usage.SOURCE_PARTIAL, cost, None)
+
+    def _so_far(self) -> ProviderUsage:
+        """Usage of an answer that was cut off."""
+        if not len(self._trail):
+            return ProviderUsage(prompt=0, cached=0, completion=0, reasoning=0)
+        stated = self._decoder.usage if self._decoder is not None else None
+        return estimates.cut_off_usage(stated, self._account.estimate())
+
+    def _settle(self, usage: ProviderUsage) -> int:
+        """Accounts for the request, once, and gives what it costs in micro-USD."""
+        cost = cost_of(usage, self._route)
+        if not self._settled:
+            self._settled = True
+            self._money.settle(cost)
+            self._observer.usage(self._route, usage, cost)
+        return cost
 
     def _close(
         self,
         finishes: dict[int, pb.FinishReason],
         usage: ProviderUsage,
         source: pb.Usage.Source,
-        replay: dict[int, bytes],
+        cost: int,
+        ending: Ending | None,
     ) -> None:
-        if self._restorer is not None:
-            for number in range(self._choices):
-                self._tell(self._restorer.rest(number))
-        prices = self._route.model.prices
-        cost = estimates.cost_microusd(usage, prices) if prices else 0
-        self._observer.usage(self._route, usage, cost)
-        remaining = len(finishes)
-        for number, finish in sorted(finishes.items()):
-            remaining -= 1
-            chunk = pb.GenerateChunk(
-                index=number,
-                first_token=self._start + self._pieces[number],
-                finish_reason=finish,
-            )
-            if number in replay:
-                chunk.reasoning_state.add(provider=self._route.profile.name, data=replay[number])
-            if not remaining:
-                self._account(chunk, usage, source, cost)
-            self._send(chunk, last=not remaining, tokens=0)
-        self._ended = True
+        def complete(choice: int, chunk: pb.GenerateChunk, last: bool) -> None:
+            if ending is not None and choice in ending.replay:
+                state = ending.replay[choice]
+                chunk.reasoning_state.add(provider=self._route.profile.name, data=state)
+            if ending is not None and choice in ending.matched_stop:
+                chunk.matched_stop = ending.matched_stop[choice]
+            if last:
+                self._account.write(chunk, usage, source, self._route, cost)
+                chunk.receipt.masked_entities = self._masked_entities
+                self._trail.write(chunk.receipt, asyncio.get_running_loop().time())
+
+        self._writer.close(finishes, complete)
         _log.info(
             "answered",
             extra={
@@ -212,55 +217,21 @@ class Call:
             },
         )
 
-    def _account(
-        self, chunk: pb.GenerateChunk, usage: ProviderUsage, source: pb.Usage.Source, cost: int
-    ) -> None:
-        """Usage and the proxy's part of the receipt: tier, model and cost."""
-        prompt, completion = usage.prompt, usage.completion
-        continued = self._start or estimates.tokens_of(
-            len(self._request.continuation.text.encode())
-        )
-        if continued:
-            # The provider counts the earlier output as prompt; the contract counts it as output.
-            # Where the border lies is our estimate, whoever counted the sum.
-            moved = min(continued, prompt)
-            prompt, completion = prompt - moved, completion + moved
-            if source == pb.Usage.SOURCE_PROVIDER:
-                source = pb.Usage.SOURCE_ESTIMATED
-        chunk.usage.prompt_tokens = prompt
-        chunk.usage.cached_prompt_tokens = min(usage.cached, prompt)
-        chunk.usage.completion_tokens = completion
-        chunk.usage.reasoning_tokens = usage.reasoning
-        chunk.usage.source = source
-        chunk.receipt.tier = pb.TIER_CLOUD
-        chunk.receipt.served_model = self._route.model.name
-        chunk.receipt.cost_microusd = cost
-        chunk.receipt.masked_entities = self._masked_entities
-
     def _fail(self, fault: Fault) -> None:
-        if self._ended:
+        if self._answering:
+            # What was delivered was also billed.
+            self._settle(self._so_far())
+        self._settled = True
+        self._money.release()
+        if self._writer.ended:
             return
-        self._ended = True
+        if len(self._trail) > 1:
+            fault.metadata = {**fault.metadata, "attempts": str(len(self._trail))}
         _log.warning(
             "request failed",
             extra={**self._facts(), "reason": reason_name(fault.reason), "code": fault.code.name},
         )
-        self._outlet.fail(fault)
-
-    def _send(self, chunk: pb.GenerateChunk, *, last: bool, tokens: int) -> None:
-        if not self._greeted:
-            self._greeted = True
-            chunk.request_id = self._context.request_id
-        self._outlet.chunk(chunk.SerializeToString(), last=last, tokens=tokens)
-
-    def _estimate(self) -> ProviderUsage:
-        """Usage where nobody stated it: each piece of output held at least one token."""
-        return ProviderUsage(
-            prompt=estimates.prompt_tokens(self._request),
-            cached=0,
-            completion=max(estimates.tokens_of(self._bytes), self._received),
-            reasoning=estimates.tokens_of(self._reasoning_bytes),
-        )
+        self._writer.fail(fault)
 
     def _facts(self) -> dict[str, object]:
         return {
@@ -269,3 +240,39 @@ class Call:
             "model": self._route.name,
             "provider": self._route.profile.name,
         }
+
+
+class _Answer:
+    """The receiver of one attempt: decodes, and hands on to its call."""
+
+    __slots__ = ("_call", "_decoder", "_ending", "delivered")
+
+    def __init__(self, call: Call, decoder: AnswerDecoder) -> None:
+        self._call = call
+        self._decoder = decoder
+        self._ending: Ending | None = None
+        self.delivered = 0
+
+    def events(self, events: list[StreamEvent]) -> bool:
+        """See Receiver."""
+        decoder, deliver = self._decoder, self._call.deliver
+        for event in events:
+            for delta in decoder.event(event):
+                self.delivered += 1
+                deliver(delta)
+            if decoder.done:
+                return True
+        return False
+
+    def body(self, body: bytes) -> None:
+        """See Receiver."""
+        deltas = self._decoder.whole(body)
+        # All of it is there: what is not complete is not passed on, and can be asked for again.
+        self._ending = self._decoder.ending()
+        for delta in deltas:
+            self.delivered += 1
+            self._call.deliver(delta)
+
+    def end(self) -> None:
+        """See Receiver."""
+        self._call.conclude(self._ending or self._decoder.ending())

@@ -1,13 +1,14 @@
 """The routes file: which models this proxy offers, from which provider, with which key.
 
 Reads files once, at start, and refuses them whole with the path of every fault. The environment
-is not read here: keys come through the settings (`api_keys`) or from files that a route names.
+is not read here, and no key is kept: a route only says where its account's keys are.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
+import os
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from services.chassis.settings import Secret
 from services.cloud_proxy.configuration import BadConfiguration, faults, read_yaml
+from services.cloud_proxy.key_sources import BadKeys, parse_key_file, read_key_file
 from services.cloud_proxy.profile_files import (
     missing_output_limit,
     parse_capabilities,
@@ -33,8 +34,9 @@ _SCHEMA = Path(__file__).parent / "routes.schema.json"
 class Route:
     """One model as callers know it, and what stands behind it.
 
-    `account` names the keys: routes with the same account share limits and cooling. `fallbacks`
-    name the routes that are asked instead, in order, when this one fails before any output.
+    `account` names the keys: routes with the same account share limits and cooling. `key_file`
+    holds them, where they are not in the settings. `fallbacks` name the routes that are asked
+    instead, in order, when this one fails before any output.
     """
 
     name: str
@@ -43,34 +45,18 @@ class Route:
     model: ModelProfile
     base_url: str
     account: str
-    keys: tuple[Secret, ...]
+    key_file: Path | None = None
     fallbacks: tuple[str, ...] = ()
 
 
-def parse_keys(text: str) -> dict[str, tuple[Secret, ...]]:
-    """Keys by name from "name=key" entries, separated by commas, spaces or line ends.
-
-    A name that comes again adds a key to its pool. Raises BadConfiguration; the message never
-    holds an entry's text, which may be a key.
-    """
-    found: dict[str, tuple[Secret, ...]] = {}
-    problems = []
-    for number, entry in enumerate(text.replace(",", " ").split(), start=1):
-        name, equals, value = entry.partition("=")
-        if not (name and equals and value):
-            problems.append(f"api_keys: entry {number} is not name=key")
-            continue
-        found[name] = (*found.get(name, ()), Secret(value))
-    if problems:
-        raise BadConfiguration(problems)
-    return found
-
-
 def read_routes(
-    path: Path, profiles: Mapping[str, Profile], keys: Mapping[str, tuple[Secret, ...]]
+    path: Path,
+    profiles: Mapping[str, Profile],
+    keys: Container[str],
+    keys_dir: Path | None = None,
 ) -> dict[str, Route]:
     """Every route of a file by its name. Raises BadConfiguration with all faults at once."""
-    return load_routes(read_yaml(path), path.name, path.parent, profiles, keys)
+    return load_routes(read_yaml(path), path.name, path.parent, profiles, keys, keys_dir)
 
 
 def load_routes(
@@ -78,10 +64,12 @@ def load_routes(
     where: str,
     directory: Path,
     profiles: Mapping[str, Profile],
-    keys: Mapping[str, tuple[Secret, ...]],
+    keys: Container[str],
+    keys_dir: Path | None = None,
 ) -> dict[str, Route]:
     """Every route of a document by its name; key files are relative to `directory`.
 
+    `keys` holds the names that the settings have keys for, `keys_dir` files named like accounts.
     Raises BadConfiguration with all faults at once.
     """
     problems = faults(document, _schema(), where)
@@ -96,7 +84,7 @@ def load_routes(
                 problems.append(f"{at}: the name {name} is there twice")
             names.add(name)
         try:
-            routes[entry["name"]] = _route(entry, at, directory, profiles, keys)
+            routes[entry["name"]] = _route(entry, at, directory, profiles, keys, keys_dir)
         except BadConfiguration as bad:
             problems += bad.problems
     for number, entry in enumerate(document["models"]):
@@ -115,7 +103,8 @@ def _route(
     where: str,
     directory: Path,
     profiles: Mapping[str, Profile],
-    keys: Mapping[str, tuple[Secret, ...]],
+    keys: Container[str],
+    keys_dir: Path | None,
 ) -> Route:
     profile = profiles.get(entry["provider"])
     if profile is None:
@@ -143,7 +132,10 @@ def _route(
         entry.get("plaintext", False) or is_loopback(base_url)
     ):
         problems.append(f"{where}.base_url: is not https; set plaintext: true to send keys so")
-    account, secrets = _keys(entry, where, directory, profile, keys, problems)
+    try:
+        account, key_file = _account(entry, where, directory, profile, keys, keys_dir)
+    except BadConfiguration as bad:
+        problems += bad.problems
     if problems:
         raise BadConfiguration(problems)
     return Route(
@@ -153,7 +145,7 @@ def _route(
         model=model,
         base_url=base_url,
         account=account,
-        keys=secrets,
+        key_file=key_file,
         fallbacks=tuple(entry.get("fallbacks", ())),
     )
 
@@ -172,36 +164,43 @@ def _overridden(model: ModelProfile, entry: Mapping[str, Any]) -> ModelProfile:
     return changed
 
 
-def _keys(
+def _account(
     entry: Mapping[str, Any],
     where: str,
     directory: Path,
     profile: Profile,
-    keys: Mapping[str, tuple[Secret, ...]],
-    problems: list[str],
-) -> tuple[str, tuple[Secret, ...]]:
-    """The account's name and its keys; one key a line in a key file."""
+    keys: Container[str],
+    keys_dir: Path | None,
+) -> tuple[str, Path | None]:
+    """The account's name, and the file with its keys where they are in one."""
     if "api_key_file" in entry:
         path = directory / entry["api_key_file"]
-        try:
-            lines = path.read_text(encoding="ascii").split()
-        except OSError as unreadable:
-            problems.append(f"{where}.api_key_file: cannot be read: {unreadable.strerror}")
-            return "", ()
-        except UnicodeDecodeError:
-            problems.append(f"{where}.api_key_file: is not plain ASCII")
-            return "", ()
-        if not lines:
-            problems.append(f"{where}.api_key_file: is empty")
-        return f"file:{path}", tuple(Secret(line) for line in lines)
+        _check_file(path, f"{where}.api_key_file")
+        return f"file:{path}", path
     name = entry.get("api_key", profile.name)
+    mounted = keys_dir / name if keys_dir else None
+    if mounted is not None and os.path.lexists(mounted):
+        if name in keys:
+            raise BadConfiguration(
+                [f"{where}: the keys called {name} are in api_keys and keys_dir"]
+            )
+        _check_file(mounted, f"{where}: keys_dir: {name}")
+        return f"key:{name}", mounted
     if name in keys:
-        return f"key:{name}", keys[name]
-    if profile.auth_scheme != "none":
-        # What the route says is not repeated: it may be the key itself, put in the wrong place.
-        called = "of that name" if "api_key" in entry else f"called {name}"
-        problems.append(f"{where}: there is no key {called} in api_keys, and no api_key_file")
-    return f"none:{profile.name}", ()
+        return f"key:{name}", None
+    if profile.auth_scheme == "none":
+        return f"none:{profile.name}", None
+    # What the route says is not repeated: it may be the key itself, put in the wrong place.
+    called = "of that name" if "api_key" in entry else f"called {name}"
+    places = "api_keys, and no api_key_file" if keys_dir is None else "api_keys or keys_dir"
+    raise BadConfiguration([f"{where}: there is no key {called} in {places}"])
+
+
+def _check_file(path: Path, where: str) -> None:
+    try:
+        parse_key_file(read_key_file(path))
+    except BadKeys as bad:
+        raise BadConfiguration([f"{where}: {bad}"]) from None
 
 
 def is_loopback(url: str) -> bool:

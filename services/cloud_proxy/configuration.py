@@ -6,6 +6,7 @@ What the documents mean is not known here.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,43 @@ def _meaning(error: ValidationError) -> str:
     return f"does not satisfy {error.validator}: {orjson.dumps(error.validator_value).decode()}"
 
 
-def read_yaml(path: Path) -> Any:
-    """A YAML file's document. Raises BadConfiguration when it is missing or malformed."""
+_TWICE = "a key is there twice"
+
+
+class _Exact(yaml.SafeLoader):  # type: ignore[misc]
+    """Reads fractions as the digits that were written, and takes no key for another's later word.
+
+    For documents about money: a double holds neither every amount nor what was overwritten.
+    """
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        names = [key.value for key, _ in node.value if isinstance(key.value, str)]
+        if len(set(names)) < len(names):
+            raise yaml.constructor.ConstructorError(None, None, _TWICE, node.start_mark)
+        return super().construct_mapping(node, deep)
+
+    def construct_fraction(self, node: Any) -> Decimal:
+        try:
+            value = Decimal(self.construct_scalar(node).replace("_", ""))
+        except InvalidOperation:
+            # Such as .inf, .nan and 1:30.5, which YAML takes for fractions too.
+            raise yaml.constructor.ConstructorError(
+                None, None, "not a number", node.start_mark
+            ) from None
+        return value
+
+
+_Exact.add_constructor("tag:yaml.org,2002:float", _Exact.construct_fraction)
+
+
+def read_yaml(path: Path, *, exact: bool = False) -> Any:
+    """A YAML file's document; with `exact`, fractions are Decimals and no key may come twice.
+
+    Raises BadConfiguration when it is missing or malformed.
+    """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        loader = _Exact if exact else yaml.SafeLoader
+        return yaml.load(path.read_text(encoding="utf-8"), loader)  # noqa: S506 - both are safe
     except OSError as unreadable:
         raise BadConfiguration([f"{path.name}: cannot be read: {unreadable.strerror}"]) from None
     except UnicodeDecodeError:
@@ -52,4 +86,6 @@ def read_yaml(path: Path) -> Any:
         mark = getattr(malformed, "problem_mark", None)
         at = f" in line {mark.line + 1}" if mark else ""
         # The parser's own text may quote the line, and lines may hold keys.
-        raise BadConfiguration([f"{path.name}: is not valid YAML{at}"]) from None
+        twice = getattr(malformed, "problem", None) == _TWICE
+        what = "has a key twice in what begins" if twice else "is not valid YAML"
+        raise BadConfiguration([f"{path.name}: {what}{at}"]) from None

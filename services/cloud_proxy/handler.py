@@ -1,6 +1,6 @@
 """What the cloud proxy does with requests: refuses, routes by model name, starts calls.
 
-The wire side is the chassis's, the provider side the upstream client's. No request marked
+The wire side is the chassis's, the provider side the loop of attempts. No request marked
 LOCAL_ONLY passes here, whoever sent it.
 """
 
@@ -8,32 +8,37 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 from anabranch.v1 import errors_pb2, model_pb2, session_pb2
 from anabranch.v1 import generation_pb2 as pb
-from services.chassis.errors import Fault, Violation, invalid
+from services.chassis.errors import Fault
 from services.chassis.model_handler import CallContext, Cancel, Outlet
 from services.cloud_proxy import estimates
+from services.cloud_proxy.account import cost_of
+from services.cloud_proxy.answer import Embedded, ProviderFailure, ProviderUsage
+from services.cloud_proxy.asks import Ask, is_advisory
+from services.cloud_proxy.attempts import Attempts
+from services.cloud_proxy.budgets import Budgets
 from services.cloud_proxy.call import Call
+from services.cloud_proxy.candidates import Candidate, Directory
+from services.cloud_proxy.chunks import ChunkWriter
 from services.cloud_proxy.config import Route
-from services.cloud_proxy.dialects import Dialect
+from services.cloud_proxy.dialects import Dialect, EncodedRequest
+from services.cloud_proxy.dialects.requests import unsupported
+from services.cloud_proxy.failures import to_fault
+from services.cloud_proxy.gathering import Gathering
+from services.cloud_proxy.masking.embedding import mask_inputs
 from services.cloud_proxy.masking.request import Masked, Masker, Unmaskable
+from services.cloud_proxy.models import describe
 from services.cloud_proxy.observe import Observer
-from services.cloud_proxy.upstream import Upstream
+from services.cloud_proxy.refusals import affordable, check_images, check_residency
+from services.cloud_proxy.spending import Money, embedding_cost_at_most
 
 _log = logging.getLogger(__name__)
 
-_CAPABILITIES = {
-    "generate": pb.CAPABILITY_GENERATE,
-    "tools": pb.CAPABILITY_TOOLS,
-    "structured_output": pb.CAPABILITY_STRUCTURED_OUTPUT,
-    "images": pb.CAPABILITY_IMAGES,
-    "reasoning": pb.CAPABILITY_REASONING,
-    "resume_text": pb.CAPABILITY_RESUME_TEXT,
-}
 # Providers answer within seconds; a slot is likely free by then.
 _BUSY_RETRY_AFTER = 1.0
 
@@ -52,104 +57,146 @@ class CloudProxy:
 
     def __init__(
         self,
-        routes: Mapping[str, Route],
-        dialects: Mapping[str, Dialect],
-        upstream: Upstream,
+        directory: Directory,
+        attempts: Attempts,
         masker: Masker,
         observer: Observer,
+        budgets: Budgets,
         tasks: TaskStarter,
         *,
         identity: Callable[[], session_pb2.SessionReady],
         max_in_flight: int,
         image_hosts: frozenset[str],
+        gather: float,
     ) -> None:
-        self._routes = dict(routes)
-        self._names = {alias: r for r in routes.values() for alias in (r.name, *r.aliases)}
-        self._dialects = dialects
-        self._upstream = upstream
+        self._directory = directory
+        self._attempts = attempts
         self._masker = masker
         self._observer = observer
+        self._budgets = budgets
         self._tasks = tasks
         self._identity = identity
         self._max_in_flight = max_in_flight
         self._image_hosts = image_hosts
         self._running = 0
+        self._gathering = Gathering(gather, lambda: self._running)
         self._reports = 0
 
     def open(self, request: pb.GenerateRequest, context: CallContext, outlet: Outlet) -> Cancel:
         """See ModelHandler. Raises Fault to refuse."""
-        _check_residency(request)
-        route = self._route(request.model)
-        self._check_images(request)
+        check_residency(request)
+        route = self._directory.find(request.model)
+        if "generate" not in route.model.capabilities:
+            raise unsupported("generate", f"{route.name} gives vectors only")
+        check_images(request, self._image_hosts)
         masked = self._mask(request, context)
         # What leaves is what is billed.
         leaving = masked.request if masked is not None else request
-        dialect = self._dialects[route.profile.dialect]
-        encoded = dialect.encode_request(leaving, route, max_tokens=_affordable(leaving, route))
-        if self._running >= self._max_in_flight:
-            raise Fault(
-                errors_pb2.ERROR_REASON_OVERLOADED,
-                f"{self._max_in_flight} requests are at providers already",
-                retry_after=_BUSY_RETRY_AFTER,
-            )
-        for parameter in encoded.dropped:
-            self._observer.dropped(route, parameter)
-            _log.warning(
-                "parameter left out: the provider ignores it",
-                extra={
-                    "request_id": context.request_id,
-                    "model": route.name,
-                    "parameter": parameter,
-                },
-            )
+        candidates = self._candidates(leaving, route, context)
+        # Encoded before there is a task, so that what cannot be asked is refused at once.
+        first = next(candidates)
+        self._check_room()
         if masked is not None:
             self._observer.masked(route, masked.counts)
-        call = Call(request, route, dialect, encoded, masked, context, outlet, self._observer)
-        task = self._tasks.create_task(call.run(self._upstream), name=f"call {context.request_id}")
-        self._running += 1
-        self._observer.running(1)
+        restorer = masked.restorer() if masked is not None else None
+        writer = ChunkWriter(request, context.request_id, restorer, outlet, self._gathering)
+        call = Call(
+            request,
+            leaving,
+            _chained(first, candidates),
+            route,
+            writer,
+            context,
+            self._observer,
+            Money(self._budgets, context.caller.tenant),
+            sum(masked.counts.values()) if masked is not None else 0,
+        )
+        task = self._tasks.create_task(call.run(self._attempts), name=f"call {context.request_id}")
+        self._count(1)
 
         def ended(_: asyncio.Task[Any]) -> None:
             # Here, not in the task: one that is cancelled before its first step never runs.
-            self._running -= 1
-            self._observer.running(-1)
+            self._count(-1)
             call.cut_off()
 
         task.add_done_callback(ended)
-        return lambda: _cancel(task)
+
+        def stop() -> None:
+            task.cancel()
+
+        return lambda: call.cancelled(stop)
 
     async def embed(
         self, request: model_pb2.EmbedRequest, context: CallContext
     ) -> model_pb2.EmbedResponse:
-        """Refuses: no dialect embeds yet."""
-        route = self._route(request.model)
-        raise Fault(
-            errors_pb2.ERROR_REASON_UNSUPPORTED,
-            f"{route.name} cannot embed",
-            metadata={"feature": "embed"},
+        """See ModelHandler."""
+        route = self._directory.find(request.model)
+        leaving = self._mask_inputs(request, context)
+
+        def decode(candidate: Candidate, body: bytes) -> Embedded:
+            return candidate.dialect.decode_embed(leaving, candidate.route, body)
+
+        size = sum(estimates.tokens_of(len(text.encode())) for text in leaving.inputs)
+        money = Money(self._budgets, context.caller.tenant)
+        most = embedding_cost_at_most(leaving, route)
+        ask = Ask("embeddings", decode, context, self._observer)
+        dialect = self._directory.dialect(route)
+        # Never elsewhere: vectors of another model cannot be compared with this one's.
+        candidate = Candidate(route, dialect, dialect.encode_embed(leaving, route), size)
+        with self._occupied(), money:
+            await money.reserve(route.profile.name, most)
+            try:
+                found = await ask.answer([candidate], self._attempts)
+            except ProviderFailure as failure:
+                raise to_fault(failure, route, 0, size) from None
+            usage = found.usage or ProviderUsage(size, 0, 0, 0)
+            cost = cost_of(usage, route)
+            money.settle(cost)
+        self._observer.usage(route, usage, cost, "embeddings")
+        return model_pb2.EmbedResponse(
+            embeddings=[model_pb2.Embedding(values=vector) for vector in found.vectors],
+            usage=pb.Usage(
+                prompt_tokens=usage.prompt,
+                source=pb.Usage.SOURCE_PROVIDER if found.usage else pb.Usage.SOURCE_ESTIMATED,
+            ),
         )
 
     async def count_tokens(
         self, request: model_pb2.CountTokensRequest, context: CallContext
     ) -> model_pb2.CountTokensResponse:
-        """An estimate: providers keep their tokenizers to themselves."""
-        _check_residency(request.request)
-        route = self._route(request.model)
+        """The provider's own count where it offers one, else an estimate labelled so."""
+        asked = request.request
+        check_residency(asked)
+        check_images(asked, self._image_hosts)
+        route = self._directory.find(request.model)
+        masked = self._mask(asked, context)
+        leaving = masked.request if masked is not None else asked
+        dialect = self._directory.dialect(route)
+        encoded = dialect.encode_count(leaving, route)
+        tokens, source = estimates.prompt_tokens(asked), pb.Usage.SOURCE_ESTIMATED
+        if encoded is not None:
+            ask = Ask("count_tokens", _decode_count, context, self._observer)
+            with self._occupied():
+                try:
+                    candidate = Candidate(route, dialect, encoded)
+                    tokens = await ask.answer([candidate], self._attempts)
+                    source = pb.Usage.SOURCE_PROVIDER
+                except ProviderFailure as failure:
+                    if not is_advisory(failure):
+                        raise to_fault(failure, route, 0, tokens) from None
         return model_pb2.CountTokensResponse(
-            prompt_tokens=estimates.prompt_tokens(request.request),
-            context_length=route.model.context_length,
-            source=pb.Usage.SOURCE_ESTIMATED,
+            prompt_tokens=tokens, context_length=route.model.context_length, source=source
         )
 
     async def list_models(self) -> Sequence[pb.ModelInfo]:
         """See ModelHandler."""
-        return [_info(route) for route in self._routes.values()]
+        return [describe(route) for route in self._directory.routes]
 
     def ready(self) -> session_pb2.SessionReady:
         """See ModelHandler."""
         ready = self._identity()
         ready.tier = pb.TIER_CLOUD
-        ready.models.extend(_info(route) for route in self._routes.values())
+        ready.models.extend(describe(route) for route in self._directory.routes)
         return ready
 
     def load(self) -> session_pb2.LoadReport:
@@ -159,106 +206,68 @@ class CloudProxy:
             sequence=self._reports, running=self._running, max_running=self._max_in_flight
         )
 
-    def _route(self, name: str) -> Route:
-        route = self._names.get(name)
-        if route is None:
+    def _candidates(
+        self, request: pb.GenerateRequest, route: Route, context: CallContext
+    ) -> Iterator[Candidate]:
+        def encode(dialect: Dialect, route: Route) -> EncodedRequest:
+            limit = affordable(request, route)
+            encoded = dialect.encode_request(request, route, max_tokens=limit)
+            for parameter in encoded.dropped:
+                self._observer.dropped(route, parameter)
+                _log.warning(
+                    "parameter left out: the provider ignores it",
+                    extra={
+                        "request_id": context.request_id,
+                        "model": route.name,
+                        "parameter": parameter,
+                    },
+                )
+            return encoded
+
+        tokens = estimates.prompt_tokens(request) + request.sampling.max_tokens
+        return self._directory.candidates(route, encode, tokens)
+
+    def _check_room(self) -> None:
+        if self._running >= self._max_in_flight:
             raise Fault(
-                errors_pb2.ERROR_REASON_MODEL_NOT_FOUND,
-                "no such model here; ListModels lists them",
-                metadata={"model": name[:256]},
+                errors_pb2.ERROR_REASON_OVERLOADED,
+                f"{self._max_in_flight} requests are at providers already",
+                retry_after=_BUSY_RETRY_AFTER,
             )
-        return route
+
+    def _count(self, change: int) -> None:
+        self._running += change
+        self._observer.running(change)
+
+    @contextmanager
+    def _occupied(self) -> Iterator[None]:
+        """One request at a provider, while it lasts. Raises Fault where there is no room."""
+        self._check_room()
+        self._count(1)
+        try:
+            yield
+        finally:
+            self._count(-1)
 
     def _mask(self, request: pb.GenerateRequest, context: CallContext) -> Masked | None:
         try:
             return self._masker.mask(request, context.mask)
         except Unmaskable as cannot:
-            raise Fault(
-                errors_pb2.ERROR_REASON_UNSUPPORTED,
-                str(cannot),
-                metadata={"feature": cannot.feature},
-            ) from None
+            raise unsupported(cannot.feature, cannot.why) from None
 
-    def _check_images(self, request: pb.GenerateRequest) -> None:
-        """The provider fetches image addresses, so only hosts the operator trusts are named."""
-        found = [
-            Violation(f"messages[{m}].content[{p}].image.uri", "is not on the allow-list of hosts")
-            for m, message in enumerate(request.messages)
-            for p, part in enumerate(message.content)
-            if part.image.uri and not self._is_allowed(part.image.uri)
-        ]
-        if found:
-            raise invalid(found)
-
-    def _is_allowed(self, uri: str) -> bool:
+    def _mask_inputs(
+        self, request: model_pb2.EmbedRequest, context: CallContext
+    ) -> model_pb2.EmbedRequest:
         try:
-            parts = urlsplit(uri)
-            return (
-                parts.scheme == "https"
-                and parts.hostname in self._image_hosts
-                and parts.username is None
-                and parts.port in (None, 443)
-            )
-        except ValueError:
-            return False
+            return mask_inputs(self._masker, request, context.mask)
+        except Unmaskable as cannot:
+            raise unsupported(cannot.feature, cannot.why) from None
 
 
-def _check_residency(request: pb.GenerateRequest) -> None:
-    if request.routing.residency == pb.RESIDENCY_LOCAL_ONLY:
-        raise Fault(
-            errors_pb2.ERROR_REASON_ACCESS_DENIED,
-            "this request must not leave: its residency is LOCAL_ONLY",
-        )
+def _decode_count(candidate: Candidate, body: bytes) -> int:
+    return candidate.dialect.decode_count(candidate.route, body)
 
 
-def _cancel(task: asyncio.Task[Any]) -> None:
-    task.cancel()
-
-
-def _affordable(request: pb.GenerateRequest, route: Route) -> int | None:
-    """The max_tokens that keeps a request within its max_cost; None when it needs no change.
-
-    Raises Fault when prices are unknown, or the prompt alone may cost more.
-    """
-    if not request.routing.HasField("max_cost_microusd"):
-        return None
-    prices = route.model.prices
-    if prices is None:
-        raise Fault(
-            errors_pb2.ERROR_REASON_UNSUPPORTED,
-            f"what {route.name} costs is not known here, so max_cost_microusd cannot be kept",
-            metadata={"feature": "routing.max_cost_microusd"},
-        )
-    if not (prices.input or prices.output):
-        return None
-    tokens = estimates.affordable_tokens(request, prices, request.routing.max_cost_microusd)
-    if tokens < 1:
-        raise Fault(
-            errors_pb2.ERROR_REASON_UNSUPPORTED,
-            f"{route.name} may cost more than max_cost_microusd for the prompt alone",
-            metadata={"feature": "routing.max_cost_microusd"},
-        )
-    wanted = request.sampling.max_tokens if request.sampling.HasField("max_tokens") else None
-    if wanted is not None and wanted <= tokens:
-        return None
-    rule = route.model.parameters.get("max_tokens")
-    caps = [route.model.context_length or tokens, (rule and rule.maximum) or tokens, tokens]
-    return int(min(caps))
-
-
-def _info(route: Route) -> pb.ModelInfo:
-    prices = route.model.prices
-    return pb.ModelInfo(
-        name=route.name,
-        context_length=route.model.context_length,
-        tiers=[pb.TIER_CLOUD],
-        aliases=route.aliases,
-        capabilities=sorted(_CAPABILITIES[c] for c in route.model.capabilities),
-        provider=route.profile.name,
-        served_model=route.model.name,
-        prices=None
-        if prices is None
-        else pb.TokenPrices(
-            input=prices.input, cached_input=prices.cached_input, output=prices.output
-        ),
-    )
+def _chained(first: Candidate, others: Iterable[Candidate]) -> Iterator[Candidate]:
+    yield first
+    yield from others

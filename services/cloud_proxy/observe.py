@@ -5,7 +5,8 @@ Names follow OpenTelemetry's conventions for generative AI where those name the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from urllib.parse import urlsplit
 
 from opentelemetry.context import Context
 from opentelemetry.metrics import Meter
@@ -13,11 +14,22 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from anabranch.v1 import generation_pb2 as pb
-from services.cloud_proxy.answer import ProviderFailure, ProviderUsage
+from services.cloud_proxy.answer import Finish, ProviderUsage
+from services.cloud_proxy.attempts import Attempt
 from services.cloud_proxy.config import Route
 from services.cloud_proxy.masking import NAMES
 
 _PROPAGATOR = TraceContextTextMapPropagator()
+_ASKED = {
+    "max_tokens": "gen_ai.request.max_tokens",
+    "temperature": "gen_ai.request.temperature",
+    "top_p": "gen_ai.request.top_p",
+    "top_k": "gen_ai.request.top_k",
+    "frequency_penalty": "gen_ai.request.frequency_penalty",
+    "presence_penalty": "gen_ai.request.presence_penalty",
+    "seed": "gen_ai.request.seed",
+    "n": "gen_ai.request.choice.count",
+}
 
 
 class Observer:
@@ -67,9 +79,11 @@ class Observer:
         """The first output of a request came."""
         self._first.record(seconds, _labels(route))
 
-    def usage(self, route: Route, usage: ProviderUsage, cost_microusd: int) -> None:
+    def usage(
+        self, route: Route, usage: ProviderUsage, cost_microusd: int, operation: str = "chat"
+    ) -> None:
         """What a request used."""
-        labels = _labels(route)
+        labels = _labels(route, operation)
         for kind, count in (
             ("input", usage.prompt - usage.cached),
             ("cached_input", usage.cached),
@@ -80,33 +94,60 @@ class Observer:
         if cost_microusd:
             self._cost.add(cost_microusd, labels)
 
-    def start_span(self, route: Route, traceparent: str) -> Span:
+    def attempt_began(self, operation: str, attempt: Attempt, traceparent: str) -> Span:
         """A span of one attempt, under the caller's trace."""
+        route = attempt.candidate.route
+        where = urlsplit(route.base_url)
         parent = _PROPAGATOR.extract({"traceparent": traceparent}) if traceparent else Context()
         return self._tracer.start_span(
-            f"chat {route.model.name}",
+            f"{operation} {route.model.name}",
             context=parent,
             kind=SpanKind.CLIENT,
-            attributes={**_labels(route), "gen_ai.operation.name": "chat"},
+            attributes={
+                **_labels(route, operation),
+                "server.address": where.hostname or "",
+                "server.port": where.port or (443 if where.scheme == "https" else 80),
+                "anabranch.attempt": attempt.number,
+                "anabranch.key": attempt.key,
+            },
         )
 
-    def attempt(
-        self, route: Route, seconds: float, failure: ProviderFailure | None, span: Span
-    ) -> None:
+    def asked(self, span: Span, request: pb.GenerateRequest) -> None:
+        """What was asked for, without a word of the prompt."""
+        if not span.is_recording():
+            return
+        for name, attribute in _ASKED.items():
+            if request.sampling.HasField(name):
+                span.set_attribute(attribute, getattr(request.sampling, name))
+
+    def answered(self, span: Span, finishes: Iterable[Finish], usage: ProviderUsage) -> None:
+        """How an answer ended and what it used."""
+        if not span.is_recording():
+            return
+        span.set_attribute("gen_ai.response.finish_reasons", [str(f) for f in finishes])
+        span.set_attribute("gen_ai.usage.input_tokens", usage.prompt)
+        span.set_attribute("gen_ai.usage.output_tokens", usage.completion)
+        span.set_attribute("gen_ai.usage.cache_read.input_tokens", usage.cached)
+
+    def attempt_ended(self, operation: str, attempt: Attempt, span: Span) -> None:
         """An attempt ended; closes its span."""
-        labels = _labels(route)
+        failure = attempt.failure
+        labels = _labels(attempt.candidate.route, operation)
+        if attempt.seen.http_status is not None:
+            span.set_attribute("http.response.status_code", attempt.seen.http_status)
+        if attempt.seen.request_id:
+            span.set_attribute("anabranch.provider_request_id", attempt.seen.request_id)
         if failure is not None:
             labels["error.type"] = str(failure.kind)
             span.set_status(Status(StatusCode.ERROR, failure.message))
             span.set_attribute("error.type", str(failure.kind))
-            if failure.http_status is not None:
-                span.set_attribute("http.response.status_code", failure.http_status)
-        self._duration.record(seconds, labels)
+        self._duration.record(attempt.seconds or 0.0, labels)
         span.end()
 
 
-def _labels(route: Route) -> dict[str, str]:
+def _labels(route: Route, operation: str = "chat") -> dict[str, str]:
     return {
+        "gen_ai.operation.name": operation,
         "gen_ai.provider.name": route.profile.name,
         "gen_ai.request.model": route.model.name,
     }

@@ -11,6 +11,7 @@ import orjson
 
 from services.cloud_proxy.configuration import BadConfiguration, faults, read_yaml
 from services.cloud_proxy.profiles import (
+    TOOL_CHOICES,
     Continuation,
     LongPromptPrices,
     ModelProfile,
@@ -92,9 +93,10 @@ def parse_profile(document: Any, where: str) -> Profile:
             ignores=frozenset(reasoning.get("ignores", ())),
             effort=reasoning.get("effort", {}),
         ),
-        continuation=Continuation(continuation.get("flag", ""), continuation.get("path", ""))
+        continuation=Continuation(**{"flag": "", "path": "", **continuation})
         if continuation is not None
         else None,
+        tool_choice=frozenset(document.get("tool_choice", TOOL_CHOICES)),
         limits=document.get("limits", "account"),
         drain_seconds=document.get("drain_seconds", 0.0),
         simulated=document.get("simulated", False),

@@ -13,12 +13,16 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, slots=True)
 class LongPromptPrices:
-    """Prices of a whole request whose prompt has more than `over` tokens."""
+    """Prices of a whole request whose prompt has more than `over` tokens.
+
+    `cache_write` None: as `input`, or as that of other prompts where it is higher.
+    """
 
     over: int
     input: int
     cached_input: int
     output: int
+    cache_write: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,7 @@ class Parameter:
 
 
 REFUSED = Parameter("refuse")
+TOOL_CHOICES = frozenset({"auto", "none", "required", "named"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +75,12 @@ class Reasoning:
 @dataclass(frozen=True, slots=True)
 class Continuation:
     """How a provider goes on with an assistant turn: from the turn alone (no flag), or when a
-    flag stands on its last message; perhaps at another path."""
+    flag stands on its last message; perhaps at another path. `body` is merged into the body of a
+    request that continues, and of no other."""
 
     flag: str
     path: str
+    body: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +110,10 @@ class UsageRules:
 
 @dataclass(frozen=True, slots=True)
 class ModelProfile:
-    """One of a provider's models. `prices` is None when they are not known, `max_output` 0."""
+    """One of a provider's models. `prices` is None when they are not known, `max_output` 0.
+
+    `effort` may hold "default": what is sent for a model that reasons unless told not to.
+    """
 
     name: str
     context_length: int = 0
@@ -119,9 +129,10 @@ class ModelProfile:
 class Profile:
     """One provider.
 
-    `headers` and `body` go with every request. `limits` says what a 429 speaks for: the account
-    as a whole or one model of it. `drain_seconds` is how long a cancelled answer is still read,
-    where the provider bills all of it anyway; 0: the connection is closed at once.
+    `headers` and `body` go with every request. `tool_choice` names the wishes about tools that the
+    provider honours; "named" is that a certain one be called. `limits` says what a 429 speaks for:
+    the account as a whole or one model of it. `drain_seconds` is how long a cancelled answer is
+    still read, where the provider bills all of it anyway; 0: the connection is closed at once.
     """
 
     name: str
@@ -141,6 +152,7 @@ class Profile:
     response_formats: frozenset[str]
     reasoning: Reasoning
     continuation: Continuation | None
+    tool_choice: frozenset[str]
     limits: Literal["account", "model"]
     drain_seconds: float
     simulated: bool

@@ -8,20 +8,21 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 
 from opentelemetry.metrics import Observation
-from redis.asyncio import Redis
 
 from anabranch.v1 import admin_pb2_grpc, session_pb2
 from services.chassis.auth_client import TokenSource
+from services.chassis.budgets.leases import LeaseSource, ShareOfBudget
+from services.chassis.budgets.redis_leases import RedisLeases
 from services.chassis.detached_sessions import ResumeLimits
 from services.chassis.host import Host, Tasks
 from services.chassis.model_streams import StreamLimits
+from services.chassis.redis_connection import redis_client
 from services.chassis.registry import Registry
 from services.chassis.settings import SettingsError
 from services.chassis.version import VERSION
 from services.chassis.workers import Worker
 from services.router.admin import RouterAdmin
 from services.router.admin_of_all import AdminOfAll
-from services.router.budget_leases import ShareOfBudget
 from services.router.core.policy import AdmissionRules, Objective, Policy
 from services.router.decisions import Decisions
 from services.router.handler import RouterHandler
@@ -31,14 +32,12 @@ from services.router.policy.sources import open_source
 from services.router.policy.store import PolicyStore
 from services.router.policy_updates import PolicyUpdates
 from services.router.pool import BACKEND_SERVICES, WORKERS, Pool
-from services.router.redis_connection import open_redis
-from services.router.redis_leases import RedisLeases
 from services.router.response_cache.cache import ResponseCache
 from services.router.response_cache.metrics import observe_cache
 from services.router.response_cache.stores import open_stores
 from services.router.session_metrics import observe_sessions
 from services.router.settings import PREFIX, SERVICE, Settings
-from services.router.spending import LeaseSource, Spending
+from services.router.spending import LEASES_PREFIX, Spending
 from services.router.waiting_line import WaitingLine
 
 _REMEMBERED_REQUEST_IDS = 10_000
@@ -63,7 +62,7 @@ async def running(
         )
     policies = PolicyStore(_default_policy(settings))
     async with (
-        _redis(settings) as redis,
+        redis_client(settings.redis_url, f"{PREFIX}REDIS_URL") as redis,
         open_stores(
             memory_bytes=settings.cache_memory_bytes,
             redis=redis,
@@ -83,7 +82,7 @@ async def running(
         workers = settings.workers or 1
         leases: LeaseSource = ShareOfBudget(workers, time.time)
         if redis is not None:
-            leases = RedisLeases(redis, time.time)
+            leases = RedisLeases(redis, time.time, prefix=LEASES_PREFIX)
         routing = assemble(host.tokens, host.tasks, policies.current, leases)
         pool = routing.pool
         cache = ResponseCache(routing.decisions.policy_now, stores, time.time, routing.loop.time)
@@ -174,24 +173,8 @@ def assemble(
     decisions = Decisions(pool, policy, clock, seed)
     line = WaitingLine(lambda: decisions.policy_now().admission, clock)
     spending = Spending(policy, leases, time.time)
-    pool.on_change = spending.on_change = line.changed
+    pool.on_change = spending.supply.on_change = line.changed
     return Routing(pool, decisions, line, spending, clock)
-
-
-@asynccontextmanager
-async def _redis(settings: Settings) -> AsyncIterator[Redis | None]:
-    """The client of the Redis that the settings name, if they name one."""
-    if settings.redis_url is None:
-        yield None
-        return
-    try:
-        client = open_redis(settings.redis_url)
-    except ValueError as refused:
-        raise SettingsError([f"{PREFIX}REDIS_URL {refused}"]) from None
-    try:
-        yield client
-    finally:
-        await client.aclose()
 
 
 async def _connected(pool: Pool) -> None:

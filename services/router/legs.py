@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from anabranch.v1 import generation_pb2 as pb
+from services.chassis.budgets.ledger import Reservation
 from services.chassis.errors import Fault
 from services.chassis.model_handler import CallContext
 from services.router import refusals
 from services.router.asking import Asking
-from services.router.core.cloud_budget import Reservation
 from services.router.core.values import Dispatch, Tier
 from services.router.decisions import Decisions
 from services.router.pool import Pool

@@ -133,16 +133,20 @@ class ReceiptBuilder:
         self._resumed_at.append(tokens)
 
     def complete(self, chunk: pb.GenerateChunk, served_model: str, resolved: str = "") -> None:
-        """Puts the receipt on the last chunk. A backend's own receipt gives cost and model, and
-        what was masked; `resolved` is the model that an alias stood for."""
+        """Puts the receipt on the last chunk. A backend's own receipt gives cost and model,
+        what was masked, and what providers were asked; `resolved` is the model that an alias
+        stood for."""
         cost = masked = 0
+        trail: list[pb.ProviderAttempt] = []
         if chunk.HasField("receipt"):
             cost = chunk.receipt.cost_microusd
             masked = chunk.receipt.masked_entities
             served_model = chunk.receipt.served_model or served_model
+            trail = list(chunk.receipt.provider_attempts)
             chunk.ClearField("receipt")
         receipt = chunk.receipt
         receipt.SetInParent()
+        receipt.provider_attempts.extend(trail)
         receipt.served_model = served_model
         receipt.cost_microusd = cost
         if masked:

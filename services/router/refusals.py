@@ -24,6 +24,8 @@ ELSEWHERE = frozenset(
         errors_pb2.ERROR_REASON_CREDENTIAL_REJECTED,
         # One dialect or engine lacks what another has; it says so before it does anything.
         errors_pb2.ERROR_REASON_UNSUPPORTED,
+        # A cloud proxy's own budget, that is: another place has other money, or needs none.
+        errors_pb2.ERROR_REASON_BUDGET_EXHAUSTED,
     }
 )
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from services.chassis.redis_connection import open_redis
 from services.chassis.settings import Secret
-from services.router.redis_connection import open_redis
 from services.router.response_cache.disk_tier import DiskTier
 from services.router.response_cache.entry import Entry, pack
 from services.router.response_cache.memory import MemoryTier

@@ -1,4 +1,4 @@
-"""What hands out cloud money in slices never hands out more than there is, alone or in Redis."""
+"""What hands out budgets in slices never hands out more than there is, alone or in Redis."""
 
 from __future__ import annotations
 
@@ -7,19 +7,29 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
+from typing import NamedTuple
 
 import pytest
 
+from services.chassis.budgets.leases import LeaseSource, ShareOfBudget
+from services.chassis.budgets.redis_leases import RedisLeases
+from services.chassis.budgets.supply import Supply
+from services.chassis.redis_connection import open_redis
 from services.chassis.settings import Secret
-from services.router.budget_leases import ShareOfBudget
-from services.router.core.policy import Budget, Policy, TenantRules
-from services.router.redis_connection import open_redis
-from services.router.redis_leases import RedisLeases
-from services.router.spending import LeaseSource, Spending
 from tests.support.redis import RedisServer, binary, redis_server
 from tests.support.waiting import BOUND_S, until
 
 DAY = 86_400.0
+PREFIX = "anabranch:budget:"
+
+
+class Budget(NamedTuple):
+    """As lease sources want it."""
+
+    microusd: int
+    period: float
+
+
 BUDGET = Budget(1000, 1000 * DAY)
 ACME = "tenant:acme"
 
@@ -48,7 +58,7 @@ async def lessee(redis: RedisServer) -> AsyncIterator[NewSource]:
             # What an operator may write in a URL changes nothing about who is cancelled.
             client = open_redis(Secret(f"{redis.url.reveal()}?socket_timeout=1"))
             stack.push_async_callback(client.aclose)
-            return RedisLeases(client, time.time)
+            return RedisLeases(client, time.time, prefix=PREFIX)
 
         yield new
 
@@ -257,7 +267,7 @@ async def test_giving_much_back_to_a_redis_that_hangs_does_not_take_long(lessee,
 @needs_redis
 async def test_a_period_that_is_over_on_the_clock_here_is_no_lease(redis, lessee):
     client = open_redis(redis.url)
-    ahead = RedisLeases(client, lambda: time.time() + 2 * BUDGET.period)
+    ahead = RedisLeases(client, lambda: time.time() + 2 * BUDGET.period, prefix=PREFIX)
     assert await ahead.take(ACME, BUDGET, 1000) is None
     assert await ahead.take(ACME, BUDGET, 0) is None
     assert await take(lessee(), 1000) == 1000
@@ -268,27 +278,28 @@ async def test_a_period_that_is_over_on_the_clock_here_is_no_lease(redis, lessee
 async def test_without_redis_the_lease_is_spent_and_then_nothing():
     with redis_server() as server:
         client = open_redis(server.url)
-        policy = Policy(tenants={"acme": TenantRules(cloud_budget=Budget(1000, BUDGET.period))})
-        spending = Spending(lambda: policy, RedisLeases(client, time.time), time.time)
-        supplying = asyncio.create_task(spending.keep_supplied())
-        assert spending.available("acme") == 0
+        leases = RedisLeases(client, time.time, prefix=PREFIX)
+        supply = Supply(lambda _: Budget(1000, BUDGET.period), leases, time.time)
+        supplying = asyncio.create_task(supply.keep_supplied())
+        assert supply.available((ACME,)) == 0
 
         async def leased() -> bool:
-            return bool(spending.available("acme"))
+            return bool(supply.available((ACME,)))
 
         await until(leased)
         server.kill()
-        left = spending.available("acme")
+        left = supply.available((ACME,))
         assert left
-        assert spending.reserve("acme", left) is not None
-        assert spending.reserve("acme", 1) is None
+        assert supply.reserve((ACME,), left) is not None
+        assert supply.reserve((ACME,), 1) is None
 
         async def asked() -> bool:
-            return not spending._asked
+            return not supply._asked
 
         await until(asked)
-        assert spending.available("acme") == 0
-        assert spending.reserve("acme", 1) is None
+        assert supply.is_unanswered(ACME)
+        assert supply.available((ACME,)) == 0
+        assert supply.reserve((ACME,), 1) is None
         supplying.cancel()
         await asyncio.wait((supplying,))
         await client.aclose()
@@ -300,3 +311,12 @@ async def test_accounts_of_a_period_that_is_over_are_forgotten(lessee, redis):
     with redis.client() as own:
         (name,) = own.keys("anabranch:budget:*")
         assert 0 < own.pttl(name) <= 2 * BUDGET.period * 1000
+
+
+@needs_redis
+async def test_accounts_of_one_name_under_different_prefixes_do_not_share(redis, lessee):
+    assert await take(lessee(), 1000) == 1000
+    client = open_redis(redis.url)
+    others = RedisLeases(client, time.time, prefix="anabranch:other:")
+    assert await take(others, 1000) == 1000
+    await client.aclose()

@@ -44,6 +44,11 @@ async def test_streamed_answer_is_whole_counted_and_priced(proxy):
     assert last.usage == pb.Usage(
         prompt_tokens=3, completion_tokens=18, source=pb.Usage.SOURCE_PROVIDER
     )
+    (attempt,) = last.receipt.provider_attempts
+    assert (attempt.provider, attempt.model, attempt.error) == ("simulator", "sim-chat", "")
+    assert attempt.http_status == 200
+    assert attempt.duration.ToNanoseconds() > 0
+    last.receipt.ClearField("provider_attempts")
     assert last.receipt == pb.RouteReceipt(
         tier=pb.TIER_CLOUD, served_model="sim-chat", cost_microusd=3 * 1 + 18 * 2
     )
@@ -161,7 +166,7 @@ async def test_session_carries_many_requests_with_load(proxy):
     assert ready.tier == pb.TIER_CLOUD
     assert ready.backend_id == proxy.host.instance_id
     assert "cloud-chat" in [m.name for m in ready.models]
-    assert load.max_running == 256
+    assert load.max_running == 1024
     assert lasts == 3
     for number in (1, 2, 3):
         assert texts[number] == (await proxy.answer(ask(f"ask {number}"))).choices[0].text

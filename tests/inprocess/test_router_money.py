@@ -9,6 +9,7 @@ from anabranch.v1 import errors_pb2
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault, Work
 from services.cloud_proxy import estimates
+from services.cloud_proxy.profiles import Prices
 from services.router.asking import billed_tokens_at_most
 from services.router.core.policy import HedgeRules, ModelRules
 from tests.support.auth import until
@@ -117,7 +118,8 @@ async def test_the_proxy_is_given_enough_for_all_that_was_asked_for(asked):
         answer = s.ask(**{"prompt": "", **asked}, routing=ONLY_CLOUD, sampling=SHORT)
         sent = await answered(at["cloud"])
         given = sent.routing.max_cost_microusd
-        assert estimates.affordable_tokens(sent, PRICES, given) >= 300
+        told = Prices(PRICES.input, PRICES.cached_input, PRICES.output, "a test", "2026-01-01")
+        assert estimates.affordable_tokens(sent, told, given) >= 300
         await answer.last()
 
 
@@ -127,7 +129,9 @@ async def test_a_cost_below_zero_is_none():
         await answered(at["cloud"], cost=-5)
         await answer.last()
         (book,) = [
-            known.book for known in s.routing.spending._budget._accounts.values() if known.book
+            known.book
+            for known in s.routing.spending.supply.ledger._accounts.values()
+            if known.book
         ]
         assert (book.spent, book.reserved) == (0, 0)
 

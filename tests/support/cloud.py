@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import grpc
 
 from anabranch.v1 import generation_pb2 as pb
@@ -55,6 +57,16 @@ class Proxy:
             call.cancel()
         return got, ended
 
+    async def metric(self, name: str) -> list[float]:
+        """The values of a metric, one for each set of its labels."""
+        async with (
+            aiohttp.ClientSession() as http,
+            http.get(f"http://{self.host.http_address}/metrics") as response,
+        ):
+            lines = (await response.text()).splitlines()
+        own = (f"{name}{{", f"{name} ")
+        return [float(line.rpartition(" ")[2]) for line in lines if line.startswith(own)]
+
 
 def ask(text: str = "hello", model: str = "cloud-chat", **fields: Any) -> pb.GenerateRequest:
     """A request with one user message."""
@@ -71,6 +83,7 @@ async def cloud_proxy(
     accepted: tuple[str, ...] = (KEY,),
     token_delay: float = 0.0,
     routes: dict[str, dict[str, Any]] | None = None,
+    epoch_clock: Callable[[], float] = time.time,
     **changes: Any,
 ) -> AsyncIterator[Proxy]:
     """A simulator and a proxy in this process, on free ports. `url` replaces the simulator's."""
@@ -85,7 +98,7 @@ async def cloud_proxy(
             **changes,
         )
         async with (
-            running(settings, key_source=local) as host,
+            running(settings, key_source=local, epoch_clock=epoch_clock) as host,
             grpc.aio.insecure_channel(host.address) as channel,
         ):
             yield Proxy(ModelServiceStub(channel), provider, host, local)

@@ -12,12 +12,13 @@ from typing import Any
 from google.protobuf import json_format
 
 from anabranch.v1 import generation_pb2 as pb
-from services.chassis.settings import Secret
 from services.cloud_proxy.answer import Delta, ProviderFailure
 from services.cloud_proxy.config import Route, load_routes
 from services.cloud_proxy.dialect_table import DIALECTS, reader_for
 from services.cloud_proxy.dialects import Framing
+from services.cloud_proxy.dialects.fields import broken
 from services.cloud_proxy.profile_files import built_in_profiles
+from services.cloud_proxy.streams import StreamGarbled, StreamTooLarge
 
 RECORDINGS = Path(__file__).parent.parent / "recordings"
 FRAMINGS = {
@@ -92,6 +93,9 @@ def hear(
             if decoder.done:
                 break
         ending = decoder.ending()
+    except (StreamGarbled, StreamTooLarge) as unreadable:
+        # As the upstream client has it.
+        raise broken(str(unreadable)) from None
     except ProviderFailure as failure:
         failure.heard = heard  # type: ignore[attr-defined]
         raise
@@ -102,6 +106,14 @@ def hear(
         names = ("prompt", "cached", "completion", "reasoning", "cache_written")
         heard.usage = {name: getattr(ending.usage, name) for name in names}
     return heard
+
+
+def is_whole(found: object, expected: dict[str, Any]) -> bool:
+    """Whether nothing of the answer is missing. Usage may be: it is then estimated, and said to
+    be, where a dialect states it after the end."""
+    if not isinstance(found, dict):
+        return False
+    return found == expected or {**found, "usage": None} == {**expected, "usage": None} != found
 
 
 def _closing(reader: Any) -> Iterable[Any]:
@@ -126,8 +138,7 @@ def route_to(provider: str, model: str, **entry: Any) -> Route:
         entry.setdefault("base_url", "https://provider.invalid")
     if profile.dialect == "anthropic":
         entry.setdefault("max_output", 8192)
-    keys = {provider: (Secret("AKIDEXAMPLE:secret-of-it"),)}
-    return load_routes({"models": [entry]}, "test", Path(), built_in_profiles(), keys)["m"]
+    return load_routes({"models": [entry]}, "test", Path(), built_in_profiles(), {provider})["m"]
 
 
 def load(path: Path) -> Recording:

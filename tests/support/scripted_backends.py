@@ -19,12 +19,12 @@ from anabranch.v1 import generation_pb2 as pb
 from anabranch.v1 import relay_pb2, session_pb2
 from services.chassis.auth_client import Token
 from services.chassis.authn import Principal
+from services.chassis.budgets.leases import ShareOfBudget
 from services.chassis.errors import Fault, to_status
 from services.chassis.host import Tasks
 from services.chassis.model_handler import CallContext, Cancel
 from services.chassis.registry import Instance
 from services.router.app import assemble
-from services.router.budget_leases import ShareOfBudget
 from services.router.core.policy import Objective, Policy
 from services.router.core.values import Health
 from services.router.handler import RouterHandler

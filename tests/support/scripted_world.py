@@ -271,7 +271,7 @@ class World:
         """Holds at every moment."""
         wrong = [what for question in self.questions.values() for what in question.wrong]
         routing = self.scene.routing
-        for account, known in routing.spending._budget._accounts.items():
+        for account, known in routing.spending.supply.ledger._accounts.items():
             book = known.book
             if book is not None:
                 out = book.spent + book.reserved
@@ -305,7 +305,7 @@ class World:
     async def _nothing_is_left(self) -> bool:
         routing = self.scene.routing
         kept: list[object] = [len(routing.line), len(routing.line._seats), routing.line._timer]
-        for known in routing.spending._budget._accounts.values():
+        for known in routing.spending.supply.ledger._accounts.values():
             kept.append(known.book.reserved if known.book is not None else 0)
         for uplink in self.scene.pool.uplinks():
             kept += [uplink.backend.in_flight, uplink.requests._sent_in, uplink.requests.decoding]

@@ -1,12 +1,10 @@
-"""Waiting, key rotation, estimates: the small decisions of the cloud proxy."""
+"""Waiting and estimates: the small decisions of the cloud proxy."""
 
 import pytest
 
 from anabranch.v1 import generation_pb2 as pb
-from services.chassis.settings import Secret
 from services.cloud_proxy import estimates
 from services.cloud_proxy.answer import FailureKind, ProviderFailure, ProviderUsage
-from services.cloud_proxy.keys import Key, KeyPool
 from services.cloud_proxy.profile_files import Prices
 from services.cloud_proxy.retries import (
     RetryBudget,
@@ -87,30 +85,6 @@ def test_budget_bounds_repeats_to_a_fifth():
         budget.earn()
         repeats += budget.spend()
     assert 200 <= repeats <= 210
-
-
-def test_keys_rotate_cool_and_come_back():
-    now = [0.0]
-    pool = KeyPool([Secret("sk-one"), Secret("b")], lambda: now[0])
-
-    def pick() -> Key:
-        key = pool.pick()
-        assert key is not None
-        return key
-
-    first, second = pick(), pick()
-    assert (first.number, second.number) == (0, 1)
-    pool.cool(first, 5)
-    assert [pick().number for _ in range(3)] == [1, 1, 1]
-    pool.cool(second, 30, rejected=True)
-    assert pool.pick() is None
-    assert pool.wait() == 5
-    assert not pool.all_rejected()
-    now[0] = 5
-    assert pick().number == 0
-    pool.cool(first, 1e9)
-    assert pool.wait() <= 60
-    assert "sk-one" not in repr(first)
 
 
 def test_cost_is_exact_and_rounded_up():

@@ -2,7 +2,8 @@
 
 import asyncio
 
-from services.router.budget_leases import ShareOfBudget
+from services.chassis.budgets.leases import ShareOfBudget
+from services.router.core.cloud_accounts import ALL, budgets_of, tenant_account
 from services.router.core.policy import Budget, Policy, TenantRules
 from services.router.spending import Spending
 from tests.support.waiting import until
@@ -27,7 +28,7 @@ class Failing(ShareOfBudget):
 async def test_a_store_that_fails_leaves_the_router_without_money_but_alive():
     spending = Spending(lambda: POLICY, Failing(1, now), now)
     told = asyncio.Event()
-    spending.on_change = told.set
+    spending.supply.on_change = told.set
     supplying = asyncio.create_task(spending.keep_supplied())
     assert spending.available("shop") == 0
     await asyncio.wait_for(told.wait(), 60)
@@ -69,3 +70,17 @@ async def test_a_give_back_that_fails_does_not_hold_up_the_end():
     supplying.cancel()
     await asyncio.wait([supplying])
     assert supplying.cancelled()
+
+
+def test_a_policy_says_which_budget_an_account_has():
+    own, rest, everyone = Budget(1), Budget(2), Budget(3)
+    policy = Policy(
+        tenants={"acme": TenantRules(cloud_budget=own), "*": TenantRules(cloud_budget=rest)},
+        cloud_budget=everyone,
+    )
+    budget_of = budgets_of(policy)
+    assert budget_of(tenant_account("acme")) is own
+    assert budget_of(tenant_account("other")) is rest
+    assert budget_of(tenant_account("all")) is rest, "a tenant of that name is not everyone"
+    assert budget_of(ALL) is everyone
+    assert budgets_of(Policy())(tenant_account("acme")) is None

@@ -7,6 +7,7 @@ answer, in pieces of three characters, so that whatever it holds is cut in the m
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -35,32 +36,24 @@ class Call:
 
 @dataclass(frozen=True)
 class Answer:
-    """One choice, split into the pieces that a stream sends."""
+    """One choice, split into the pieces that a stream sends. `finish` is OpenAI's word; `matched`
+    is the stop string that ended the text."""
 
     text: tuple[str, ...]
     reasoning: tuple[str, ...] = ()
     calls: tuple[Call, ...] = ()
     finish: str = "stop"
+    matched: str = ""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens, cached ones included in `prompt`."""
+    """Tokens, cached ones included in `prompt` and reasoning in `completion`."""
 
     prompt: int
     completion: int
     cached: int
     reasoning: int
-
-    def document(self) -> dict[str, Any]:
-        """As OpenAI states it."""
-        return {
-            "prompt_tokens": self.prompt,
-            "completion_tokens": self.completion,
-            "total_tokens": self.prompt + self.completion,
-            "prompt_tokens_details": {"cached_tokens": self.cached},
-            "completion_tokens_details": {"reasoning_tokens": self.reasoning},
-        }
 
 
 @dataclass(frozen=True)
@@ -76,6 +69,12 @@ def pieces(text: str) -> tuple[str, ...]:
     return tuple(_PIECES.findall(text))
 
 
+def signature(pieces: tuple[str, ...]) -> str:
+    """What a provider would seal its reasoning with: opaque, and a function of the text."""
+    digest = hashlib.sha256("".join(pieces).encode()).digest()
+    return base64.b64encode(b"simulated " + digest).decode()
+
+
 def text_of(content: Any) -> str:
     """The text of a message's content, images as a mark."""
     if isinstance(content, str):
@@ -88,7 +87,7 @@ def text_of(content: Any) -> str:
 
 
 def reply(body: dict[str, Any]) -> Reply:
-    """The answer to a chat completion request. Raises ValueError for one that makes no sense."""
+    """The answer to a request in OpenAI's form. Raises ValueError for one that makes no sense."""
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise ValueError("messages must be a list with at least one entry")
@@ -131,15 +130,20 @@ def _answer(body: dict[str, Any], prompt: str, prefix: str, number: int) -> Answ
     else:
         text = _prose(prompt, number, _length_of(prompt))
     text = text.removeprefix(prefix)
-    finish = "stop"
-    for stop in body.get("stop") or ():
+    finish, matched = "stop", ""
+    for stop in _stops(body):
         if stop in text:
-            text = text[: text.index(stop)]
+            text, matched = text[: text.index(stop)], stop
     spoken = _echoed(text) if echo else pieces(text)
     limit = body.get("max_tokens") or body.get("max_completion_tokens")
     if isinstance(limit, int) and len(spoken) > limit:
-        spoken, finish = spoken[:limit], "length"
-    return Answer(spoken, reasoning, (), finish)
+        spoken, finish, matched = spoken[:limit], "length", ""
+    return Answer(spoken, reasoning, (), finish, matched)
+
+
+def _stops(body: dict[str, Any]) -> list[str]:
+    stops = body.get("stop") or []
+    return [stops] if isinstance(stops, str) else list(stops)
 
 
 def _echoed(text: str) -> tuple[str, ...]:

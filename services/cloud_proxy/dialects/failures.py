@@ -16,9 +16,14 @@ _TOO_LONG_WORDS = re.compile(
     re.ASCII | re.IGNORECASE,
 )
 _NO_CREDIT = re.compile(
-    r"insufficient_quota|insufficient_balance|exceeded_current_quota|billing", re.ASCII
+    r"insufficient_quota|insufficient_balance|exceeded_current_quota|billing|spend_limit|Arrearage",
+    re.ASCII,
 )
-_NO_CREDIT_WORDS = re.compile(r"credit balance is too low|insufficient balance", re.IGNORECASE)
+# Zhipu says it with status 429, under a bare number.
+_NO_CREDIT_WORDS = re.compile(
+    r"credit balance is too low|insufficient balance|余额不足|specified api usage limits",
+    re.IGNORECASE,
+)
 _MESSAGE_LENGTH = 300
 _CODE_LENGTH = 128
 
@@ -73,7 +78,7 @@ def _kind(status: int, code: str, message: str) -> FailureKind:
         return FailureKind.REFUSED_KEY
     if status == 402 or _NO_CREDIT.search(code):
         return FailureKind.NO_CREDIT
-    if status == 400 and _NO_CREDIT_WORDS.search(message):
+    if status in (400, 429) and _NO_CREDIT_WORDS.search(message):
         return FailureKind.NO_CREDIT
     if _TOO_LONG.search(code) or (status == 400 and _TOO_LONG_WORDS.search(message)):
         return FailureKind.TOO_LONG

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
+import math
+import struct
 from typing import Any
 
 import orjson
@@ -12,8 +16,15 @@ from services.cloud_proxy.answer import Embedded, ProviderUsage
 from services.cloud_proxy.config import Route
 from services.cloud_proxy.dialects import EncodedRequest
 from services.cloud_proxy.dialects.fields import broken, count_of, list_of, object_of, parse_object
-from services.cloud_proxy.dialects.openai_chat_request import messages
-from services.cloud_proxy.dialects.requests import JSON_HEADERS, path_for, require, unsupported
+from services.cloud_proxy.dialects.openai_chat_errors import raise_in_band
+from services.cloud_proxy.dialects.openai_chat_request import continuation_body, messages
+from services.cloud_proxy.dialects.requests import (
+    JSON_HEADERS,
+    merge,
+    path_for,
+    require,
+    unsupported,
+)
 
 
 def encode_embed(request: model_pb2.EmbedRequest, route: Route) -> EncodedRequest:
@@ -35,6 +46,7 @@ def encode_embed(request: model_pb2.EmbedRequest, route: Route) -> EncodedReques
 def decode_embed(request: model_pb2.EmbedRequest, body: bytes) -> Embedded:
     """The vectors by their index. Raises ProviderFailure."""
     document = parse_object(body)
+    raise_in_band(document)
     found: dict[int, list[float]] = {}
     for position, entry in enumerate(list_of(document.get("data"))):
         entry = object_of(entry)
@@ -48,11 +60,27 @@ def decode_embed(request: model_pb2.EmbedRequest, body: bytes) -> Embedded:
 
 
 def vector(value: Any) -> list[float]:
-    """An embedding. Raises ProviderFailure for what is none."""
+    """An embedding: numbers, or little-endian 32-bit floats in base64, which some send unasked.
+
+    Raises ProviderFailure for what is none.
+    """
+    if isinstance(value, str):
+        return _floats(value)
     numbers = list_of(value)
     if not numbers or any(isinstance(n, bool) or not isinstance(n, int | float) for n in numbers):
         raise broken("the provider sent an embedding that is no list of numbers")
     return [float(n) for n in numbers]
+
+
+def _floats(text: str) -> list[float]:
+    try:
+        data = base64.b64decode(text, validate=True)
+        found = list(struct.unpack(f"<{len(data) // 4}f", data))
+    except (binascii.Error, ValueError, struct.error):
+        raise broken("the provider sent an embedding that is no base64 of floats") from None
+    if not found or not all(map(math.isfinite, found)):
+        raise broken("the provider sent an embedding that is no list of numbers")
+    return found
 
 
 def encode_count(request: pb.GenerateRequest, route: Route) -> EncodedRequest | None:
@@ -60,13 +88,15 @@ def encode_count(request: pb.GenerateRequest, route: Route) -> EncodedRequest | 
     paths = route.profile.paths
     if not (paths.count and paths.count_result):
         return None
-    body = {"model": route.model.name, "messages": messages(request, route)}
+    body: dict[str, Any] = {"model": route.model.name, "messages": messages(request, route)}
+    merge(body, continuation_body(request, route))
     return EncodedRequest(path_for(paths.count, route), orjson.dumps(body), JSON_HEADERS, None)
 
 
 def decode_count(route: Route, body: bytes) -> int:
     """The number at the place that the profile names. Raises ProviderFailure."""
     value: Any = parse_object(body)
+    raise_in_band(value)
     for name in route.profile.paths.count_result.split("."):
         value = object_of(value).get(name)
     count = count_of(value)

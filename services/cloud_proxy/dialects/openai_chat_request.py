@@ -6,9 +6,8 @@ Answers are decoded elsewhere.
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from typing import Any
-
-import orjson
 
 from anabranch.v1 import generation_pb2 as pb
 from services.cloud_proxy.config import Route
@@ -16,6 +15,7 @@ from services.cloud_proxy.dialects import EncodedRequest, Framing
 from services.cloud_proxy.dialects.requests import (
     JSON_HEADERS,
     check_response_format,
+    check_tool_choice,
     merge,
     path_for,
     reasoning,
@@ -23,6 +23,7 @@ from services.cloud_proxy.dialects.requests import (
     require,
     sampling,
     schema,
+    serialised,
     unsupported,
 )
 
@@ -51,16 +52,23 @@ def encode(
     _response_format(request.response_format, route, body)
     merge(body, reasoning(request, route))
     merge(body, profile.body)
+    merge(body, continuation_body(request, route))
     path = profile.paths.stream if route.model.streaming else profile.paths.chat
     if request.continuation.text and profile.continuation and profile.continuation.path:
         path = profile.continuation.path
     return EncodedRequest(
         path=path_for(path, route),
-        body=orjson.dumps(body),
+        body=serialised(body),
         headers=JSON_HEADERS,
         framing=Framing.SSE if route.model.streaming else None,
         dropped=dropped,
     )
+
+
+def continuation_body(request: pb.GenerateRequest, route: Route) -> Mapping[str, Any]:
+    """What a request that continues an assistant's turn has besides that turn."""
+    rule = route.profile.continuation
+    return rule.body if rule and request.continuation.text else {}
 
 
 def messages(request: pb.GenerateRequest, route: Route) -> list[dict[str, Any]]:
@@ -131,6 +139,7 @@ def _tools(request: pb.GenerateRequest, route: Route, body: dict[str, Any]) -> N
     if not request.tools:
         return
     require("tools", "tools", route, "cannot call tools")
+    wish = check_tool_choice(request.tool_choice, route)
     body["tools"] = []
     for number, tool in enumerate(request.tools):
         function: dict[str, Any] = {"name": tool.name}
@@ -140,13 +149,12 @@ def _tools(request: pb.GenerateRequest, route: Route, body: dict[str, Any]) -> N
             at = f"tools[{number}].parameters_json_schema"
             function["parameters"] = schema(tool.parameters_json_schema, at)
         body["tools"].append({"type": "function", "function": function})
-    choice = request.tool_choice
-    if choice.mode == pb.ToolChoice.MODE_NONE:
-        body["tool_choice"] = "none"
-    elif choice.mode == pb.ToolChoice.MODE_REQUIRED and choice.name:
-        body["tool_choice"] = {"type": "function", "function": {"name": choice.name}}
-    elif choice.mode == pb.ToolChoice.MODE_REQUIRED:
-        body["tool_choice"] = "required"
+    if wish == "named":
+        named = {"name": request.tool_choice.name}
+        body["tool_choice"] = {"type": "function", "function": named}
+    elif wish != "auto":
+        # Auto is what every provider does unless told otherwise.
+        body["tool_choice"] = wish
 
 
 def _response_format(wanted: pb.ResponseFormat, route: Route, body: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ its profile says to drop, which is reported.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -60,6 +60,15 @@ def refuse_raw_prompts(request: pb.GenerateRequest, route: Route) -> None:
         raise unsupported("sampling.logprobs", f"{name} does not give token ids with them")
 
 
+def refuse_late_system(turns: Sequence[object], at: str, route: Route) -> None:
+    """Raises Fault for a system message after the conversation began, for APIs that keep system
+    text apart: moved to the front it would say something else."""
+    if turns:
+        raise unsupported(
+            "messages", f"{route.name} takes system messages before all others only ({at})"
+        )
+
+
 def require(feature: str, capability: str, route: Route, why: str) -> None:
     """Raises Fault unless the model has the capability."""
     if capability not in route.model.capabilities:
@@ -111,7 +120,9 @@ def thinks(request: pb.GenerateRequest, route: Route) -> bool:
     effort = request.reasoning.effort
     if effort == pb.REASONING_EFFORT_NONE or "reasoning" not in route.model.capabilities:
         return False
-    return route.profile.reasoning.on_by_default or effort != pb.REASONING_EFFORT_UNSPECIFIED
+    if effort != pb.REASONING_EFFORT_UNSPECIFIED:
+        return True
+    return route.profile.reasoning.on_by_default or "default" in route.model.effort
 
 
 def reasoning(request: pb.GenerateRequest, route: Route) -> Mapping[str, Any]:
@@ -119,10 +130,10 @@ def reasoning(request: pb.GenerateRequest, route: Route) -> Mapping[str, Any]:
 
     Raises Fault UNSUPPORTED.
     """
+    able = "reasoning" in route.model.capabilities
     effort = _EFFORTS.get(request.reasoning.effort)
     if effort is None:
-        return {}
-    able = "reasoning" in route.model.capabilities
+        return route.model.effort.get("default", {}) if able else {}
     settings = route.model.effort.get(effort, route.profile.reasoning.effort.get(effort))
     if settings is not None and able:
         return settings
@@ -147,6 +158,17 @@ def _copy(value: Any) -> Any:
     return {k: _copy(v) for k, v in value.items()} if isinstance(value, Mapping) else value
 
 
+def append_turn(turns: list[dict[str, Any]], role: str, content: list[dict[str, Any]]) -> None:
+    """Adds a turn, or to the last one, for APIs whose turns alternate: results of one turn's calls
+    must come back together. An empty turn says nothing, and such APIs take none."""
+    if not content:
+        return
+    if turns and turns[-1]["role"] == role:
+        turns[-1]["content"] += content
+    else:
+        turns.append({"role": role, "content": content})
+
+
 def schema(text: str, at: str) -> dict[str, Any]:
     """A JSON schema. Raises Fault INVALID_REQUEST."""
     try:
@@ -161,6 +183,32 @@ def schema(text: str, at: str) -> dict[str, Any]:
 def arguments(text: str, at: str) -> dict[str, Any]:
     """A call's arguments as an object, for dialects that want them so. Raises Fault."""
     return schema(text or "{}", at)
+
+
+def serialised(body: dict[str, Any]) -> bytes:
+    """The body as JSON. Raises Fault INVALID_REQUEST for what can be read but not written."""
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError:
+        # Schemas and arguments come from the caller, and can be read deeper than written.
+        raise invalid([Violation("messages", "or tools are nested too deeply")]) from None
+
+
+def check_tool_choice(choice: pb.ToolChoice, route: Route) -> str:
+    """How tools are to be used: auto, none, required or named. Raises Fault UNSUPPORTED."""
+    wish = "auto"
+    if choice.mode == pb.ToolChoice.MODE_NONE:
+        wish = "none"
+    elif choice.mode == pb.ToolChoice.MODE_REQUIRED:
+        wish = "named" if choice.name else "required"
+    if wish not in route.profile.tool_choice:
+        whys = {
+            "none": "be kept from calling tools",
+            "required": "be made to call a tool",
+            "named": "be made to call a certain tool",
+        }
+        raise unsupported("tool_choice", f"{route.name} cannot {whys.get(wish, 'decide itself')}")
+    return wish
 
 
 def check_response_format(wanted: pb.ResponseFormat, route: Route) -> str | None:

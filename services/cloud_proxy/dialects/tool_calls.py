@@ -9,7 +9,7 @@ import orjson
 from services.cloud_proxy.answer import ToolFragment
 from services.cloud_proxy.dialects.fields import broken
 
-_MOST_CALLS = 128
+MOST_CALLS = 128
 
 
 class _Call:
@@ -42,6 +42,10 @@ class ToolCalls:
                 return index
         return None
 
+    def id_of(self, index: int) -> str:
+        """The id of a call that has begun."""
+        return self._calls[index].id
+
     @property
     def latest(self) -> int:
         """The highest index so far; 0 without calls."""
@@ -49,7 +53,7 @@ class ToolCalls:
 
     def begin(self, index: int, identity: str, name: str, arguments: str = "") -> ToolFragment:
         """A new call. One without an id gets one: the tool's answer must be able to name it."""
-        if not 0 <= index < _MOST_CALLS:
+        if not 0 <= index < MOST_CALLS:
             raise broken("the provider sent more tool calls than are sensible")
         if not name:
             raise broken("the provider sent a tool call without a name")
@@ -86,9 +90,17 @@ class ToolCalls:
 
 
 def arguments_text(value: Any) -> str:
-    """Arguments as JSON text, whether they came as text or as a value; "" when there are none."""
+    """Arguments as JSON text, whether they came as text or as a value; "" when there are none.
+
+    Raises ProviderFailure for a value that is nested too deeply: it can be read, not written.
+    """
     if isinstance(value, str):
         return value
     if value is None:
         return ""
-    return orjson.dumps(value).decode()
+    try:
+        return orjson.dumps(value).decode()
+    except orjson.JSONEncodeError:
+        raise broken(
+            "the provider sent a tool call whose arguments are nested too deeply"
+        ) from None

@@ -19,7 +19,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 from jsonschema.validators import extend
 
-from services.router.policy import units
+from services.chassis import units
 from services.router.policy.problems import KeyPath
 from services.router.policy.text import UNREADABLE
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import Any, TypeVar
 
+from services.chassis import units
 from services.router.core.policy import (
     AdmissionRules,
     Algorithm,
@@ -22,7 +23,6 @@ from services.router.core.policy import (
     TenantRules,
     Variant,
 )
-from services.router.policy import units
 
 T = TypeVar("T")
 Data = dict[str, Any]

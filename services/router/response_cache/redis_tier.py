@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from anabranch.v1 import generation_pb2 as pb
-from services.router.redis_connection import LONGEST_S
+from services.chassis.redis_connection import LONGEST_S
 from services.router.response_cache.entry import Entry, pack, packed_size, unpack
 from services.router.response_cache.tiers import TierFailed
 
