@@ -16,7 +16,7 @@ from typing import cast
 
 import uvloop
 
-from bench.cloud.plan import MODEL, PAD
+from bench.cloud.plan import MODEL, PADS
 
 _WANTED = re.compile(rb"chunks=(\d+) pace=([\d.]+) id=(\w+)")
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
@@ -51,6 +51,10 @@ def _claude(kind: str, **fields: object) -> str:
     return _data({"type": kind, **fields}, kind)
 
 
+def _said(text: str) -> dict[str, str]:
+    return {"type": "text_delta", "text": text}
+
+
 def _gemini(text: str, finish: str | None = None) -> str:
     candidate: dict[str, object] = {"content": {"parts": [{"text": text}], "role": "model"}}
     if finish:
@@ -72,10 +76,10 @@ _MESSAGE: dict[str, object] = {
     "usage": {"input_tokens": 9, "output_tokens": 1},
 }
 # For each dialect: what opens an answer, one chunk of it, and what ends it.
-_SCRIPTS: dict[str, tuple[bytes, bytes, bytes]] = {
+_SCRIPTS: dict[str, tuple[bytes, tuple[bytes, ...], bytes]] = {
     "openai_chat": (
         _part(_openai({"role": "assistant", "content": ""})),
-        _part(_openai({"content": PAD})),
+        tuple(_part(_openai({"content": pad})) for pad in PADS),
         _part(
             _openai({}, "stop")
             + _data({"object": "chat.completion.chunk", "id": "c", "created": 1, "model": MODEL,
@@ -88,8 +92,8 @@ _SCRIPTS: dict[str, tuple[bytes, bytes, bytes]] = {
             _claude("message_start", message=_MESSAGE)
             + _claude("content_block_start", index=0, content_block=_TEXT)
         ),
-        _part(
-            _claude("content_block_delta", index=0, delta={"type": "text_delta", "text": PAD})
+        tuple(
+            _part(_claude("content_block_delta", index=0, delta=_said(pad))) for pad in PADS
         ),
         _part(
             _claude("content_block_stop", index=0)
@@ -101,7 +105,11 @@ _SCRIPTS: dict[str, tuple[bytes, bytes, bytes]] = {
             + _claude("message_stop")
         ),
     ),
-    "gemini": (b"", _part(_gemini(PAD)), _part(_gemini(PAD, "STOP"))),
+    "gemini": (
+        b"",
+        tuple(_part(_gemini(pad)) for pad in PADS),
+        _part(_gemini(PADS[0], "STOP")),
+    ),
 }  # fmt: skip
 
 
@@ -147,16 +155,16 @@ class _Connection(asyncio.Protocol):
         if wanted is None:
             self._tell(json.dumps(self._lost).encode() if path == "/lost" else b"{}")
             return
-        opening, chunk, ending = _SCRIPTS[_dialect(path)]
+        opening, chunks, ending = _SCRIPTS[_dialect(path)]
         self._answering = wanted[3].decode()
         self._write(_HEAD + opening)
-        self._go_on(int(wanted[1]), float(wanted[2]), chunk, ending)
+        self._go_on(int(wanted[1]), float(wanted[2]), chunks, ending)
 
-    def _go_on(self, left: int, pace: float, chunk: bytes, ending: bytes) -> None:
+    def _go_on(self, left: int, pace: float, chunks: tuple[bytes, ...], ending: bytes) -> None:
         if left:
-            self._write(chunk)
+            self._write(chunks[left % len(chunks)])
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(pace, self._go_on, left - 1, pace, chunk, ending)
+            self._timer = loop.call_later(pace, self._go_on, left - 1, pace, chunks, ending)
             return
         self._answering = ""
         self._write(ending + _OVER)

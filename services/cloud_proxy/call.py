@@ -80,7 +80,8 @@ class Call:
         except ProviderFailure as failure:
             delivered = self._writer.delivered
             prompt = estimates.prompt_tokens(self._request)
-            self._fail(to_fault(failure, self._route, delivered, prompt))
+            earlier = self._trail.failures()
+            self._fail(to_fault(failure, self._route, delivered, prompt, earlier))
         except Exception as bug:  # noqa: BLE001 - the edge: a bug here must end its own request only
             self._fail(fault_of(bug))
 

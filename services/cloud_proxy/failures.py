@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import grpc
 
 from anabranch.v1 import errors_pb2
@@ -28,12 +30,23 @@ _WORK = {
 }
 
 
-def to_fault(failure: ProviderFailure, route: Route, delivered: int, prompt_tokens: int) -> Fault:
+def to_fault(
+    failure: ProviderFailure,
+    route: Route,
+    delivered: int,
+    prompt_tokens: int,
+    earlier: Iterable[ProviderFailure] = (),
+) -> Fault:
     """The fault for a failure after `delivered` pieces of output.
 
-    `prompt_tokens` is an estimate, told where the prompt was too long.
+    `prompt_tokens` is an estimate, told where the prompt was too long. `earlier` attempts may have
+    been billed, though the last one was not.
     """
     work = Work.OUTPUT_SEEN if delivered else _WORK[failure.kind]
+    if work is Work.NOT_DISPATCHED and any(
+        _WORK[other.kind] is not Work.NOT_DISPATCHED for other in earlier
+    ):
+        work = Work.MAYBE_BILLED
     metadata = {"provider": route.profile.name}
     if failure.http_status is not None:
         metadata["http_status"] = str(failure.http_status)

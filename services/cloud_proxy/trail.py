@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from anabranch.v1 import generation_pb2 as pb
+from services.cloud_proxy.answer import ProviderFailure
 from services.cloud_proxy.attempts import Attempt
 
 
@@ -20,6 +21,10 @@ class Trail:
     def add(self, attempt: Attempt) -> None:
         """One attempt began."""
         self._attempts.append(attempt)
+
+    def failures(self) -> list[ProviderFailure]:
+        """Those of the attempts that failed."""
+        return [attempt.failure for attempt in self._attempts if attempt.failure is not None]
 
     def write(self, receipt: pb.RouteReceipt, now: float) -> None:
         """Puts the trail into a receipt; the attempt that still runs has lasted until `now`."""

@@ -80,6 +80,15 @@ async def test_nothing_is_asked_elsewhere_after_output(proxy):
     assert (await proxy.provider.state())["seen"] == 1
 
 
+async def test_what_an_earlier_attempt_may_have_cost_is_not_denied(proxy):
+    await proxy.provider.fault("5xx", status=500)
+    await proxy.provider.fault("429", count=2, retry_after=30)
+    _, ended = await proxy.chunks(ask(model="first"))
+    # The last one was refused by status, the first one may have run.
+    assert ended.code.name == "RESOURCE_EXHAUSTED"
+    assert str(ended.work) == "maybe_billed"
+
+
 @pytest.mark.parametrize("status", [400, 413, 422])
 async def test_what_is_wrong_with_the_request_is_wrong_everywhere(proxy, status):
     await proxy.provider.fault("4xx", status=status)
