@@ -34,6 +34,7 @@ DEAREST = 1_000_000_000
 KEYS = Secret("deepseek=sk-1 openai=sk-2")
 # Models that reason and cannot be told how much.
 ALWAYS_THE_SAME = {
+    ("hunyuan", "hunyuan-2.0-thinking-20251109"),
     ("minimax", "MiniMax-M2.5"),
     ("minimax", "MiniMax-M2.7"),
     ("minimax", "MiniMax-M2.7-highspeed"),
@@ -76,6 +77,13 @@ def test_keys_travel_encrypted_unless_they_stay_on_this_machine():
 def test_base_url_and_path_together_name_each_version_once():
     for profile in BUILT_IN.values():
         assert not re.search(r"/v\d+$", profile.base_url), profile.name
+
+
+def test_enough_real_providers_list_models_with_prices():
+    listed = {profile.name for profile, _ in MODELS if not profile.simulated}
+    priced = {profile.name for profile, _, _ in PRICED if not profile.simulated}
+    assert len(listed) >= 35
+    assert len(priced) >= 25
 
 
 @pytest.mark.parametrize(("profile", "model", "prices"), PRICED, ids=ids(PRICED))

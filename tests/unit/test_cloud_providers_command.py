@@ -58,7 +58,7 @@ def test_the_table_has_every_provider_with_what_it_can_do():
     assert "continuation" in line_of(result, "deepseek")
     assert "images" not in line_of(result, "deepseek")
     assert "2026-05-22" in line_of(result, "deepseek")
-    assert "tools?" in line_of(result, "together")
+    assert "tools?" in line_of(result, "vllm")
     assert "routes file" in result.stderr
 
 
