@@ -7,10 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import orjson
-
 from anabranch.v1 import generation_pb2 as pb
-from services.chassis.errors import Violation, invalid
 from services.cloud_proxy.config import Route
 from services.cloud_proxy.dialects import EncodedRequest, Framing
 from services.cloud_proxy.dialects.anthropic_messages import conversation
@@ -18,6 +15,7 @@ from services.cloud_proxy.dialects.fields import object_of
 from services.cloud_proxy.dialects.requests import (
     JSON_HEADERS,
     check_response_format,
+    check_tool_choice,
     merge,
     path_for,
     reasoning,
@@ -25,6 +23,7 @@ from services.cloud_proxy.dialects.requests import (
     require,
     sampling,
     schema,
+    serialised,
     unsupported,
 )
 
@@ -43,7 +42,7 @@ def encode(
     path = profile.paths.stream if route.model.streaming else profile.paths.chat
     return EncodedRequest(
         path=path_for(path, route),
-        body=_serialised(body),
+        body=serialised(body),
         headers=JSON_HEADERS,
         framing=Framing.SSE if route.model.streaming else None,
         dropped=dropped,
@@ -55,7 +54,7 @@ def encode_count(request: pb.GenerateRequest, route: Route) -> EncodedRequest | 
     if not route.profile.paths.count:
         return None
     path = path_for(route.profile.paths.count, route)
-    return EncodedRequest(path, _serialised(_prompt(request, route)), JSON_HEADERS, None)
+    return EncodedRequest(path, serialised(_prompt(request, route)), JSON_HEADERS, None)
 
 
 def _prompt(request: pb.GenerateRequest, route: Route) -> dict[str, Any]:
@@ -140,14 +139,11 @@ def _tools(request: pb.GenerateRequest, route: Route, body: dict[str, Any]) -> N
         }
         body["tools"].append(encoded)
     choice = request.tool_choice
-    if choice.mode == pb.ToolChoice.MODE_AUTO:
-        body["tool_choice"] = {"type": "auto"}
-    elif choice.mode == pb.ToolChoice.MODE_NONE:
-        body["tool_choice"] = {"type": "none"}
-    elif choice.mode == pb.ToolChoice.MODE_REQUIRED and choice.name:
+    wish = check_tool_choice(choice, route)
+    if wish == "named":
         body["tool_choice"] = {"type": "tool", "name": choice.name}
-    elif choice.mode == pb.ToolChoice.MODE_REQUIRED:
-        body["tool_choice"] = {"type": "any"}
+    elif choice.mode != pb.ToolChoice.MODE_UNSPECIFIED:
+        body["tool_choice"] = {"type": "any" if wish == "required" else wish}
 
 
 def _response_format(request: pb.GenerateRequest, route: Route, body: dict[str, Any]) -> None:
@@ -160,11 +156,3 @@ def _response_format(request: pb.GenerateRequest, route: Route, body: dict[str, 
         )
     found = schema(wanted.json_schema, "response_format.json_schema")
     body["output_config"] = {"format": {"type": "json_schema", "schema": found}}
-
-
-def _serialised(body: dict[str, Any]) -> bytes:
-    try:
-        return orjson.dumps(body)
-    except orjson.JSONEncodeError:
-        # Schemas and arguments come from the caller, and can be read deeper than written.
-        raise invalid([Violation("messages", "or tools are nested too deeply")]) from None

@@ -20,6 +20,7 @@ from services.cloud_proxy.dialects.requests import (
     append_turn,
     arguments,
     check_response_format,
+    check_tool_choice,
     merge,
     path_for,
     reasoning,
@@ -126,8 +127,8 @@ def _tools(request: pb.GenerateRequest, route: Route, body: dict[str, Any]) -> N
     if not request.tools:
         return
     require("tools", "tools", route, "cannot call tools")
-    choice = request.tool_choice
-    if choice.mode == pb.ToolChoice.MODE_NONE:
+    wish = check_tool_choice(request.tool_choice, route)
+    if wish == "none":
         if any(m.tool_calls or m.tool_call_id for m in request.messages):
             raise unsupported(
                 "tool_choice", f"{route.name} cannot be kept from tools that were used before"
@@ -143,8 +144,10 @@ def _tools(request: pb.GenerateRequest, route: Route, body: dict[str, Any]) -> N
             spec["description"] = tool.description
         tools.append({"toolSpec": spec})
     config: dict[str, Any] = {"tools": tools}
-    if choice.mode == pb.ToolChoice.MODE_REQUIRED:
-        config["toolChoice"] = {"tool": {"name": choice.name}} if choice.name else {"any": {}}
+    if wish == "named":
+        config["toolChoice"] = {"tool": {"name": request.tool_choice.name}}
+    elif wish == "required":
+        config["toolChoice"] = {"any": {}}
     body["toolConfig"] = config
 
 

@@ -14,7 +14,13 @@ from services.cloud_proxy.dialects import EncodedRequest
 from services.cloud_proxy.dialects.fields import broken, count_of, list_of, object_of, parse_object
 from services.cloud_proxy.dialects.gemini_request import body_of
 from services.cloud_proxy.dialects.openai_chat_others import vector
-from services.cloud_proxy.dialects.requests import JSON_HEADERS, path_for, require, unsupported
+from services.cloud_proxy.dialects.requests import (
+    JSON_HEADERS,
+    path_for,
+    require,
+    serialised,
+    unsupported,
+)
 
 # The provider refuses larger batches.
 _MOST_INPUTS = 100
@@ -57,7 +63,7 @@ def encode_count(request: pb.GenerateRequest, route: Route) -> EncodedRequest | 
     body, _ = body_of(request, route)
     whole = {"generateContentRequest": {"model": _resource(route), **body}}
     path = path_for(route.profile.paths.count, route)
-    return EncodedRequest(path, orjson.dumps(whole), JSON_HEADERS, None)
+    return EncodedRequest(path, serialised(whole), JSON_HEADERS, None)
 
 
 def decode_count(body: bytes) -> int:

@@ -21,6 +21,7 @@ from services.cloud_proxy.dialects.requests import (
     JSON_HEADERS,
     arguments,
     check_response_format,
+    check_tool_choice,
     merge,
     path_for,
     reasoning,
@@ -28,6 +29,7 @@ from services.cloud_proxy.dialects.requests import (
     require,
     sampling,
     schema,
+    serialised,
     thinks,
     unsupported,
 )
@@ -46,7 +48,7 @@ def encode(
     body, dropped = body_of(request, route, max_tokens)
     return EncodedRequest(
         path=path_for(paths.stream if streams else paths.chat, route),
-        body=orjson.dumps(body),
+        body=serialised(body),
         headers=JSON_HEADERS,
         framing=Framing.SSE if streams else None,
         dropped=dropped,
@@ -214,14 +216,12 @@ def _tools(request: pb.GenerateRequest, route: Route, body: dict[str, Any]) -> N
             function["parametersJsonSchema"] = schema(tool.parameters_json_schema, at)
         declared.append(function)
     body["tools"] = [{"functionDeclarations": declared}]
-    choice = request.tool_choice
+    wish = check_tool_choice(request.tool_choice, route)
     calling: dict[str, Any] = {}
-    if choice.mode == pb.ToolChoice.MODE_NONE:
-        calling["mode"] = "NONE"
-    elif choice.mode == pb.ToolChoice.MODE_REQUIRED:
-        calling["mode"] = "ANY"
-        if choice.name:
-            calling["allowedFunctionNames"] = [choice.name]
+    if wish != "auto":
+        calling["mode"] = "NONE" if wish == "none" else "ANY"
+    if wish == "named":
+        calling["allowedFunctionNames"] = [request.tool_choice.name]
     if calling:
         body["toolConfig"] = {"functionCallingConfig": calling}
 

@@ -23,6 +23,7 @@ from services.cloud_proxy.dialects.requests import (
     merge,
     path_for,
     require,
+    serialised,
     unsupported,
 )
 
@@ -90,7 +91,7 @@ def encode_count(request: pb.GenerateRequest, route: Route) -> EncodedRequest | 
         return None
     body: dict[str, Any] = {"model": route.model.name, "messages": messages(request, route)}
     merge(body, continuation_body(request, route))
-    return EncodedRequest(path_for(paths.count, route), orjson.dumps(body), JSON_HEADERS, None)
+    return EncodedRequest(path_for(paths.count, route), serialised(body), JSON_HEADERS, None)
 
 
 def decode_count(route: Route, body: bytes) -> int:
