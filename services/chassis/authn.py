@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import hashlib
+import ipaddress
 import json
 import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
@@ -24,9 +25,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from anabranch.v1 import errors_pb2
 from services.chassis.access import Access
+from services.chassis.audit.detail import AuditDetail
 from services.chassis.errors import Fault
+from services.chassis.quotas.rules import QuotaRule
 
 _log = logging.getLogger(__name__)
+
+Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 LEEWAY_S = 30
 MAX_LIFE_S = 600
@@ -38,13 +43,25 @@ _REQUIRED = ("exp", "iat", "sub", "client_id", "jti", "iss", "aud")
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who calls, as a verified token says. `expires_at` is in Unix seconds."""
+    """Who calls, as a verified token says. `expires_at` is in Unix seconds.
+
+    `models` are the patterns of models that it may ask; none means no model. `networks` are those
+    that it may call from; none means from everywhere. `quotas` hold for its requests.
+    `api_key_id` names the key that the token was issued for, if one was. `audit_detail` and
+    `cipher` say how its tenant wants its requests written down (audit/, encryption/).
+    """
 
     client_id: str
     tenant: str
     scopes: frozenset[str]
     expires_at: float
     token_id: str
+    models: tuple[str, ...] = ()
+    networks: tuple[Network, ...] = ()
+    quotas: tuple[QuotaRule, ...] = ()
+    api_key_id: str = ""
+    audit_detail: AuditDetail = AuditDetail.METADATA
+    cipher: str = "AES_256_GCM"
 
     def has(self, scope: str) -> bool:
         """Whether the token carries this scope."""
