@@ -549,7 +549,7 @@ class AuditHead(_message.Message):
     def __init__(self, trail: _Optional[str] = ..., sequence: _Optional[int] = ..., hash: _Optional[bytes] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., key_id: _Optional[str] = ..., signature: _Optional[bytes] = ..., public_key: _Optional[bytes] = ...) -> None: ...
 
 class AuditRecord(_message.Message):
-    __slots__ = ("sequence", "time", "client_id", "action", "target", "succeeded", "details", "tenant", "hash", "previous_hash", "peer")
+    __slots__ = ("sequence", "time", "client_id", "action", "target", "succeeded", "details", "tenant", "hash", "previous_hash", "peer", "canonical")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
     CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
@@ -561,6 +561,7 @@ class AuditRecord(_message.Message):
     HASH_FIELD_NUMBER: _ClassVar[int]
     PREVIOUS_HASH_FIELD_NUMBER: _ClassVar[int]
     PEER_FIELD_NUMBER: _ClassVar[int]
+    CANONICAL_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     time: _timestamp_pb2.Timestamp
     client_id: str
@@ -572,4 +573,5 @@ class AuditRecord(_message.Message):
     hash: bytes
     previous_hash: bytes
     peer: str
-    def __init__(self, sequence: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., client_id: _Optional[str] = ..., action: _Optional[str] = ..., target: _Optional[str] = ..., succeeded: _Optional[bool] = ..., details: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., tenant: _Optional[str] = ..., hash: _Optional[bytes] = ..., previous_hash: _Optional[bytes] = ..., peer: _Optional[str] = ...) -> None: ...
+    canonical: bytes
+    def __init__(self, sequence: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., client_id: _Optional[str] = ..., action: _Optional[str] = ..., target: _Optional[str] = ..., succeeded: _Optional[bool] = ..., details: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., tenant: _Optional[str] = ..., hash: _Optional[bytes] = ..., previous_hash: _Optional[bytes] = ..., peer: _Optional[str] = ..., canonical: _Optional[bytes] = ...) -> None: ...

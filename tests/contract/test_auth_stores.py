@@ -22,6 +22,7 @@ from services.auth.models import metadata
 from services.auth.records import AlreadyThere, Client
 from services.auth.store import Store, database_url, open_store
 from services.auth.vault import Vault, VaultError
+from services.chassis.audit.entry import Act
 from services.chassis.errors import Fault
 from tests.support.postgres import binaries, postgres_server
 from tests.support.waiting import BOUND_S
@@ -226,8 +227,8 @@ async def test_a_rotation_is_published_first_signs_later_and_ends_the_old_key_la
     ring = Keyring(store, Vault("v" * 32), POLICY, lambda: now)
     await ring.refresh()
     old = ring.signer().kid
-    new = await ring.rotate()
-    assert (await ring.rotate()).kid == new.kid
+    new = await ring.rotate(Act("signing-key.rotate"))
+    assert (await ring.rotate(Act("signing-key.rotate"))).kid == new.kid
     assert ring.signer().kid == old
     assert new.kid in ring.jwks
     now += POLICY.publish_ahead
