@@ -178,7 +178,7 @@ async def test_the_migrations_build_exactly_the_tables_that_the_code_expects(url
 
 
 async def test_replicas_that_start_together_migrate_once_and_share_one_key(url: str) -> None:
-    vault = Vault("v" * 32)
+    vault = Vault.under("v" * 32)
 
     async def replica() -> str:
         async with open_store(database_url(url)) as own:
@@ -209,21 +209,21 @@ async def _open_and_close(url: URL) -> None:
 async def test_keys_are_sealed_in_the_database_and_open_only_with_their_secret(
     store: Store,
 ) -> None:
-    ring = Keyring(store, Vault("v" * 32), POLICY, lambda: 5000.0)
+    ring = Keyring(store, Vault.under("v" * 32), POLICY, lambda: 5000.0)
     await ring.refresh()
     async with store.reading() as records:
         (stored,) = await records.signing_keys()
     private = ring.signer().private_key.private_bytes_raw()
     assert private not in stored.sealed_private_key
     with pytest.raises(VaultError):
-        await Keyring(store, Vault("w" * 32), POLICY, lambda: 5000.0).refresh()
+        await Keyring(store, Vault.under("w" * 32), POLICY, lambda: 5000.0).refresh()
 
 
 async def test_a_rotation_is_published_first_signs_later_and_ends_the_old_key_last(
     store: Store,
 ) -> None:
     now = 5000.0
-    ring = Keyring(store, Vault("v" * 32), POLICY, lambda: now)
+    ring = Keyring(store, Vault.under("v" * 32), POLICY, lambda: now)
     await ring.refresh()
     old = ring.signer().kid
     new = await ring.rotate()

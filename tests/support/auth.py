@@ -68,7 +68,7 @@ def real_key(data: Path) -> tuple[str, Ed25519PrivateKey]:
     kid, sealed = connection.execute("SELECT kid, sealed_private_key FROM signing_keys").fetchone()
     connection.close()
     secret = (data / "auth.db.key").read_text().strip()
-    return kid, Ed25519PrivateKey.from_private_bytes(Vault(secret).open(sealed, kid=kid))
+    return kid, Ed25519PrivateKey.from_private_bytes(Vault.under(secret).open(sealed, kid=kid))
 
 
 @asynccontextmanager

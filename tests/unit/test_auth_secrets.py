@@ -71,7 +71,7 @@ def test_a_key_under_the_wrong_id_is_refused_and_none_shows_its_private_half():
 
 
 def test_a_sealed_key_opens_only_for_its_kid_untouched_under_its_secret():
-    vault = Vault("s" * 32)
+    vault = Vault.under("s" * 32)
     sealed = vault.seal(b"private", kid="one")
     assert vault.open(sealed, kid="one") == b"private"
     tampered = sealed[:-1] + bytes([sealed[-1] ^ 1])
@@ -80,7 +80,7 @@ def test_a_sealed_key_opens_only_for_its_kid_untouched_under_its_secret():
         (vault, tampered, "one"),
         (vault, b"\x02" + sealed[1:], "one"),
         (vault, b"", "one"),
-        (Vault("t" * 32), sealed, "one"),
+        (Vault.under("t" * 32), sealed, "one"),
     ]:
         with pytest.raises(VaultError):
             opener.open(blob, kid=kid)
