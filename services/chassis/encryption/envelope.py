@@ -134,7 +134,7 @@ class Envelope:
         return aead.decrypt(nonce, ciphertext, _BODY + place)
 
     def rewrap(self, sealed: bytes, *, tenant: str, field: str) -> bytes:
-        """The same under the current key-encryption key: its body as it is, its data key re-wrapped.
+        """The same under the current key-encryption key: only its data key is wrapped anew.
 
         What is under the current one already stays. The body is not looked at. Raises as `open`.
         """

@@ -135,7 +135,7 @@ def _these() -> str:
 _TWICE = "has a key twice"
 
 
-class _Texts(yaml.BaseLoader):
+class _Texts(yaml.BaseLoader):  # type: ignore[misc]
     """Every scalar is text: an id such as 2026-11-01 is not a date."""
 
 
@@ -145,7 +145,8 @@ def _pairs(loader: yaml.BaseLoader, node: yaml.MappingNode) -> dict[Hashable, An
         raise yaml.constructor.ConstructorError(problem="", problem_mark=node.start_mark)
     if len(set(names)) < len(names):
         raise yaml.constructor.ConstructorError(problem=_TWICE, problem_mark=node.start_mark)
-    return loader.construct_mapping(node, deep=True)
+    values: dict[Hashable, Any] = loader.construct_mapping(node, deep=True)
+    return values
 
 
 _Texts.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _pairs)
@@ -172,4 +173,6 @@ def _values(text: str) -> object:
         at = f" in line {mark.line + 1}" if mark is not None else ""
         raise EncryptionError(f"a keychain must be valid JSON or YAML: it is not{at}") from None
     except RecursionError:
-        raise EncryptionError("a keychain must be valid JSON or YAML: it nests too deeply") from None
+        raise EncryptionError(
+            "a keychain must be valid JSON or YAML: it nests too deeply"
+        ) from None
