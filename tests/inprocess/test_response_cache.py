@@ -10,6 +10,7 @@ import pytest
 
 from anabranch.v1 import errors_pb2, model_pb2, session_pb2
 from anabranch.v1 import generation_pb2 as pb
+from services.chassis.encryption.keychain_document import new_keychain_text
 from services.chassis.settings import Secret
 from services.router.core.policy import Objective, Policy, TenantRules, Variant
 from tests.support import scripted_backends
@@ -190,12 +191,21 @@ async def test_a_private_request_never_gets_a_cloud_answer_nor_the_reverse(tmp_p
         assert (again.receipt.tier, again.receipt.cache) == (pb.TIER_LOCAL, MEMORY)
 
 
-async def test_a_restart_with_a_disk_forgets_nothing(tmp_path):
+@pytest.mark.parametrize("sm4", [None, (), ("shop",)], ids=["plain", "AES", "SM4"])
+async def test_a_restart_with_a_disk_forgets_nothing(tmp_path, sm4):
     settings = kept(tmp_path, cache_dir=tmp_path / "answers")
+    if sm4 is not None:
+        keys = tmp_path / "keys.json"
+        keys.write_text(new_keychain_text(None, "2026-11"))
+        settings |= {"encryption_keys_file": keys, "sm4_tenants": sm4}
     async with cluster(tmp_path, router=kept(tmp_path)) as running:
         async with running.one_more_router(**settings) as router, caller(running, router) as c:
             await ready(c)
             first = await c.answer(ask())
+        text = first.choices[0].text.encode()
+        written = b"".join(path.read_bytes() for path in (tmp_path / "answers").iterdir())
+        assert len(text) > 10
+        assert (text in written) == (sm4 is None)
         async with running.one_more_router(**settings) as router, caller(running, router) as c:
             again = await c.answer(ask())
             assert again.receipt.cache == pb.CACHE_SOURCE_DISK
