@@ -123,6 +123,12 @@ async def test_an_answer_longer_than_asked_for_is_none(tier):
     assert await tier.get(KEY, ANSWER.size) == ANSWER
 
 
+async def test_a_large_answer_is_one(tier):
+    large = Entry(1.0, 9000, bytes(range(256)) * 800)
+    await tier.put(KEY, large, 60)
+    assert await tier.get(KEY, large.size) == large
+
+
 async def test_an_empty_answer_is_one(tier):
     empty = Entry(1.0, 0, b"")
     await tier.put(KEY, empty, 60)

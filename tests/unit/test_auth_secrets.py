@@ -190,6 +190,16 @@ def test_postgresql_urls_get_the_async_driver(kind):
     assert database_url(f"{kind}://u@h/d").drivername == "postgresql+asyncpg"
 
 
+@pytest.mark.parametrize("given", ["KEY_ENCRYPTION_KEYS_FILE", "KEY_ENCRYPTION_SECRET"])
+def test_with_postgresql_a_keychain_or_a_secret_is_enough(given):
+    database = {"A_DATABASE_URL": "postgresql://u:hunter2@h/d"}
+    assert load(Settings, "A_", database | {f"A_{given}": "/etc/keys" + "s" * 32})
+    with pytest.raises(SettingsError, match="key_encryption_keys_file or key_encryption_secret"):
+        load(Settings, "A_", database)
+    with pytest.raises(SettingsError, match="at least 32 characters"):
+        load(Settings, "A_", {"A_KEY_ENCRYPTION_SECRET": "s" * 31})
+
+
 def test_settings_have_working_defaults_and_report_all_contradictions():
     assert load(Settings, "A_", {}).url.database == ".run/auth/auth.db"
     with pytest.raises(SettingsError) as caught:

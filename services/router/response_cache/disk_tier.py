@@ -114,7 +114,7 @@ class DiskTier:
         if not rows:
             return None
         try:
-            entry = self._form.unpack(key, rows[0][0])
+            entry = await self._form.unpack(key, rows[0][0])
         except ValueError:
             if len(self._spoiled) < _MOST_NOTED:
                 self._spoiled.add(key.digest)
@@ -125,7 +125,7 @@ class DiskTier:
 
     async def put(self, key: AnswerKey, entry: Entry, ttl: float) -> None:
         """See Tier. An entry that alone is too large is not kept."""
-        body = self._form.pack(key, entry)
+        body = await self._form.pack(key, entry)
         if len(body) + _OVERHEAD_BYTES > self._limit:
             return
         now = self._clock()

@@ -43,7 +43,7 @@ class RedisTier:
         if not isinstance(raw, bytes) or not 0 < len(raw) <= limit:
             return None
         try:
-            entry = self._form.unpack(key, raw)
+            entry = await self._form.unpack(key, raw)
         except ValueError:
             # Should another router have replaced it meanwhile, its answer is missed once.
             async with _bounded():
@@ -54,7 +54,7 @@ class RedisTier:
     async def put(self, key: AnswerKey, entry: Entry, ttl: float) -> None:
         """See Tier."""
         async with _bounded():
-            await self._redis.set(_name(key), self._form.pack(key, entry), ex=math.ceil(ttl))
+            await self._redis.set(_name(key), await self._form.pack(key, entry), ex=math.ceil(ttl))
 
     async def close(self) -> None:
         """Nothing is its own."""

@@ -5,6 +5,7 @@ What an entry is in bytes, entry.py knows; where these bytes are kept, the tiers
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
@@ -16,6 +17,9 @@ from services.router.response_cache.key import AnswerKey
 
 _FIELD = "response_cache.answer"
 
+_AT_ONCE_BYTES = 16 * 1024
+"""Ciphering more is done by a thread: SM4 takes 7 ms a MiB, and streams would stop for it."""
+
 CipherOf = Callable[[str], CipherName]
 """The cipher of a tenant's data."""
 
@@ -23,20 +27,20 @@ CipherOf = Callable[[str], CipherName]
 class StoredForm(Protocol):
     """Entries as the bytes of a store."""
 
-    def pack(self, key: AnswerKey, entry: Entry) -> bytes:
+    async def pack(self, key: AnswerKey, entry: Entry) -> bytes:
         """At most `packed_size` of the entry's size."""
 
     def packed_size(self, longest: int) -> int:
         """Bytes of the largest entry of `longest` bytes, or more."""
 
-    def unpack(self, key: AnswerKey, raw: bytes) -> Entry:
+    async def unpack(self, key: AnswerKey, raw: bytes) -> Entry:
         """Raises ValueError for anything but the whole entry of this very key in this form."""
 
 
 class PlainForm:
     """As they are, for whoever can read the store to read."""
 
-    def pack(self, key: AnswerKey, entry: Entry) -> bytes:
+    async def pack(self, key: AnswerKey, entry: Entry) -> bytes:
         """See StoredForm."""
         return pack(key.digest, entry)
 
@@ -44,7 +48,7 @@ class PlainForm:
         """See StoredForm."""
         return packed_size(longest)
 
-    def unpack(self, key: AnswerKey, raw: bytes) -> Entry:
+    async def unpack(self, key: AnswerKey, raw: bytes) -> Entry:
         """See StoredForm."""
         return unpack(key.digest, raw)
 
@@ -59,8 +63,23 @@ class SealedForm:
         self._envelope = envelope
         self._cipher_of = cipher_of
 
-    def pack(self, key: AnswerKey, entry: Entry) -> bytes:
+    async def pack(self, key: AnswerKey, entry: Entry) -> bytes:
         """See StoredForm."""
+        if entry.size > _AT_ONCE_BYTES:
+            return await asyncio.to_thread(self._seal, key, entry)
+        return self._seal(key, entry)
+
+    def packed_size(self, longest: int) -> int:
+        """See StoredForm."""
+        return packed_size(longest) + OVERHEAD_BYTES
+
+    async def unpack(self, key: AnswerKey, raw: bytes) -> Entry:
+        """See StoredForm."""
+        if len(raw) > _AT_ONCE_BYTES:
+            return await asyncio.to_thread(self._open, key, raw)
+        return self._open(key, raw)
+
+    def _seal(self, key: AnswerKey, entry: Entry) -> bytes:
         return self._envelope.seal(
             pack(key.digest, entry),
             tenant=key.tenant,
@@ -68,12 +87,7 @@ class SealedForm:
             cipher=self._cipher_of(key.tenant),
         )
 
-    def packed_size(self, longest: int) -> int:
-        """See StoredForm."""
-        return packed_size(longest) + OVERHEAD_BYTES
-
-    def unpack(self, key: AnswerKey, raw: bytes) -> Entry:
-        """See StoredForm."""
+    def _open(self, key: AnswerKey, raw: bytes) -> Entry:
         try:
             plain = self._envelope.open(raw, tenant=key.tenant, field=_FIELD)
         except EncryptionError as refused:
