@@ -7,6 +7,8 @@ import threading
 import pytest
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.ciphers import algorithms
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -159,6 +161,21 @@ def test_a_key_under_two_names_is_still_bound_to_the_name_it_was_used_under():
     assert Envelope(twice).kek_of(renamed) == "c"
     with pytest.raises(EncryptionError):
         Envelope(twice).open(renamed, **WHERE)
+
+
+@BOTH
+def test_the_form_is_the_documented_one_and_both_layers_are_bound_to_their_place(cipher):
+    """Read by hand: what is stored must open in every later version."""
+    sealed = Envelope(AFTER).seal(b"plain", tenant="shöp", field="f", cipher=cipher)
+    number, key_bytes, new = FORMS[cipher]
+    assert sealed[:10] == bytes((2, number, 7)) + b"2026-11"
+    wrap_nonce, wrapped, rest = sealed[10:22], sealed[22 : 38 + key_bytes], sealed[38 + key_bytes :]
+    nonce, body = rest[:12], rest[12:]
+    place = bytes((2, number)) + b"\0\0\0\x05sh\xc3\xb6p" + b"\0\0\0\x01f"
+    info = b"anabranch data key wrapping v1|" + cipher.encode()
+    wrapping = HKDF(SHA256(), key_bytes, salt=None, info=info).derive(NEW)
+    data_key = new(wrapping).decrypt(wrap_nonce, wrapped, b"\x01" + place + b"2026-11")
+    assert new(data_key).decrypt(nonce, body, b"\x02" + place) == b"plain"
 
 
 names = st.sampled_from(["", "a", "b", "ab", "a|b", "b|", "|"])
