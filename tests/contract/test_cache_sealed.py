@@ -138,8 +138,8 @@ async def test_an_answer_is_found_nowhere_in_the_store_and_is_got_back(place, sm
     tier = await place.tier(form(OLD, "2026-05", *sm4))
     await tier.put(KEY, ANSWER, 60)
     held = place.everything()
-    for plain in (b"Miriam", b"shop", KEY.digest[:8] + WORDS[:8]):
-        assert plain not in held
+    assert b"Miriam" not in held
+    assert b"shop" not in held
     assert await tier.get(KEY, LONGEST) == ANSWER
     assert place.body(KEY)[1] == (2 if sm4 else 1), "its cipher"
 
