@@ -25,6 +25,7 @@ from services.auth.keyset import StoredKeySet
 from services.auth.login import Login
 from services.auth.oauth_http import OAuthEndpoints
 from services.auth.passwords import Passwords
+from services.auth.resealing import reseal
 from services.auth.rpcs.api_keys import ApiKeyRpcs
 from services.auth.rpcs.audit import AuditRpcs
 from services.auth.rpcs.clients import ClientRpcs
@@ -36,9 +37,12 @@ from services.auth.sealed_secrets import AUDIT_KEY, PEPPER, sealed_secret
 from services.auth.servicer import AuthServicer
 from services.auth.settings import Settings
 from services.auth.store import open_store, sqlite_file
-from services.auth.vault import Vault, master_secret_beside
+from services.auth.vault import Vault, earlier_secret_beside, master_secret_beside
 from services.chassis.audit.head import Signer
+from services.chassis.encryption.errors import EncryptionError
+from services.chassis.encryption.keychain import Keychain
 from services.chassis.host import Host
+from services.chassis.settings import SettingsError
 
 SERVICE = "anabranch-auth"
 FULL_NAME = "anabranch.v1.AuthService"
@@ -48,8 +52,9 @@ FULL_NAME = "anabranch.v1.AuthService"
 async def running(settings: Settings) -> AsyncIterator[Host]:
     """The service, serving, until the block is left.
 
-    Raises Fault when the database is away, VaultError when its secrets were sealed under another
-    key_encryption_secret, OSError when an address or a file cannot be had.
+    Raises Fault when the database is away, SettingsError when the keychain is
+    none, VaultError when its secrets were sealed under another key than it
+    holds, OSError when an address or a file cannot be had.
     """
     with Passwords(threads=settings.hash_threads, waiting=settings.hash_waiting) as passwords:
         async with open_store(settings.url) as store:
@@ -85,6 +90,7 @@ async def running(settings: Settings) -> AsyncIterator[Host]:
                 clock=time.time,
             )
             directory = Directory(store, acts, passwords, rulebook, keyset, time.time)
+            await reseal(store, vault)
             await keyring.refresh()
             await rulebook.refresh()
             pepper = await sealed_secret(store, vault, PEPPER, time.time())
@@ -135,9 +141,19 @@ async def running(settings: Settings) -> AsyncIterator[Host]:
 
 
 def _vault(settings: Settings) -> Vault:
+    file, keys_file = sqlite_file(settings.url), settings.key_encryption_keys_file
+    secret: str | None = None
     if settings.key_encryption_secret is not None:
-        return Vault(settings.key_encryption_secret.reveal())
-    file = sqlite_file(settings.url)
-    if file is None:
-        raise ValueError("key_encryption_secret is required with PostgreSQL")
-    return Vault(master_secret_beside(file))
+        secret = settings.key_encryption_secret.reveal()
+    elif file is not None:
+        # With a keychain the file beside the database only opens what it sealed before.
+        secret = earlier_secret_beside(file) if keys_file else master_secret_beside(file)
+    try:
+        if keys_file is not None:
+            keychain = Keychain.read(keys_file)
+            return Vault(keychain if secret is None else keychain.and_secret(secret), secret)
+        if secret is None:
+            raise EncryptionError("no key is set that encrypts the signing keys")
+        return Vault.under(secret)
+    except EncryptionError as refused:
+        raise SettingsError([str(refused)]) from None

@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.auth.models import api_keys, clients, sealed_secrets
-from services.auth.rows import AlreadyThere, as_bytes, insert_into, joined, listed
+from services.auth.rows import AlreadyThere, as_bytes, joined, listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +105,23 @@ class KeyRecords:
         )
         return found.scalar_one_or_none()
 
+    async def all_sealed(self) -> dict[str, bytes]:
+        """Every sealed secret, by name."""
+        found = await self._connection.execute(
+            select(sealed_secrets.c.name, sealed_secrets.c.sealed)
+        )
+        return {row.name: row.sealed for row in found}
+
     async def seal(self, name: str, sealed: bytes, now: float) -> None:
-        """Keeps a sealed secret, in place of the one of this name."""
+        """Keeps a sealed secret of a new name."""
         await self._connection.execute(
-            insert_into(self._connection, sealed_secrets)
-            .values(name=name, sealed=sealed, created_at=now)
-            .on_conflict_do_update(index_elements=["name"], set_={"sealed": sealed})
+            insert(sealed_secrets).values(name=name, sealed=sealed, created_at=now)
+        )
+
+    async def replace_sealed(self, name: str, sealed: bytes) -> None:
+        """The same secret, sealed anew."""
+        await self._connection.execute(
+            update(sealed_secrets).where(sealed_secrets.c.name == name).values(sealed=sealed)
         )
 
 

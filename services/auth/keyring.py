@@ -17,7 +17,7 @@ from services.auth.core.rotation import RotationPolicy
 from services.auth.records import Records, StoredKey
 from services.auth.store import Store
 from services.auth.tokens import SigningKey, jwks_json, new_signing_key, signing_key
-from services.auth.vault import Vault
+from services.auth.vault import Vault, VaultError
 from services.chassis.audit.entry import Act
 from services.chassis.errors import Fault
 
@@ -89,7 +89,11 @@ class Keyring:
         return self._keys[waiting.kid]
 
     async def keep_fresh(self, every: float) -> None:
-        """Refreshes each `every` seconds until cancelled, through outages of the database."""
+        """Refreshes each `every` seconds until cancelled, through outages of the database.
+
+        A key that another replica sealed under a key-encryption key that this one was not told of
+        leaves this one with the keys that it has.
+        """
         while True:
             await asyncio.sleep(every)
             try:
@@ -98,6 +102,8 @@ class Keyring:
                     await records.forget_revocations(self._clock() - 2 * AFTERLIFE)
             except Fault as fault:
                 _log.warning("keys could not be refreshed", extra={"cause": fault.message})
+            except VaultError as unopened:
+                _log.error("keys could not be refreshed", extra={"cause": str(unopened)})
 
     def _due(self, stored: list[StoredKey], now: float) -> float | None:
         return rotation.next_activation(stored, now, self._policy)

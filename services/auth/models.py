@@ -51,7 +51,7 @@ signing_keys = Table(
     Column("kid", String(64), primary_key=True),
     # The 32 bytes of the public Ed25519 key.
     Column("public_key", LargeBinary, nullable=False),
-    # The private key, sealed by vault.py for this kid.
+    # The private key, sealed by vault.py for this kid in an envelope of its own.
     Column("sealed_private_key", LargeBinary, nullable=False),
     Column("created_at", Double, nullable=False),
     Column("active_at", Double, nullable=False),

@@ -182,6 +182,14 @@ class Records:
             )
         )
 
+    async def replace_sealed_key(self, kid: str, sealed_private_key: bytes) -> None:
+        """The same private key, sealed otherwise."""
+        await self._connection.execute(
+            update(signing_keys)
+            .where(signing_keys.c.kid == kid)
+            .values(sealed_private_key=sealed_private_key)
+        )
+
     async def forget_signing_keys(self, kids: Sequence[str]) -> None:
         await self._connection.execute(delete(signing_keys).where(signing_keys.c.kid.in_(kids)))
 
