@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any, TypeVar
 
 import click
@@ -106,7 +106,7 @@ class MicrodollarType(click.ParamType):  # type: ignore[type-arg]
         try:
             amount = Decimal(text) * 1_000_000
             whole = amount.to_integral_value()
-        except InvalidOperation:
+        except ArithmeticError:
             self.fail(f"{value!r} is no amount of dollars: write 12.50", param, ctx)
         if not amount.is_finite() or not 1 <= amount <= _INT64:
             self.fail(f"{value!r} is not a positive amount of dollars", param, ctx)

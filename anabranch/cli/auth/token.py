@@ -54,6 +54,7 @@ def issue(
 
     \b
     Examples:
+      anabranch auth token issue --secret-file token.txt
       TOKEN=$(anabranch auth token issue --scope generate)
       grpcurl -H "authorization: Bearer $TOKEN" router:50051 anabranch.v1.ModelService/ListModels
     """
