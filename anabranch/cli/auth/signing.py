@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import click
+import grpc
 
 from anabranch.cli.auth import views
 from anabranch.cli.auth.calls import administrator
@@ -14,6 +15,7 @@ from anabranch.cli.auth.times import show_age
 from anabranch.cli.connection import Connection
 from anabranch.cli.options import json_option
 from anabranch.cli.render import print_json
+from anabranch.errors import error_for
 from anabranch.v1 import auth_pb2 as pb
 from anabranch.wire import seconds
 
@@ -53,7 +55,7 @@ def jwks(connection: Connection, /, as_json: bool) -> None:
     """
     with connection.auth_admin(as_json=as_json) as auth:
         answer = auth.stub.GetJwks(pb.GetJwksRequest())
-    keys = [_key(jwk) for jwk in _published(answer.jwks_json)]
+        keys = [_key(jwk) for jwk in _published(answer.jwks_json)]
     revoked = {
         "revoked_tokens": len(answer.revoked_token_ids),
         "revoked_api_keys": len(answer.revoked_api_key_ids),
@@ -76,14 +78,16 @@ def jwks(connection: Connection, /, as_json: bool) -> None:
 
 
 def _published(text: str) -> list[dict[str, Any]]:
-    """The keys of a JWK Set. Raises ValueError when that is none."""
+    """The keys of a JWK Set. Raises InternalServiceError when that is none."""
     try:
         keys = json.loads(text)["keys"]
         if all(isinstance(key, dict) for key in keys):
             return list(keys)
     except (ValueError, KeyError, TypeError):
         pass
-    raise ValueError("the auth service did not answer with a JWK Set")
+    raise error_for(
+        "INTERNAL", "the auth service did not answer with a JWK Set", grpc.StatusCode.INTERNAL
+    )
 
 
 def _key(jwk: dict[str, Any]) -> dict[str, Any]:
