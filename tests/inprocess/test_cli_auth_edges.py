@@ -29,7 +29,8 @@ from anabranch.errors import AuthenticationError
 from anabranch.v1 import auth_pb2 as pb
 from anabranch.v1 import errors_pb2
 from services.chassis.errors import Fault
-from tests.support.auth_administration import FakeAuth, Service, fake_service, now
+from tests.support.auth_administration import Service, fake_service
+from tests.support.fake_auth import FakeAuth, now
 from tests.support.waiting import BOUND_S
 
 Run = Callable[..., Result]
@@ -321,6 +322,8 @@ def test_a_key_beyond_its_life_is_shown_as_expired(run: Run, fake: FakeAuth) -> 
         (("roles", "set", "chat", "-s", "generate", "--no-scopes"), "none of it"),
         (("quotas", "set", "-t", "x", "--per", "1m"), "exactly one of"),
         (("quotas", "set", "-t", "x", "--per", "1m", "--requests", "0"), "--requests"),
+        (("quotas", "set", "-t", "x", "--per", "1m", "--tokens", str(2**63)), "--tokens"),
+        (("quotas", "set", "-t", "x", "--per", "1m", "--tokens", "many"), "whole number"),
         (("quotas", "set", "-t", "x", "--per", "5", "--requests", "1"), "write 90s"),
         (
             ("quotas", "set", "-t", "x", "--per", "1m", "--requests", "1", "--tokens", "1"),

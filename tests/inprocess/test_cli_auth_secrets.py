@@ -18,7 +18,8 @@ from anabranch.cli import main
 from anabranch.cli.connection import Connection
 from anabranch.v1 import errors_pb2
 from services.chassis.errors import Fault
-from tests.support.auth_administration import FakeAuth, Service, fake_service
+from tests.support.auth_administration import Service, fake_service
+from tests.support.fake_auth import FakeAuth
 
 Run = Callable[..., Result]
 

@@ -9,7 +9,7 @@ import click
 from anabranch.auth_admin import LARGEST_PAGE
 from anabranch.cli.auth import views
 from anabranch.cli.auth.calls import administrator
-from anabranch.cli.auth.options import TIME
+from anabranch.cli.auth.options import COUNT, TIME
 from anabranch.cli.auth.times import timestamp
 from anabranch.cli.connection import Connection
 from anabranch.cli.options import json_option
@@ -36,7 +36,7 @@ def audit() -> None:
 @click.option("-t", "--tenant", default="", help="Only what concerns this tenant.")
 @click.option("--action", default="", help="Only this action, such as client.create.")
 @click.option(
-    "--limit", type=click.IntRange(min=1), default=100, show_default=True, help="So many at most."
+    "--limit", type=COUNT, metavar="N", default=100, show_default=True, help="So many at most."
 )
 @json_option
 @click.pass_obj

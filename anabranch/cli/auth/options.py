@@ -93,6 +93,22 @@ class TimeType(click.ParamType):  # type: ignore[type-arg]
             self.fail(str(error), param, ctx)
 
 
+class CountType(click.ParamType):  # type: ignore[type-arg]
+    """A positive number that the wire can carry."""
+
+    name = "count"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number."""
+        try:
+            number = int(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a whole number", param, ctx)
+        if not 1 <= number <= _INT64:
+            self.fail(f"{value!r} is not from 1 to {_INT64}", param, ctx)
+        return number
+
+
 class MicrodollarType(click.ParamType):  # type: ignore[type-arg]
     """An amount of US dollars, exact to a millionth."""
 
@@ -115,7 +131,7 @@ class MicrodollarType(click.ParamType):  # type: ignore[type-arg]
         return int(whole)
 
 
-DURATION, TIME, SCOPE = DurationType(), TimeType(), ScopeType()
+COUNT, DURATION, SCOPE, TIME = CountType(), DurationType(), ScopeType(), TimeType()
 
 yes_option = click.option("-y", "--yes", is_flag=True, help="Do it without asking.")
 

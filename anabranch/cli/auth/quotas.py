@@ -7,15 +7,13 @@ import click
 from anabranch.cli.auth import views
 from anabranch.cli.auth.asking import confirm
 from anabranch.cli.auth.calls import administrator, hinting, listed, quota_names
-from anabranch.cli.auth.options import DURATION, MicrodollarType, all_option, yes_option
+from anabranch.cli.auth.options import COUNT, DURATION, MicrodollarType, all_option, yes_option
 from anabranch.cli.auth.times import duration
 from anabranch.cli.connection import Connection
 from anabranch.cli.options import json_option
 from anabranch.cli.render import print_json
 from anabranch.v1 import auth_pb2 as pb
 from anabranch.vocabulary import QuotaUnit
-
-_AMOUNT = click.IntRange(1, 2**63 - 1)
 
 
 @click.group()
@@ -66,15 +64,15 @@ def list_quotas(connection: Connection, /, tenant: str, every_page: bool, as_jso
     default="",
     help="A model, or a beginning and '*'. [default: all models together]",
 )
-@click.option("--requests", type=_AMOUNT, metavar="N", help="So many requests.")
-@click.option("--tokens", type=_AMOUNT, metavar="N", help="So many tokens, of prompt and answer.")
+@click.option("--requests", type=COUNT, metavar="N", help="So many requests.")
+@click.option("--tokens", type=COUNT, metavar="N", help="So many tokens, of prompt and answer.")
 @click.option("--cost", type=MicrodollarType(), metavar="USD", help="So much money in the cloud.")
 @click.option(
     "--per", type=DURATION, metavar="DURATION", required=True, help="The period: 1s to 31d."
 )
 @click.option(
     "--burst",
-    type=_AMOUNT,
+    type=COUNT,
     metavar="N",
     help="So many requests or tokens at once. [default: as many as in a period]",
 )

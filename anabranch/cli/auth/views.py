@@ -226,7 +226,7 @@ def print_audit_records(found: Sequence[pb.AuditRecord]) -> None:
         (
             (
                 str(r.sequence),
-                moment(r, "time") or "-",
+                _second(r, "time"),
                 r.client_id,
                 r.tenant,
                 r.action,
@@ -266,8 +266,8 @@ def print_introspection(found: pb.IntrospectTokenResponse) -> None:
                 found.client_id,
                 found.tenant,
                 _list(found.scopes),
-                moment(found, "issued_at") or "-",
-                moment(found, "expires_at") or "-",
+                _second(found, "issued_at"),
+                _second(found, "expires_at"),
                 found.token_id,
             )
         ],
@@ -303,6 +303,11 @@ def _list(items: Iterable[str], empty: str = "-") -> str:
 
 def _day(message: Message, field: str, unset: str = "-") -> str:
     return (moment(message, field) or unset).partition("T")[0]
+
+
+def _second(message: Message, field: str) -> str:
+    found = moment(message, field)
+    return f"{found[:19]}Z" if found else "-"
 
 
 def _minute(message: Message, field: str, unset: str) -> str:
