@@ -1,14 +1,18 @@
-"""An auth service in memory behind a real gRPC port, for tests of what administers one.
+"""Auth services behind a real gRPC port, for tests of what administers one: in memory, and real.
 
-`Service` is what a test knows of it, and could be a real one as well.
+`Service` is what a test knows of either.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent import futures
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 
@@ -76,3 +80,39 @@ def fake_service(
             yield Service(f"127.0.0.1:{port}", "admin", secret, fake)
         finally:
             server.stop(0).wait()
+
+
+_AT = "listening at "
+
+
+@contextlib.contextmanager
+def real_service(data: Path) -> Iterator[Service]:
+    """The real one with its data in this directory, in a process of its own."""
+    command = [sys.executable, "-m", "tests.support.auth_administration", str(data)]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdin is not None
+    try:
+        # It also announces its first administrator there.
+        target = next((ln.removeprefix(_AT) for ln in process.stdout if ln.startswith(_AT)), "")
+        assert target, "the auth service did not start"
+        yield Service(target.strip(), "admin", (data / "secret").read_text().strip())
+    finally:
+        process.stdin.close()
+        process.wait(60)
+        process.stdout.close()
+
+
+async def _serve_real(data: Path) -> None:
+    from tests.support.auth import auth
+
+    async with auth(data) as front:
+        print(f"{_AT}{front.address}", flush=True)
+        # The end of stdin is the end of whoever started this.
+        await asyncio.to_thread(sys.stdin.read)
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve_real(Path(sys.argv[1])))
