@@ -1,8 +1,9 @@
-"""The form of an API key, which scanners can recognise and anybody can check offline. Pure.
+"""The form of API keys: recognises one, says what is wrong with one, and finds leaked ones.
 
-`abk_`, 16 characters of public id, `_`, 43 base62 characters of secret (256 random bits) and 6 of
-checksum: the CRC-32 of all before it. The checksum tells a typing mistake, or what a secret scanner
-found, from a key; it proves nothing. Whether a key is good only the auth service knows.
+    abk_<16 characters of public id>_<43 characters of secret><6 characters of checksum>
+
+Pure: it neither makes random parts nor knows which keys exist. A right checksum means that a key
+was copied whole, not that it is good.
 """
 
 from __future__ import annotations
@@ -11,20 +12,24 @@ import re
 import zlib
 
 PREFIX = "abk_"
-ID_CHARACTERS = 16
-SECRET_CHARACTERS = 43
-CHECKSUM_CHARACTERS = 6
-LENGTH = len(PREFIX) + ID_CHARACTERS + 1 + SECRET_CHARACTERS + CHECKSUM_CHARACTERS
-ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+PUBLIC_ID_LENGTH = 16
+SECRET_LENGTH = 43
+"""256 random bits in base62."""
+CHECKSUM_LENGTH = 6
+LENGTH = len(PREFIX) + PUBLIC_ID_LENGTH + len("_") + SECRET_LENGTH + CHECKSUM_LENGTH
 
-SCANNER_PATTERN = r"\babk_[0-9a-z]{16}_[0-9A-Za-z]{49}\b"
-"""For secret scanners; `is_well_formed` then rules out what is none."""
+BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+PUBLIC_ID_ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 
-_KEY = re.compile(r"abk_[0-9a-z]{16}_[0-9A-Za-z]{49}")
+SCANNER = f"{PREFIX}[0-9a-z]{{{PUBLIC_ID_LENGTH}}}_[0-9A-Za-z]{{{SECRET_LENGTH + CHECKSUM_LENGTH}}}"
+"""Regular expression for scanners of leaked secrets (RE2 and PCRE understand it). It anchors
+nothing, so that a key is found wherever it was glued to; `is_well_formed` sorts out chance hits."""
+
+_FORM = re.compile(SCANNER)
 
 
 def compose(public_id: str, secret: str) -> str:
-    """The whole key of a public id and a secret."""
+    """The whole key of a public id and a secret part."""
     body = f"{PREFIX}{public_id}_{secret}"
     return body + checksum(body)
 
@@ -35,37 +40,45 @@ def looks_like_key(text: str) -> bool:
 
 
 def is_well_formed(text: str) -> bool:
-    """Whether its form and its checksum are right."""
-    if _KEY.fullmatch(text) is None:
-        return False
-    return checksum(text[:-CHECKSUM_CHARACTERS]) == text[-CHECKSUM_CHARACTERS:]
+    """Whether this is one whole key: its form and its checksum are right."""
+    return not fault(text)
+
+
+def fault(text: str) -> str:
+    """What is wrong with the form of a key, without quoting it; empty when nothing is."""
+    if not text.startswith(PREFIX):
+        return f"it does not begin with {PREFIX}"
+    if len(text) != LENGTH:
+        return f"it has {len(text)} characters, not {LENGTH}"
+    if not _FORM.fullmatch(text):
+        return "it holds characters, or an underscore, where none belong"
+    if text[-CHECKSUM_LENGTH:] != checksum(text[:-CHECKSUM_LENGTH]):
+        return "its checksum is wrong: a character is missing, swapped or mistyped"
+    return ""
 
 
 def public_id(text: str) -> str:
-    """The part that may be shown. Raises ValueError for what is no key."""
-    if _KEY.fullmatch(text) is None:
-        raise ValueError("this is not an API key")
-    return text[len(PREFIX) :][:ID_CHARACTERS]
+    """The part of a key that may be shown. Raises ValueError when it is not well formed."""
+    if wrong := fault(text):
+        raise ValueError(f"no API key: {wrong}")
+    return text[len(PREFIX) : len(PREFIX) + PUBLIC_ID_LENGTH]
 
 
 def secret_part(text: str) -> str:
-    """The part that is secret. Raises ValueError for what is no key."""
-    if _KEY.fullmatch(text) is None:
-        raise ValueError("this is not an API key")
-    return text[len(PREFIX) + ID_CHARACTERS + 1 : -CHECKSUM_CHARACTERS]
+    """The part of a key that is secret. Raises ValueError when it is not well formed."""
+    if wrong := fault(text):
+        raise ValueError(f"no API key: {wrong}")
+    return text[len(PREFIX) + PUBLIC_ID_LENGTH + 1 : -CHECKSUM_LENGTH]
 
 
-def checksum(body: str) -> str:
-    """Six base62 digits of the CRC-32 of everything before them."""
-    return base62(zlib.crc32(body.encode()), CHECKSUM_CHARACTERS)
+def checksum(text: str) -> str:
+    """The six characters that follow `text`, which is a key up to its checksum.
 
-
-def base62(number: int, width: int) -> str:
-    """A number in base 62, padded with zeros. Raises ValueError when it does not fit."""
+    CRC-32 (ISO 3309, as in zlib) in base62, most significant digit first, padded with zeros.
+    """
+    rest = zlib.crc32(text.encode("utf-8", "surrogatepass"))
     digits = ""
-    while number:
-        number, digit = divmod(number, 62)
-        digits = ALPHABET[digit] + digits
-    if len(digits) > width:
-        raise ValueError("the number is too large")
-    return digits.rjust(width, "0")
+    for _ in range(CHECKSUM_LENGTH):
+        rest, digit = divmod(rest, len(BASE62))
+        digits = BASE62[digit] + digits
+    return digits

@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from anabranch.api_keys import (
-    ALPHABET,
-    ID_CHARACTERS,
-    SECRET_CHARACTERS,
+    BASE62,
+    PUBLIC_ID_ALPHABET,
+    PUBLIC_ID_LENGTH,
+    SECRET_LENGTH,
     compose,
     is_well_formed,
     public_id,
@@ -41,7 +42,6 @@ REFUSED_AFTER_S = 0.01
 it takes says nothing of what is stored."""
 
 _USED_EVERY_S = 60.0
-_LOWER = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +80,9 @@ class ApiKeys:
 
     async def create(self, new: NewKey, authority: Authority, act: Act) -> tuple[ApiKey, str]:
         """The key as stored, and the whole key. Raises Fault: ACCESS_DENIED, NOT_FOUND."""
-        key_id = "".join(secrets.choice(_LOWER) for _ in range(ID_CHARACTERS))
+        key_id = "".join(secrets.choice(PUBLIC_ID_ALPHABET) for _ in range(PUBLIC_ID_LENGTH))
         # 62**43 is more than 2**256, of which every bit is random.
-        secret = "".join(secrets.choice(ALPHABET) for _ in range(SECRET_CHARACTERS))
+        secret = "".join(secrets.choice(BASE62) for _ in range(SECRET_LENGTH))
         now = self._clock()
         async with self._acts.changing(act) as change:
             client = await change.records.client(new.client_id)

@@ -123,8 +123,9 @@ class Keyring:
 
     def _hold(self, stored: list[StoredKey]) -> None:
         self._keys = {row.kid: self._keys.get(row.kid) or self._opened(row) for row in stored}
-        ordered = rotation.in_order(list(self._keys.values()))
-        self._jwks = jwks_json((key.kid, key.public_bytes) for key in ordered)
+        self._jwks = jwks_json(
+            (row.kid, row.public_key, row.created_at) for row in rotation.in_order(stored)
+        )
 
     def _opened(self, row: StoredKey) -> SigningKey:
         private = self._vault.open(row.sealed_private_key, kid=row.kid)

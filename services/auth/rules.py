@@ -93,8 +93,9 @@ class RuleChanges:
         async with self._acts.changing(act) as change:
             change.concerns(tenant=tenant.name)
             await change.records.rules.set_tenant(tenant)
+            (now,) = await change.records.rules.tenants_after("", 1, only=tenant.name)
         await self._rulebook.refresh()
-        return tenant
+        return now
 
     async def tenants(
         self, after: str, size: int, authority: Authority

@@ -180,7 +180,7 @@ def _quota(quota: Quota) -> pb.Quota:
         unit=_UNITS_ON_WIRE[quota.unit],
         limit=quota.amount,
         period=duration(quota.period),
-        burst=quota.burst,
+        burst=0 if quota.unit is Unit.COST else quota.burst,
     )
 
 
