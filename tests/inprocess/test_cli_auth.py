@@ -98,7 +98,7 @@ def test_everything_said_of_a_new_client_is_kept(run: Run) -> None:
     assert said(run("clients", "show", "billing", "--json")) == created
     assert created in said(run("clients", "list", "--json"))
     table = run("clients", "list").stdout
-    assert "qwen*, llama-3" in table
+    assert "llama-3, qwen*" in table
     assert "5m" in table
 
 
