@@ -26,6 +26,7 @@ from anabranch.v1 import errors_pb2
 from services.chassis.access import Access
 from services.chassis.api_key_exchange import ApiKeyTokens, KeyExchange
 from services.chassis.audit.detail import AuditDetail
+from services.chassis.encryption.ciphers import CipherName
 from services.chassis.errors import Fault
 from services.chassis.peer_address import networks_of
 from services.chassis.principal import Address, Principal, denied, rejected
@@ -40,7 +41,6 @@ LONG_POLL_S = 20.0
 """The auth service answers at once when something was revoked, else after so long."""
 REFRESH_ON_UNKNOWN_KEY_S = 30.0
 MAX_TOKEN_BYTES = 4096
-AES = "AES_256_GCM"
 # Of revocations that come close together, one fetch learns several.
 _PAUSE_S = 0.02
 # An API key's next token is asked for so long before the present one ends.
@@ -302,7 +302,8 @@ class Verifier:
             networks = networks_of(_texts(claims.get("networks", [])))
             quotas = read_rules(_texts(claims.get("quota", [])))
             models = _texts(claims.get("models", []))
-            api_key_id, cipher = _texts([claims.get("akid", ""), claims.get("cipher", AES)])
+            (api_key_id,) = _texts([claims.get("akid", "")])
+            cipher = CipherName(claims.get("cipher", CipherName.AES_256_GCM))
         except ValueError as exc:
             # Of a newer issuer: what is not understood must not be left out of account.
             raise rejected() from exc

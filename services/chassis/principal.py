@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 from anabranch.v1 import errors_pb2
 from services.chassis.audit.detail import AuditDetail
+from services.chassis.encryption.ciphers import CipherName
 from services.chassis.errors import Fault
 from services.chassis.model_patterns import allows
 from services.chassis.quotas.rules import QuotaRule
@@ -43,7 +44,7 @@ class Principal:
     quotas: tuple[QuotaRule, ...] = ()
     api_key_id: str = ""
     audit_detail: AuditDetail = AuditDetail.METADATA
-    cipher: str = "AES_256_GCM"
+    cipher: CipherName = CipherName.AES_256_GCM
 
     def has(self, scope: str) -> bool:
         """Whether the token carries this scope."""

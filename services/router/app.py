@@ -14,7 +14,6 @@ from services.chassis.auth_client import TokenSource
 from services.chassis.budgets.leases import LeaseSource, ShareOfBudget
 from services.chassis.budgets.redis_leases import RedisLeases
 from services.chassis.detached_sessions import ResumeLimits
-from services.chassis.encryption.ciphers import CipherName, require
 from services.chassis.encryption.envelope import Envelope
 from services.chassis.encryption.errors import EncryptionError
 from services.chassis.encryption.keychain import Keychain
@@ -160,20 +159,10 @@ def _sealed_form(settings: Settings) -> SealedForm | None:
     """How answers are stored; None when no keys are given. Raises SettingsError."""
     if settings.encryption_keys_file is None:
         return None
-    sm4 = frozenset(settings.sm4_tenants)
     try:
-        keychain = Keychain.read(settings.encryption_keys_file)
+        return SealedForm(Envelope(Keychain.read(settings.encryption_keys_file)))
     except EncryptionError as refused:
         raise SettingsError([f"{PREFIX}ENCRYPTION_KEYS_FILE: {refused}"]) from None
-    try:
-        if sm4:
-            require(CipherName.SM4_GCM)
-    except EncryptionError as refused:
-        raise SettingsError([f"{PREFIX}SM4_TENANTS: {refused}"]) from None
-    return SealedForm(
-        Envelope(keychain),
-        lambda tenant: CipherName.SM4_GCM if tenant in sm4 else CipherName.AES_256_GCM,
-    )
 
 
 def _default_policy(settings: Settings) -> Policy:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from services.chassis.encryption.ciphers import CipherName
 from services.chassis.encryption.envelope import Envelope
 from services.chassis.encryption.keychain import Keychain
 from services.chassis.redis_connection import open_redis
@@ -64,9 +63,7 @@ IN_REDIS = [
     pytest.mark.cluster,
     pytest.mark.skipif(binary() is None, reason="no Redis server installed"),
 ]
-SEALED = SealedForm(
-    Envelope(Keychain({"k": bytes(range(32))}, "k")), lambda _: CipherName.AES_256_GCM
-)
+SEALED = SealedForm(Envelope(Keychain({"k": bytes(range(32))}, "k")))
 
 
 @pytest.fixture(

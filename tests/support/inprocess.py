@@ -81,6 +81,14 @@ class Cluster:
             )
         return str(created.client_secret)
 
+    async def set_tenant(self, name: str, **how: Any) -> None:
+        """Says how a tenant's requests are audited and encrypted; fields of auth.proto's Tenant."""
+        async with open_channel(self.auth.address) as channel:
+            await auth_pb2_grpc.AuthServiceStub(channel).SetTenant(
+                auth_pb2.SetTenantRequest(tenant=auth_pb2.Tenant(name=name, **how)),
+                metadata=bearer(await self.token()),
+            )
+
     def channel(self, host: Host) -> grpc.aio.Channel:
         return open_channel(host.address)
 

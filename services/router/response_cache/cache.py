@@ -88,6 +88,7 @@ class ResponseCache:
             request, context, outlet, start, time.monotonic, policy, resolved_model=resolved
         )
         key = answer_key(request, _circumstances(policy, context, model))
+        key = key._replace(cipher=context.caller.cipher)
         known = self._memory.get(key)
         if known is not None and self._time_left(known, policy.cache) > 0:
             self.hits[pb.CACHE_SOURCE_MEMORY] += 1

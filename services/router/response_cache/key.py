@@ -9,6 +9,7 @@ import hashlib
 from typing import NamedTuple
 
 from anabranch.v1 import generation_pb2 as pb
+from services.chassis.encryption.ciphers import CipherName
 
 KEY_BYTES = 32
 _FORMAT = 1
@@ -19,10 +20,12 @@ _HOW_SOON = ("priority", "ttft_slo", "max_cost_microusd", "affinity_key")
 
 
 class AnswerKey(NamedTuple):
-    """Under what an answer is kept: KEY_BYTES that stand for all of it, and whose answer it is."""
+    """Under what an answer is kept: KEY_BYTES that stand for all of it, whose answer it is, and
+    with what it is sealed where it is."""
 
     digest: bytes
     tenant: str
+    cipher: CipherName = CipherName.AES_256_GCM
 
 
 class Circumstances(NamedTuple):

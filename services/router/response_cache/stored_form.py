@@ -6,10 +6,8 @@ What an entry is in bytes, entry.py knows; where these bytes are kept, the tiers
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Protocol
 
-from services.chassis.encryption.ciphers import CipherName
 from services.chassis.encryption.envelope import OVERHEAD_BYTES, Envelope
 from services.chassis.encryption.errors import EncryptionError
 from services.router.response_cache.entry import Entry, pack, packed_size, unpack
@@ -19,9 +17,6 @@ _FIELD = "response_cache.answer"
 
 _AT_ONCE_BYTES = 16 * 1024
 """Ciphering more is done by a thread: SM4 takes 8 ms a MiB, and streams would stop for it."""
-
-CipherOf = Callable[[str], CipherName]
-"""The cipher of a tenant's data."""
 
 
 class StoredForm(Protocol):
@@ -54,14 +49,13 @@ class PlainForm:
 
 
 class SealedForm:
-    """Sealed for the tenant, each with the cipher that is the tenant's now.
+    """Sealed for the tenant, each with the cipher that is the tenant's when it is kept.
 
     The entry's key is within, so no entry can be passed off as another one of the tenant's.
     """
 
-    def __init__(self, envelope: Envelope, cipher_of: CipherOf) -> None:
+    def __init__(self, envelope: Envelope) -> None:
         self._envelope = envelope
-        self._cipher_of = cipher_of
 
     async def pack(self, key: AnswerKey, entry: Entry) -> bytes:
         """See StoredForm."""
@@ -84,7 +78,7 @@ class SealedForm:
             pack(key.digest, entry),
             tenant=key.tenant,
             field=_FIELD,
-            cipher=self._cipher_of(key.tenant),
+            cipher=key.cipher,
         )
 
     def _open(self, key: AnswerKey, raw: bytes) -> Entry:
