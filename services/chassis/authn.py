@@ -84,6 +84,11 @@ def current_principal() -> Principal:
     return principal
 
 
+def known_principal() -> Principal | None:
+    """Who makes the RPC being handled, as far as that is known."""
+    return _current.get()
+
+
 def set_current_principal(principal: Principal | None) -> None:
     """Called by the authentication guard, once for each RPC."""
     _current.set(principal)
@@ -335,5 +340,6 @@ async def authenticate(verifier: Verifier, access: Access | None, authorization:
         return None
     principal = await verifier.verify(bearer_token(authorization))
     if access is None or (access.any_scope and not access.any_scope & principal.scopes):
+        set_current_principal(principal)  # whoever notes the refusal can say who it was
         raise denied(access.any_scope if access else frozenset())
     return principal
