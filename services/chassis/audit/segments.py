@@ -45,12 +45,14 @@ def heads_path(directory: Path, trail: str) -> Path:
 
 def segments_of(directory: Path, trail: str | None = None) -> list[Segment]:
     """The segments in a directory, trail by trail, the oldest first. Raises OSError."""
-    found = []
-    for path in directory.iterdir():
-        match = _SEGMENT.fullmatch(path.name)
-        if match and trail in (None, match["trail"]):
-            found.append(Segment(match["trail"], int(match["first"]), path))
-    return sorted(found)
+    found = [s for path in directory.iterdir() if (s := segment_at(path)) is not None]
+    return sorted(s for s in found if trail in (None, s.trail))
+
+
+def segment_at(path: Path) -> Segment | None:
+    """The segment that a file's name says it is, if it says so."""
+    match = _SEGMENT.fullmatch(path.name)
+    return Segment(match["trail"], int(match["first"]), path) if match else None
 
 
 def trails_in(directory: Path) -> list[str]:
