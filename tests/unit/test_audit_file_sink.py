@@ -1,4 +1,4 @@
-"""An audit trail in files: crashes, full disks, restarts, rotation and retention leave it intact."""
+"""An audit trail in files: crashes, full disks, restarts and retention leave it whole."""
 
 from __future__ import annotations
 

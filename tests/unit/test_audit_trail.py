@@ -4,7 +4,7 @@ noted or refused, and nothing is lost or written twice."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import grpc
 import pytest
@@ -67,6 +67,7 @@ async def test_one_sink_suffices_and_the_other_catches_up() -> None:
         assert not trail.down
         await until(_is(lambda: trail.lanes[1].failing))
         bad.broken = False
+        await until(_is(lambda: not trail.lanes[1].failing))
     assert bad.entries == good.entries
     assert intact(good)
     assert intact(bad)
@@ -164,9 +165,8 @@ async def test_a_sink_that_hangs_counts_as_failed_and_is_not_written_to_twice() 
 async def test_requests_are_noted_in_memory_then_refused_and_all_are_written_afterwards() -> None:
     sink = MemorySink()
     sink.broken = True
-    audit_of = {}
     async with running(sink, spool=100) as trail:
-        audit = audit_of[0] = RequestAudit(trail)
+        audit = RequestAudit(trail)
         for number in range(100):
             watched = audit.watch(_request(number), _caller(), _Outlet())
             assert watched is not None
@@ -323,9 +323,7 @@ async def test_failed_cancelled_and_abandoned_requests_are_entries_too() -> None
 async def test_a_tenant_that_wants_nothing_written_has_nothing_written() -> None:
     sink = MemorySink()
     async with running(sink) as trail:
-        assert (
-            RequestAudit(trail).watch(_request(0), _caller(AuditDetail.NONE), _Outlet()) is None
-        )
+        assert RequestAudit(trail).watch(_request(0), _caller(AuditDetail.NONE), _Outlet()) is None
     assert sink.entries == []
 
 
@@ -491,7 +489,7 @@ def _phase(chained: ChainedEntry) -> object:
     return chained.entry.act.details.get("phase")
 
 
-def _is(condition):  # type: ignore[no-untyped-def]
+def _is(condition: Callable[[], object]) -> Callable[[], Awaitable[bool]]:
     async def asked() -> bool:
         return bool(condition())
 

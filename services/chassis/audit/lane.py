@@ -110,11 +110,17 @@ class Lane:
         del self._gaps[: len(closed)]
         return closed
 
-    async def finish(self) -> None:
-        """Returns when everything is written and signed. Nothing is offered any more."""
+    async def finish(self, dispensable: Callable[[], bool]) -> None:
+        """Returns when everything is written and signed, or the sink fails and is `dispensable`:
+        another has it all. Nothing is offered any more."""
         self._stopping = True
         self._wake.set()
         while len(self) or self._unsigned:
+            if self.failing and dispensable():
+                _log.error(
+                    "audit sink lacks entries", extra={"sink": self.sink.name, "entries": len(self)}
+                )
+                return
             self._idle.clear()
             await self._idle.wait()
 
@@ -206,6 +212,7 @@ class Lane:
         if not self.failing:
             self.failing = True
             _log.error("audit sink fails", extra={"sink": self.sink.name, "cause": cause})
+        self._idle.set()
         self._on_change(self)
 
 

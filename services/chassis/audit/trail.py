@@ -230,7 +230,7 @@ class Trail:
                 await self._all_placed.wait()
                 async with asyncio.TaskGroup() as group:
                     for lane in self.lanes:
-                        group.create_task(lane.finish())
+                        group.create_task(lane.finish(lambda: not self.down))
         except TimeoutError:
             _log.error("audit entries are lost", extra={"entries": self.spooled})
 
