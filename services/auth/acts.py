@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from anabranch.v1 import errors_pb2
-from services.auth.audit_records import PRUNED
 from services.auth.records import Records
 from services.auth.store import Store
 from services.chassis.audit.entry import Act, Scalar
+from services.chassis.audit.verify import PRUNED
 from services.chassis.errors import Fault, reason_name
 
 _log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Acts:
         self._clock = clock
         self._noted: deque[Act] = deque()
         # Told of every act as well, once it is set: a second trail.
-        self.mirror: Callable[[Act], None] | None = None
+        self.mirror: Callable[[Act], object] | None = None
 
     @asynccontextmanager
     async def changing(self, act: Act) -> AsyncIterator[Change]:
@@ -98,7 +98,11 @@ class Acts:
                 removed = await records.trail.prune(self._clock() - self._retention)
                 if removed is not None:
                     sequence, digest = removed
-                    details: dict[str, Scalar] = {"sequence": sequence, "hash": digest.hex()}
+                    details: dict[str, Scalar] = {
+                        "first_sequence": 1,
+                        "last_sequence": sequence,
+                        "last_hash": digest.hex(),
+                    }
                     await records.trail.append([Act(PRUNED, details=details)], self._clock())
         except Fault as fault:
             _log.warning("the audit trail was not pruned", extra={"cause": fault.message})

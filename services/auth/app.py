@@ -98,6 +98,9 @@ async def running(settings: Settings) -> AsyncIterator[Host]:
             api_keys = ApiKeys(store, acts, grants, rulebook, keyset, pepper, clock=time.time)
             async with Host.open(SERVICE, settings, key_source=keyset, exchange=api_keys) as host:
                 grants.verifies_with(host.verifier)
+                if host.audit.enabled:
+                    # A second trail of the same, in files or at a collector.
+                    acts.mirror = host.audit.note
                 servicer = AuthServicer(
                     TokenRpcs(
                         login=login,
@@ -131,7 +134,7 @@ async def running(settings: Settings) -> AsyncIterator[Host]:
                     keyring.keep_fresh(settings.refresh_period), name="signing-keys"
                 )
                 host.tasks.create_task(rulebook.keep_fresh(), name="rules")
-                host.tasks.create_task(acts.keep_written(), name="audit")
+                host.tasks.create_task(acts.keep_written(), name="audit-database")
                 await host.serve()
                 try:
                     yield host

@@ -19,9 +19,6 @@ from services.chassis.audit.entry import Act, ChainedEntry, Entry, chain, parse_
 TRAIL = "auth"
 """The one trail of all replicas on a database."""
 
-PRUNED = "trail.pruned"
-"""The action of an entry that says what retention has removed before it."""
-
 
 @dataclass(frozen=True, slots=True)
 class StoredEntry:

@@ -82,12 +82,6 @@ class Settings(CommonSettings):
     login_rate: float = setting(
         1.0, minimum=0.01, help="Further failed logins of one client from there per second."
     )
-    audit_spool: int = setting(
-        10_000, minimum=100, help="Logins that may wait to be written to the audit trail."
-    )
-    audit_retention: float = setting(
-        400 * _DAY, minimum=_DAY, help="How long audit entries are kept."
-    )
     hash_threads: int = setting(
         2, minimum=1, maximum=64, help="Threads that check client secrets (argon2id)."
     )

@@ -29,7 +29,13 @@ from services.chassis.audit.detail import AuditDetail
 from services.chassis.encryption.ciphers import CipherName
 from services.chassis.errors import Fault
 from services.chassis.peer_address import networks_of
-from services.chassis.principal import Address, Principal, denied, rejected
+from services.chassis.principal import (
+    Address,
+    Principal,
+    denied,
+    rejected,
+    set_current_caller,
+)
 from services.chassis.quotas.rules import read_rules
 
 _log = logging.getLogger(__name__)
@@ -352,6 +358,8 @@ async def authenticate(
     if access is not None and access.public:
         return None
     principal = await verifier.verify(bearer_token(authorization))
+    # Before anything is refused: whoever notes the refusal can say who it was.
+    set_current_caller(principal, address)
     if access is None or (access.scopes and not access.scopes & principal.scopes):
         raise denied(access.scopes if access else frozenset())
     principal.check_address(address)

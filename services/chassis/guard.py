@@ -55,6 +55,13 @@ class Observer(Protocol):
         """Called once an RPC, after it ended."""
 
 
+class OnRefusal(Protocol):
+    """Is told of each RPC that failed."""
+
+    def __call__(self, method: str, fault: Fault, peer: str) -> None:
+        """Called once an RPC, before its caller hears of it."""
+
+
 class _Unreadable:
     """Stands for a request that could not be read; the guard refuses it in place of the handler.
 
@@ -122,6 +129,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         max_concurrent: int,
         origin: Origin,
         observer: Observer | None = None,
+        on_refusal: OnRefusal | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._authenticator = authenticator
@@ -131,6 +139,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         self._places = _Places(max_concurrent)
         self._public_streams = _Places(min(_MOST_PUBLIC_STREAMS, max_concurrent))
         self._observer = observer
+        self._on_refusal = on_refusal
         self._clock = clock
 
     async def intercept_service(
@@ -252,6 +261,8 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         if not isinstance(exc, Exception):
             return
         fault = fault_of(exc)
+        if self._on_refusal is not None:
+            self._on_refusal(method, fault, context.peer())
         self._ended(context, method, fault.code, began, fault)
         await context.abort_with_status(rpc_status.to_status(to_status(fault)))
 

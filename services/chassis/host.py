@@ -24,6 +24,10 @@ from opentelemetry.trace import Tracer
 from services.chassis import telemetry as telemetry_module
 from services.chassis.access import Access
 from services.chassis.api_key_exchange import KeyExchange
+from services.chassis.audit.refusals import Refusals
+from services.chassis.audit.requests import RequestAudit
+from services.chassis.audit.trail import Trail
+from services.chassis.audit.wiring import content_sealer, open_trail
 from services.chassis.auth_client import AuthClient, TokenSource
 from services.chassis.authn import KeySource, Verifier, authenticate
 from services.chassis.channels import transport_limits
@@ -48,6 +52,7 @@ _log = logging.getLogger(__name__)
 
 # What is left after the drain gets this long to end by itself before it is cut.
 _STOP_GRACE_S = 1.0
+_AUDIT_S = 5.0
 
 
 class Tasks:
@@ -90,6 +95,7 @@ class Host:
         tokens: TokenSource | None,
         tasks: Tasks,
         http: HttpEndpoint,
+        audit: Trail,
         worker: Worker | None = None,
     ) -> None:
         self.service = service
@@ -100,6 +106,9 @@ class Host:
         self.tokens = tokens
         self.tasks = tasks
         self.http = http
+        self.audit = audit
+        self._refusals = Refusals(audit)
+        self._sealer = content_sealer(settings)
         self.worker = worker
         self.address = ""
         self.instance_id = settings.service_id
@@ -157,7 +166,10 @@ class Host:
         if settings.client_id and settings.client_secret is not None:
             tokens = TokenSource(auth, settings.client_id, settings.client_secret)
         try:
-            async with asyncio.TaskGroup() as group:
+            async with (
+                open_trail(service, settings, telemetry.meter) as audit,
+                asyncio.TaskGroup() as group,
+            ):
                 tasks = Tasks(group)
                 host = cls(
                     service,
@@ -173,8 +185,10 @@ class Host:
                         metrics=telemetry.prometheus_text,
                         ready=lambda: host.is_serving,
                     ),
+                    audit=audit,
                     worker=worker,
                 )
+                tasks.create_task(audit.run(), name="audit")
                 if key_source is None:
                     tasks.create_task(auth.follow(), name="auth-address")
                 tasks.create_task(verifier.keep_fresh(), name="verification-keys")
@@ -182,6 +196,7 @@ class Host:
                     yield host
                 finally:
                     await host._shut_down()
+                    await audit.finish(_AUDIT_S)
                     tasks.cancel_all()
         finally:
             await verifier.close()
@@ -226,6 +241,7 @@ class Host:
             remember_ids=remember_ids,
             resume=resume,
             worker=self.worker,
+            audit=RequestAudit(self.audit, self._sealer),
         )
         if self._private is not None:
             self._private.add_generic_rpc_handlers((self.model_service.sibling_handler(),))
@@ -342,6 +358,7 @@ class Host:
                     max_concurrent=settings.max_concurrent_rpcs,
                     origin=Origin(settings.proxy_networks, siblings=private),
                     observer=None if private else self._observe,
+                    on_refusal=None if private else self._refusals,
                 )
             ],
             # What goes somewhat beyond a limit is refused by the guard, with details; only what

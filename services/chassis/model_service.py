@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 
 from anabranch.v1 import errors_pb2, generation_pb2, model_pb2
+from services.chassis.audit.requests import RequestAudit
 from services.chassis.authn import Verifier
 from services.chassis.detached_sessions import ResumableSessions, ResumeLimits, session_lost
 from services.chassis.errors import Fault, Violation, invalid
@@ -47,13 +48,16 @@ class ModelService:
         remember_ids: int = 0,
         resume: ResumeLimits | None = None,
         worker: Worker | None = None,
+        audit: RequestAudit | None = None,
     ) -> None:
         self._handler = handler
         self._verifier = verifier
         self._worker = worker
         place = None if worker is None else (worker.index, worker.number)
         self.resumable = ResumableSessions(resume or ResumeLimits(), place)
-        self.requests = ActiveRequests(handler, limits or StreamLimits(), remember_ids=remember_ids)
+        self.requests = ActiveRequests(
+            handler, limits or StreamLimits(), remember_ids=remember_ids, audit=audit
+        )
         self._plain = PlainCalls(self.requests)
         self._sessions: set[Session] = set()
         self._retiring: tuple[float, str] | None = None

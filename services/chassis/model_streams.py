@@ -16,6 +16,7 @@ from typing import Protocol
 from google.protobuf.message import DecodeError
 
 from anabranch.v1 import errors_pb2, generation_pb2
+from services.chassis.audit.requests import RequestAudit, WatchedRequest
 from services.chassis.deadlines import Deadlines, Due
 from services.chassis.errors import Fault, Violation, Work, fault_of, invalid
 from services.chassis.model_handler import CallContext, Cancel, ModelHandler, Outlet
@@ -50,11 +51,12 @@ class Onward(Protocol):
 class ActiveRequest:
     """One request between handler and wire: passes output on until it has ended once."""
 
-    __slots__ = ("_cancel", "_due", "_owner", "_target", "chunks", "ended")
+    __slots__ = ("_cancel", "_due", "_owner", "_target", "_watched", "chunks", "ended")
 
     def __init__(self, owner: ActiveRequests, target: Outlet) -> None:
         self._owner = owner
         self._target = target
+        self._watched: WatchedRequest | None = None
         self._cancel: Cancel | None = None
         self._due: Due | None = None
         self.ended = False
@@ -83,6 +85,8 @@ class ActiveRequest:
         """The caller is gone: the handler stops, and nobody hears of it."""
         if self.ended:
             return
+        if self._watched is not None:
+            self._watched.abandoned()
         cancel = self._cancel
         self._end()
         if cancel is not None:
@@ -93,6 +97,11 @@ class ActiveRequest:
         """The target's own `chunk`, for output that need not be watched here: after the first
         chunk, before the last, and not once the request was cancelled."""
         return self._target.chunk
+
+    def watch(self, watched: WatchedRequest | None) -> None:
+        """What is to be written to the audit trail stands before the target."""
+        if watched is not None:
+            self._target = self._watched = watched
 
     def begin(self, cancel: Cancel, deadlines: Deadlines, deadline: float, now: float) -> None:
         """Called once the handler has taken the request."""
@@ -130,9 +139,15 @@ class ActiveRequests:
     """All requests in progress, and the door that new ones come through."""
 
     def __init__(
-        self, handler: ModelHandler, limits: StreamLimits, *, remember_ids: int = 0
+        self,
+        handler: ModelHandler,
+        limits: StreamLimits,
+        *,
+        remember_ids: int = 0,
+        audit: RequestAudit | None = None,
     ) -> None:
         self._handler = handler
+        self._audit = audit
         self.limits = limits
         self._active: set[ActiveRequest] = set()
         self._idle = asyncio.Event()
@@ -180,10 +195,12 @@ class ActiveRequests:
         traceparent: str = "",
         time_remaining: float | None = None,
         mask: frozenset[int] = frozenset(),
+        relayed: bool = False,
     ) -> ActiveRequest:
         """Starts a serialised GenerateRequest; a refusal goes to the target as well.
 
-        Never raises for what the request is; the target hears of it.
+        Never raises for what the request is; the target hears of it. One that is `relayed` is
+        written to the audit trail by the router that it came to.
         """
         active = ActiveRequest(self, target)
         self._active.add(active)
@@ -193,6 +210,9 @@ class ActiveRequests:
             # Kept, since asking for the loop costs a system call.
             deadlines = self._deadlines or self._running()
             request = self._read(raw, caller)
+            if self._audit is not None and not relayed:
+                active.watch(self._audit.watch(request, caller, target))
+            caller.check_model(request.model)
             now = deadlines.now()
             deadline = now + self._allowed(request, time_remaining)
             context = CallContext(caller, request.request_id, deadline, traceparent, mask)
@@ -211,7 +231,6 @@ class ActiveRequests:
         except DecodeError as exc:
             raise invalid([Violation("", "is not a GenerateRequest message")]) from exc
         validate_generate(request, size=len(raw))
-        caller.check_model(request.model)
         if not request.request_id:
             request.request_id = f"{self._random.getrandbits(128):032x}"
         elif self._bodies is not None:

@@ -99,6 +99,12 @@ def current_principal() -> Principal:
     return caller.principal
 
 
+def known_principal() -> Principal | None:
+    """The caller of the RPC being handled, as far as it is known."""
+    caller = _current.get()
+    return None if caller is None else caller.principal
+
+
 def current_address() -> Address | None:
     """Where the RPC being handled comes from; None for a sibling process or outside of RPCs."""
     caller = _current.get()

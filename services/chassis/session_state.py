@@ -222,7 +222,12 @@ class SessionState:
             )
             return
         request = self._requests.open(
-            frame.start, stream, caller, traceparent=frame.traceparent, mask=mask
+            frame.start,
+            stream,
+            caller,
+            traceparent=frame.traceparent,
+            mask=mask,
+            relayed=frame.HasField("on_behalf_of"),
         )
         if not request.ended:
             self._streams[number] = request

@@ -253,6 +253,36 @@ class CommonSettings:
     otlp_endpoint: str = setting(
         "", help="Base URL of an OTLP/HTTP collector for traces and metrics. Empty: none."
     )
+    encryption_keys_file: Path | None = setting(
+        None,
+        help="A keychain, as JSON or YAML: answers that are kept beyond memory, and prompts and "
+        "answers in the audit trail, are encrypted with a data key for each tenant. The same for "
+        "all that share a store. Empty: answers are kept readable, prompts not at all.",
+    )
+    # What is written to the audit trail, and where: audit/.
+    audit_dir: Path | None = setting(
+        None, help="Directory of the audit trail's files, made when missing. Empty: no files."
+    )
+    audit_key_file: Path | None = setting(
+        None,
+        help="PEM file of the Ed25519 key that signs the audit trail, made when missing. "
+        "Empty: audit.key beside the trail.",
+    )
+    audit_retention: float = setting(
+        400 * 86_400.0,
+        minimum=86_400,
+        help="How long entries of the audit trail are kept in files.",
+    )
+    audit_otlp: bool = setting(
+        False, help="Whether the audit trail also goes to the collector at the OTLP endpoint."
+    )
+    audit_spool: int = setting(
+        10_000,
+        minimum=100,
+        maximum=1_000_000,
+        help="Audit entries that wait in memory while they cannot be written; with more, requests "
+        "to models are refused.",
+    )
     drain_timeout: float = setting(
         30.0, minimum=0, help="How long open requests may take to finish at shutdown."
     )

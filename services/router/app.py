@@ -26,6 +26,7 @@ from services.chassis.version import VERSION
 from services.chassis.workers import Worker
 from services.router.admin import RouterAdmin
 from services.router.admin_of_all import AdminOfAll
+from services.router.audited_admin import AuditedAdmin
 from services.router.core.policy import AdmissionRules, Objective, Policy
 from services.router.decisions import Decisions
 from services.router.handler import RouterHandler
@@ -122,7 +123,8 @@ async def running(
         if of_all is not None:
             # What a sibling asks is asked of this worker alone, so no question goes round.
             host.add_private_servicer(add_admin, admin)
-        host.add_servicer(add_admin, of_all or admin, "anabranch.v1.RouterAdminService")
+        audited = AuditedAdmin(of_all or admin, host.audit)
+        host.add_servicer(add_admin, audited, "anabranch.v1.RouterAdminService")
         host.meter.create_observable_gauge(
             "anabranch.router.waiting",
             callbacks=[lambda _: [Observation(len(routing.line))]],

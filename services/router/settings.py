@@ -84,13 +84,6 @@ class Settings(WorkerSettings):
         "redis://:password@host:6379/0. Empty: each process for itself.",
     )
 
-    encryption_keys_file: Path | None = setting(
-        None,
-        help="A keychain, as JSON or YAML: answers in Redis and in that folder are encrypted, with "
-        "a data key for each tenant. The same on every router that shares them. Empty: they are "
-        "not encrypted.",
-    )
-
     def __post_init__(self) -> None:
         try:
             place = parse_place(self.policy)
