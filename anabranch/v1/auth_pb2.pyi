@@ -503,7 +503,7 @@ class ListTenantsResponse(_message.Message):
     def __init__(self, tenants: _Optional[_Iterable[_Union[Tenant, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class QueryAuditRequest(_message.Message):
-    __slots__ = ("since", "client_id", "action", "page_size", "page_token", "until", "tenant")
+    __slots__ = ("since", "client_id", "action", "page_size", "page_token", "until", "tenant", "oldest_first")
     SINCE_FIELD_NUMBER: _ClassVar[int]
     CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
     ACTION_FIELD_NUMBER: _ClassVar[int]
@@ -511,6 +511,7 @@ class QueryAuditRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     UNTIL_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
+    OLDEST_FIRST_FIELD_NUMBER: _ClassVar[int]
     since: _timestamp_pb2.Timestamp
     client_id: str
     action: str
@@ -518,7 +519,8 @@ class QueryAuditRequest(_message.Message):
     page_token: str
     until: _timestamp_pb2.Timestamp
     tenant: str
-    def __init__(self, since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., client_id: _Optional[str] = ..., action: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., until: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., tenant: _Optional[str] = ...) -> None: ...
+    oldest_first: bool
+    def __init__(self, since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., client_id: _Optional[str] = ..., action: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., until: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., tenant: _Optional[str] = ..., oldest_first: _Optional[bool] = ...) -> None: ...
 
 class QueryAuditResponse(_message.Message):
     __slots__ = ("records", "next_page_token", "head")

@@ -362,7 +362,7 @@ class AuthServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def QueryAudit(self, request, context):
-        """Reads the audit trail, newest first. Idempotent.
+        """Reads the audit trail, newest first by default. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -33,9 +33,13 @@ class StoredEntry:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which entries are asked for; times in unix seconds, empty texts mean any."""
+    """Which entries are asked for; times in unix seconds, empty texts mean any.
 
-    before: int | None = None
+    `after` is the sequence number behind which to go on, in either order.
+    """
+
+    after: int | None = None
+    oldest_first: bool = False
     since: float | None = None
     until: float | None = None
     client_id: str = ""
@@ -69,12 +73,15 @@ class AuditRecords:
             await self._connection.execute(insert(audit_entries), rows)
         return last
 
-    async def newest(self, wanted: Wanted, limit: int) -> list[StoredEntry]:
-        """The entries that are asked for, newest first."""
+    async def page(self, wanted: Wanted, limit: int) -> list[StoredEntry]:
+        """The entries that are asked for, in that order."""
         columns = audit_entries.c
-        asked = select(audit_entries).order_by(columns.sequence.desc()).limit(limit)
-        if wanted.before is not None:
-            asked = asked.where(columns.sequence < wanted.before)
+        upward = wanted.oldest_first
+        order = columns.sequence.asc() if upward else columns.sequence.desc()
+        asked = select(audit_entries).order_by(order).limit(limit)
+        if wanted.after is not None:
+            beyond = columns.sequence > wanted.after
+            asked = asked.where(beyond if upward else columns.sequence < wanted.after)
         if wanted.since is not None:
             asked = asked.where(columns.time >= wanted.since)
         if wanted.until is not None:

@@ -1,8 +1,10 @@
-"""Commands about the audit trail: query."""
+"""Commands about the audit trail: query and export."""
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
+from pathlib import Path
 
 import click
 
@@ -16,14 +18,18 @@ from anabranch.cli.options import json_option
 from anabranch.cli.render import print_json
 from anabranch.v1 import auth_pb2 as pb
 
+TRAIL = "auth"
+"""What the auth service calls its trail."""
+
 
 @click.group()
 def audit() -> None:
     """The audit trail: who did what, when, and whether it was allowed. Needs the scope audit.
 
     \b
-    Example:
+    Examples:
       anabranch auth audit query --since 1h --action client.create
+      anabranch auth audit export trail/ && anabranch audit verify trail/
     """
 
 
@@ -85,3 +91,61 @@ def query(
         print_json([views.audit_record(record) for record in found])
     else:
         views.print_audit_records(found)
+
+
+@audit.command()
+@click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
+@click.pass_obj
+def export(connection: Connection, /, directory: Path) -> None:
+    """Copy the whole trail and its signed head into DIRECTORY, as `anabranch audit verify` reads
+    them. Heads of earlier exports stay there: with them a trail that was cut is recognised.
+
+    \b
+    Example:
+      anabranch auth audit export /mnt/auditor/auth
+      anabranch audit verify /mnt/auditor/auth --public-key auth-audit.pub
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    draft = directory / f".{TRAIL}.part"
+    head: pb.AuditHead | None = None
+    count = first = 0
+    try:
+        with administrator(connection, as_json=False) as auth, draft.open("wb") as out:
+            request = pb.QueryAuditRequest(oldest_first=True, page_size=LARGEST_PAGE)
+            for page in auth.pages(auth.stub.QueryAudit, request):
+                # The first page's: what is written meanwhile is beyond it, and copied all the same.
+                if head is None and page.HasField("head"):
+                    head = page.head
+                for record in page.records:
+                    first = first or record.sequence
+                    count += 1
+                    out.write(
+                        b'{"entry":%s,"hash":"%s"}\n'
+                        % (record.canonical, record.hash.hex().encode())
+                    )
+                if count > LARGEST_PAGE:
+                    click.echo(f"{count:,} records", err=True)
+        for earlier in directory.glob(f"{TRAIL}-*.jsonl"):
+            earlier.unlink()
+        draft.replace(directory / f"{TRAIL}-{first:020}.jsonl")
+    finally:
+        draft.unlink(missing_ok=True)
+    if head is not None:
+        with (directory / f"{TRAIL}.heads.jsonl").open("ab") as heads:
+            heads.write(_head_line(head))
+        click.echo(f"Copied {count:,} records; signed up to number {head.sequence} with the key")
+        click.echo(head.public_key.hex())
+
+
+def _head_line(head: pb.AuditHead) -> bytes:
+    """A signed head as trails keep it: one line of JSON, its names in order."""
+    value = {
+        "hash": head.hash.hex(),
+        "key_id": head.key_id,
+        "public_key": head.public_key.hex(),
+        "sequence": head.sequence,
+        "signature": head.signature.hex(),
+        "time_us": head.time.ToMicroseconds(),
+        "trail": head.trail,
+    }
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode() + b"\n"

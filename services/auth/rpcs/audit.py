@@ -49,7 +49,8 @@ class AuditRpcs:
             authority_of(principal).check_tenant(tenant or principal.tenant)
             tenant = principal.tenant
         wanted = Wanted(
-            before=int(after) if after else None,
+            after=int(after) if after else None,
+            oldest_first=request.oldest_first,
             since=unix_seconds(request.since) if request.HasField("since") else None,
             until=unix_seconds(request.until) if request.HasField("until") else None,
             client_id=request.client_id,
@@ -57,7 +58,7 @@ class AuditRpcs:
             tenant=tenant,
         )
         async with self._store.reading() as records:
-            found = await records.trail.newest(wanted, size + 1)
+            found = await records.trail.page(wanted, size + 1)
             last = await records.trail.last()
         shown = found[:size]
         answer = pb.QueryAuditResponse(
@@ -91,12 +92,13 @@ def _record(stored: StoredEntry) -> pb.AuditRecord:
 
 
 def _head(head: Head) -> pb.AuditHead:
-    return pb.AuditHead(
+    found = pb.AuditHead(
         trail=head.trail,
         sequence=head.sequence,
         hash=head.hash,
-        time=timestamp(head.time),
         key_id=head.key_id,
         signature=head.signature,
         public_key=head.public_key,
     )
+    found.time.FromMicroseconds(head.time_us)  # exactly: it is part of what was signed
+    return found
