@@ -373,7 +373,6 @@ class Host:
         return address
 
     async def _renew_tls(self, authorities_changed: bool) -> None:
-        await self._server.renew_tls()
         if authorities_changed:
             # Whom the former authorities vouched for may finish, and must prove itself anew.
             self._server.send_away("the trusted authorities have changed")

@@ -187,6 +187,12 @@ class ClientConnection(Connection):
         wider = h2.window_update(0, self.limits.connection_window - h2.FIRST_WINDOW)
         return h2.PREFACE + settings + wider
 
+    def why_lost(self) -> str:
+        if self._scheme == "https" and not self._greeted:
+            # Under TLS 1.3 a server looks at the client's certificate after the client's handshake.
+            return "the server closed the connection at once: it may not accept our certificate"
+        return super().why_lost()
+
     def is_idle(self, number: int) -> bool:
         return number % 2 == 0 or number >= self._next
 

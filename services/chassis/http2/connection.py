@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
@@ -90,6 +89,10 @@ class Connection(asyncio.Protocol):
     def on_tick(self) -> None:
         """Called every few seconds while the connection lives."""
 
+    def why_lost(self) -> str:
+        """What is said when the peer closes without a word."""
+        return "the connection was lost"
+
     def is_idle(self, number: int) -> bool:
         """Whether a stream was never opened."""
         raise NotImplementedError
@@ -117,9 +120,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.outgoing.abort()
-        # Under TLS 1.3 a server refuses a client's certificate only after the handshake.
-        refused = f": {exc.reason}" if isinstance(exc, ssl.SSLError) and exc.reason else ""
-        self._over(Code.CANCEL, f"the connection was lost{refused}")
+        self._over(Code.CANCEL, self.why_lost())
         self._handlers.clear()
 
     def pause_writing(self) -> None:

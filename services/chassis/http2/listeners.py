@@ -1,4 +1,4 @@
-"""Bound addresses, and accepting connections there, in plain text or under TLS that may change.
+"""Bound addresses, and accepting connections there under TLS whose certificates may change.
 
 Who answers on the connections is known to the server (server.py); certificates to chassis/tls.py.
 """
@@ -6,90 +6,112 @@ Who answers on the connections is known to the server (server.py); certificates 
 from __future__ import annotations
 
 import asyncio
+import errno
+import logging
 import socket
 import ssl
 from collections.abc import Callable, Mapping
 from typing import Any
 
-_BACKLOG = 1024
+_log = logging.getLogger(__name__)
+
+BACKLOG = 1024
+_AT_ONCE = 64
 # Who connects and says nothing, or nothing that leads anywhere, is gone after this.
 _HANDSHAKE_S = 5.0
-_TLS_GOODBYE_S = 2.0
+_GOODBYE_S = 2.0
+_SILENCE_S = 5.0
+_OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_OUT_OF_RESOURCES_PAUSE_S = 1.0
 
 ContextSource = Callable[[], ssl.SSLContext]
 
 
-class Listener:
+class TlsListener:
     """Accepts connections on one bound socket, which it owns; `make` makes their protocols.
 
-    With `tls`, connections begin with a handshake under the context that it gives when the
-    listener is opened, and after each `renew`.
+    Each handshake is under the context that `tls` gives at that moment. The loop's own servers
+    keep one context for life, and asyncio's drop what they have just accepted when they close, so
+    that one cannot take another's place without loss.
     """
 
     def __init__(
         self,
         make: Callable[[], asyncio.BaseProtocol],
         bound: socket.socket,
-        tls: ContextSource | None,
+        tls: ContextSource,
     ) -> None:
         self._make = make
         self._bound = bound
         self._tls = tls
-        self._accepting: asyncio.AbstractServer | None = None
-        self._started = False
+        self._loop = asyncio.get_running_loop()
+        self._handshakes: set[asyncio.Task[None]] = set()
+        self._untold = 0
+        self._silent_until = 0.0
+        self._pause: asyncio.TimerHandle | None = None
 
-    async def open(self) -> None:
-        """Makes ready; accepts nothing yet."""
-        self._accepting = await self._accept()
-
-    async def start(self) -> None:
+    async def start_serving(self) -> None:
         """Accepts from here on."""
-        self._started = True
-        if self._accepting is not None:
-            await self._accepting.start_serving()
-
-    async def renew(self) -> None:
-        """Meets new connections with the present TLS context; those that are open go on.
-
-        The socket never stops to listen, so whoever connects meanwhile is met by one or the other.
-        """
-        if self._tls is None or self._is_closed():
-            return
-        successor = await self._accept()
-        if self._is_closed():
-            successor.close()
-            return
-        previous, self._accepting = self._accepting, successor
-        if previous is not None:
-            previous.close()
+        self._bound.listen(BACKLOG)
+        self._loop.add_reader(self._bound, self._accept)
 
     def close(self) -> None:
-        """Accepts no more; connections that are open go on."""
-        if self._accepting is not None:
-            self._accepting.close()
-        self._bound.close()
+        """Accepts no more. Connections that are open go on, and so do handshakes."""
+        if self._pause is not None:
+            self._pause.cancel()
+        if self._bound.fileno() >= 0:
+            self._loop.remove_reader(self._bound)
+            self._bound.close()
 
-    def _is_closed(self) -> bool:
-        return self._bound.fileno() < 0
+    async def wait_closed(self) -> None:
+        """Ends the handshakes that are still under way. After `close`."""
+        for task in self._handshakes:
+            task.cancel()
+        await asyncio.gather(*self._handshakes, return_exceptions=True)
 
-    async def _accept(self) -> asyncio.AbstractServer:
-        loop = asyncio.get_running_loop()
-        secured: dict[str, Any] = {}
-        if self._tls is not None:
-            secured = {
-                "ssl": self._tls(),
-                "ssl_handshake_timeout": _HANDSHAKE_S,
-                "ssl_shutdown_timeout": _TLS_GOODBYE_S,
-            }
-        # A descriptor of its own for the same socket: closing one does not close the others.
-        shared = self._bound.dup()
+    def _accept(self) -> None:
+        for _ in range(_AT_ONCE):
+            try:
+                accepted, _ = self._bound.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as failed:
+                if failed.errno not in _OUT_OF_RESOURCES:
+                    raise
+                # The socket stays readable: without a pause nothing else would be done.
+                _log.error("no connection can be accepted", extra={"cause": failed.strerror})
+                self._loop.remove_reader(self._bound)
+                self._pause = self._loop.call_later(
+                    _OUT_OF_RESOURCES_PAUSE_S, self._loop.add_reader, self._bound, self._accept
+                )
+                return
+            task = self._loop.create_task(self._handshake(accepted))
+            self._handshakes.add(task)
+            task.add_done_callback(self._handshakes.discard)
+
+    async def _handshake(self, accepted: socket.socket) -> None:
+        accepted.setblocking(False)
+        accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
-            return await loop.create_server(
-                self._make, sock=shared, backlog=_BACKLOG, start_serving=self._started, **secured
+            await self._loop.connect_accepted_socket(
+                self._make,
+                accepted,
+                ssl=self._tls(),
+                ssl_handshake_timeout=_HANDSHAKE_S,
+                ssl_shutdown_timeout=_GOODBYE_S,
             )
-        except BaseException:
-            shared.close()
-            raise
+        except OSError as failed:
+            self._tell(failed)
+
+    def _tell(self, failed: OSError) -> None:
+        """The peer does not hear why: asyncio sends no alert. But nobody may fill the log."""
+        self._untold += 1
+        if self._loop.time() < self._silent_until:
+            return
+        self._silent_until = self._loop.time() + _SILENCE_S
+        extra = {"cause": str(failed) or type(failed).__name__, "failures": self._untold}
+        _log.info("TLS handshakes failed", extra=extra)
+        self._untold = 0
 
 
 def dns_names(certificate: Mapping[str, Any] | None) -> tuple[str, ...]:

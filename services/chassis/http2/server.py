@@ -22,7 +22,7 @@ import grpc
 from services.chassis.http2 import headers
 from services.chassis.http2.connection import TransportLimits
 from services.chassis.http2.frames import Code
-from services.chassis.http2.listeners import ContextSource, Listener, bound
+from services.chassis.http2.listeners import BACKLOG, ContextSource, TlsListener, bound
 from services.chassis.http2.messages import Budget
 from services.chassis.http2.server_call import ServerCall
 from services.chassis.http2.server_connection import ServerConnection
@@ -60,8 +60,8 @@ class Server:
         self._connection_age = connection_age
         self._interceptors = tuple(interceptors)
         self._handlers: list[grpc.GenericRpcHandler] = []
-        self._listeners: list[Listener] = []
-        self._private: list[asyncio.AbstractServer] = []
+        self._listeners: list[asyncio.AbstractServer | TlsListener] = []
+        self._secured: list[TlsListener] = []
         self._connections: set[ServerConnection] = set()
         self._calls: set[asyncio.Task[None]] = set()
         # Without those whose caller has left: their handlers end in a turn of the loop, and a
@@ -85,43 +85,39 @@ class Server:
         """Binds host:port or unix:path and returns the port (0 for a path).
 
         Connections are accepted from `start` on. An empty host and "[::]" mean every
-        address of either family. `tls` gives the context for new connections, which is plain text
-        without and for paths. Raises OSError when the address cannot be had.
+        address of either family. `tls` gives the context for each new connection; it is plain text
+        without, and at a path. Raises OSError when the address cannot be had.
         """
         loop = asyncio.get_running_loop()
         if address.startswith("unix:"):
             path = address.removeprefix("unix:")
-            self._private.append(
+            self._listeners.append(
                 await loop.create_unix_server(self._connected, path, start_serving=False)
             )
             return 0
         sockets = bound(address, reuse_port=reuse_port)
-        listeners = [Listener(self._connected, one, tls) for one in sockets]
-        self._listeners += listeners
-        for listener in listeners:
-            await listener.open()
+        for one in sockets:
+            if tls is not None:
+                self._secured.append(TlsListener(self._connected, one, tls))
+                self._listeners.append(self._secured[-1])
+                continue
+            self._listeners.append(
+                await loop.create_server(
+                    self._connected, sock=one, backlog=BACKLOG, start_serving=False
+                )
+            )
         return int(sockets[0].getsockname()[1])
 
     async def start(self) -> None:
         """Accepts connections on every address that was bound."""
         for listener in self._listeners:
-            await listener.start()
-        for private in self._private:
-            await private.start_serving()
-
-    async def renew_tls(self) -> None:
-        """Meets new connections with the newest context; no attempt to connect is lost."""
-        for listener in tuple(self._listeners):
-            await listener.renew()
+            await listener.start_serving()
 
     def close_listeners(self) -> None:
         """Accepts no more connections; those that are open go on."""
         listeners, self._listeners = self._listeners, []
         for listener in listeners:
             listener.close()
-        private, self._private = self._private, []
-        for one in private:
-            one.close()
 
     @property
     def connections(self) -> int:
@@ -151,6 +147,8 @@ class Server:
             task.cancel()
         if rest:
             await asyncio.gather(*rest, return_exceptions=True)
+        for listener in self._secured:
+            await listener.wait_closed()
         for connection in tuple(self._connections):
             connection.close(Code.NO_ERROR, "the server is shutting down")
 
