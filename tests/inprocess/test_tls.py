@@ -1,4 +1,4 @@
-"""Whole services under mutual TLS: what passes between them, probes, HTTPS, and new certificates."""
+"""Whole services under mutual TLS: calls between them, probes, HTTPS, and new certificates."""
 
 from __future__ import annotations
 
@@ -99,10 +99,10 @@ async def test_a_request_passes_from_the_caller_to_the_engine_under_mutual_tls(t
             chunks = [c async for c in stub.StreamGenerate(ask(), metadata=bearer(token))]
             # This one goes on over a channel of grpc.aio, a stream over a session.
             counted = await stub.CountTokens(
-                model_pb2.CountTokensRequest(request=ask()), metadata=bearer(token)
+                model_pb2.CountTokensRequest(model=MODEL, request=ask()), metadata=bearer(token)
             )
         assert sum(len(chunk.token_ids) for chunk in chunks) == 20
-        assert counted.token_count > 0
+        assert counted.prompt_tokens > 0
         for host in (running.router, running.auth, running.engines[0].host):
             with pytest.raises(grpc.aio.AioRpcError) as refused:
                 async with open_channel(host.address) as plain:
@@ -138,7 +138,7 @@ async def test_a_router_uses_no_backend_that_proves_to_be_another_service(tmp_pa
         async def refused() -> bool:
             states = {b.backend_id: b for b in await running.backends()}
             found = states.get(stranger.host.instance_id)
-            return found is not None and "not accepted: Hostname mismatch" in found.last_error
+            return found is not None and "not accepted: Hostname mismatch" in found.detail
 
         await until(refused)
         states = {b.backend_id: b.state for b in await running.backends()}
@@ -178,7 +178,7 @@ async def test_a_stream_goes_on_while_every_service_takes_up_new_certificates(tm
         # A new caller, new single calls of the router, and a new session all find their way.
         async with running.channel(running.router) as channel:
             await model_stub(channel).CountTokens(
-                model_pb2.CountTokensRequest(request=ask()), metadata=bearer(token)
+                model_pb2.CountTokensRequest(model=MODEL, request=ask()), metadata=bearer(token)
             )
         await running.add_engine()
         await running.backends_ready(2)
@@ -227,9 +227,16 @@ async def test_the_health_port_answers_in_plain_text_and_nothing_but_health(tmp_
         request = health_pb2.HealthCheckRequest(service=auth_app.FULL_NAME)
         answer = await health.Check(request, timeout=BOUND_S)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        login = auth_pb2.IssueTokenRequest(
+            client_id="admin", client_secret=(tmp_path / "secret").read_text().strip()
+        )
+        async with open_channel(host.address, credentials=tls.credentials(certs)) as secured:
+            issued = await auth_pb2_grpc.AuthServiceStub(secured).IssueToken(login)
+        # Not even who may: the port has no other service.
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            stub = auth_pb2_grpc.AuthServiceStub(channel)
-            await stub.GetJwks(auth_pb2.GetJwksRequest(), timeout=BOUND_S)
+            await auth_pb2_grpc.AuthServiceStub(channel).IssueToken(
+                login, timeout=BOUND_S, metadata=bearer(issued.access_token)
+            )
         assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
@@ -254,7 +261,7 @@ async def test_the_oauth_endpoint_speaks_https_without_client_certificates(tmp_p
             "client_id": "admin",
             "client_secret": secret.read_text().strip(),
         }
-        token = f"{host.http_address}/oauth2/token"
+        token = f"{host.http_address}/oauth/token"
         async with http.post(f"https://{token}", data=form, ssl=trusting) as answer:
             assert answer.status == 200
             assert (await answer.json())["access_token"]
@@ -265,27 +272,32 @@ async def test_the_oauth_endpoint_speaks_https_without_client_certificates(tmp_p
 async def test_the_http_port_takes_up_new_certificates_while_connections_go_on(tmp_path, certs):
     trusting = tls.context(certs, None)
     trusting.set_alpn_protocols(["http/1.1"])
-    async with auth(tmp_path, certs) as host, aiohttp.ClientSession() as kept:
+    async with auth(tmp_path, certs) as host:
 
-        async def shown(session: aiohttp.ClientSession) -> tuple[str, int]:
-            url = f"https://{host.http_address}/healthz"
-            async with session.get(url, ssl=trusting) as answer:
-                assert answer.connection is not None
-                transport = answer.connection.transport
-                assert transport is not None
-                found = transport.get_extra_info("peercert")["serialNumber"]
-                return str(found), transport.get_extra_info("sockname")[1]
+        async def shown(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str:
+            """Asks on a connection; returns the serial number that it began with."""
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: auth\r\n\r\n")
+            async with asyncio.timeout(BOUND_S):
+                assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+                await reader.readuntil(b"alive\n")
+            return str(writer.get_extra_info("peercert")["serialNumber"])
 
-        before, own_port = await shown(kept)
+        address, _, port = host.http_address.rpartition(":")
+        kept = await asyncio.open_connection(address, int(port), ssl=trusting)
+        before = await shown(*kept)
         assert before == tls.serial(certs, auth_app.SERVICE)
         tls.certs.make(certs)
 
         async def renewed() -> bool:
-            async with aiohttp.ClientSession() as new:
-                return (await shown(new))[0] == tls.serial(certs, auth_app.SERVICE)
+            new = await asyncio.open_connection(address, int(port), ssl=trusting)
+            try:
+                return await shown(*new) == tls.serial(certs, auth_app.SERVICE)
+            finally:
+                new[1].transport.abort()
 
         await until(renewed)
-        assert await shown(kept) == (before, own_port)
+        assert await shown(*kept) == before
+        kept[1].transport.abort()
 
 
 async def test_the_http_port_stays_plain_when_that_is_set(tmp_path, certs):

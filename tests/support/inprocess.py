@@ -91,10 +91,9 @@ class Cluster:
     async def add_engine(self, **changes: Any) -> Engine:
         stack = AsyncExitStack()
         settings = engine_settings.Settings(
-            **self.common(f"engine-{next(_names)}"),
             engine="sim",
             served_model_name=changes.pop("model", MODEL),
-            **changes,
+            **(self.common(f"engine-{next(_names)}") | changes),
         )
         simulation = engine_app.make_engine(settings)
         assert isinstance(simulation, SimEngine)
