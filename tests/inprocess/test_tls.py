@@ -158,7 +158,7 @@ async def test_a_stream_goes_on_while_every_service_takes_up_new_certificates(tm
             async for chunk in call:
                 tokens += chunk.token_ids
                 if not attempts:
-                    engine.simulation.slowdown = 1000.0
+                    engine.simulation.slowdown = 100.0
                     tls.certs.make(certs)
                     await shows(
                         {
