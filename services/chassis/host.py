@@ -39,7 +39,7 @@ from services.chassis.settings import CommonSettings
 from services.chassis.telemetry import Telemetry
 from services.chassis.tls import Tls, https_of
 from services.chassis.version import VERSION
-from services.chassis.workers.retirement import connection_age, retire
+from services.chassis.workers.retirement import REASON, connection_age, retire
 from services.chassis.workers.worker import Worker
 
 _log = logging.getLogger(__name__)
@@ -322,6 +322,10 @@ class Host:
     async def _shut_down(self) -> None:
         limit = self.settings.drain_timeout
         if self.worker is not None and self.worker.retiring and self._serving:
+            if self._probed is not None:
+                # Its siblings answer there: whoever asks is not to hear that this one leaves.
+                self._probed.close_listeners()
+                self._probed.send_away(REASON)
             await retire(self.worker, self._server, self.model_service, limit)
         await self.stop_serving("shutting down")
         if self.model_service is not None:

@@ -184,18 +184,17 @@ async def test_a_stream_goes_on_while_every_service_takes_up_new_certificates(tm
         await running.backends_ready(2)
 
 
-async def test_a_whole_cluster_moves_to_another_authority(tmp_path, certs):
+async def test_a_whole_cluster_moves_to_another_authority_around_an_open_stream(tmp_path, certs):
     async with cluster(tmp_path, certificates=certs) as running:
         assert running.router is not None
-        old = tls.credentials(certs)
-        engine = running.engines[0].host
+        engine = running.engines[0]
         token = await credential(running)
-        tls.replace_all(certs, by=tls.made(tmp_path / "others"))
         services = {
             "anabranch-router": running.router,
-            "anabranch-engine": engine,
+            "anabranch-engine": engine.host,
             "anabranch-auth": running.auth,
         }
+        old = tls.credentials(certs)
 
         async def moved() -> bool:
             try:
@@ -204,15 +203,27 @@ async def test_a_whole_cluster_moves_to_another_authority(tmp_path, certs):
                 return False
             return True
 
-        await until(moved)
-        own = (("grpc.use_local_subchannel_pool", 1),)
-        async with open_channel(running.router.address, credentials=old, options=own) as channel:
+        async with open_channel(running.router.address, credentials=old) as before:
+            call = model_stub(before).StreamGenerate(ask(300), metadata=bearer(token))
+            tokens = list((await call.read()).token_ids)
+            engine.simulation.slowdown = 100.0
+            tls.replace_all(certs, by=tls.made(tmp_path / "others"))
+            await until(moved)
+            # The connection of before is for what it has begun.
             with pytest.raises(grpc.aio.AioRpcError) as refused:
-                await model_stub(channel).Generate(ask(), metadata=bearer(token), timeout=BOUND_S)
-        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
-        async with running.channel(running.router) as channel:
-            answer = await model_stub(channel).Generate(ask(), metadata=bearer(token))
-        assert len(answer.choices[0].token_ids) == 20
+                await model_stub(before).ListModels(
+                    model_pb2.ListModelsRequest(), metadata=bearer(token), timeout=BOUND_S
+                )
+            assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+            async with running.channel(running.router) as now:
+                await model_stub(now).ListModels(
+                    model_pb2.ListModelsRequest(), metadata=bearer(token), timeout=BOUND_S
+                )
+            engine.simulation.slowdown = 1.0
+            while (chunk := await call.read()) is not grpc.aio.EOF:
+                tokens += chunk.token_ids
+            assert len(tokens) == 300
+            assert await call.code() is grpc.StatusCode.OK
 
 
 # Probes and HTTP

@@ -244,6 +244,17 @@ async def test_a_peer_in_plain_text_is_closed_at_a_tls_port(scene):
     assert scene.server.connections == 0
 
 
+async def test_a_peer_that_speaks_no_http_2_within_tls_hears_so(scene):
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", scene.port, ssl=tls.context(scene.certs), server_hostname="localhost"
+    )
+    writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    async with asyncio.timeout(BOUND_S):
+        heard = await reader.read(-1)
+    assert b"this is no HTTP/2 connection" in heard
+    writer.close()
+
+
 async def test_our_client_in_tls_fails_at_a_port_in_plain_text(certs_dir):
     server = Server(limits=generous(), max_calls=1)
     port = await server.listen("127.0.0.1:0")
