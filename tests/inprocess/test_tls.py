@@ -215,10 +215,15 @@ async def test_a_whole_cluster_moves_to_another_authority_around_an_open_stream(
                     model_pb2.ListModelsRequest(), metadata=bearer(token), timeout=BOUND_S
                 )
             assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+            # The router asks the engine over a channel of grpc.aio, under new credentials.
             async with running.channel(running.router) as now:
-                await model_stub(now).ListModels(
-                    model_pb2.ListModelsRequest(), metadata=bearer(token), timeout=BOUND_S
+                await model_stub(now).CountTokens(
+                    model_pb2.CountTokensRequest(model=MODEL, request=ask()),
+                    metadata=bearer(token),
+                    timeout=BOUND_S,
                 )
+            await running.add_engine()
+            await running.backends_ready(2)
             engine.simulation.slowdown = 1.0
             while (chunk := await call.read()) is not grpc.aio.EOF:
                 tokens += chunk.token_ids
