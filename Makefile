@@ -24,6 +24,8 @@ PIP    := $(PYTHON) -m pip install --disable-pip-version-check --no-input --quie
 PYTEST ?=
 # Arguments of a benchmark; for example: make bench-dataplane BENCH="--quick"
 BENCH ?=
+# Arguments of `certs`.
+CERTS ?=
 # Compiled modules are kept, whatever the caller's habit: the tests start a hundred processes.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -85,6 +87,10 @@ protos: setup ## Generate the stubs and the protoset
 .PHONY: protos-check
 protos-check: setup ## Fail when the committed stubs differ from what the contracts generate
 	@$(PYTHON) -m tools.protos check
+
+.PHONY: certs
+certs: setup ## A local authority and a certificate per service in .run/certs, for TLS; again: renews them. CERTS="--days 7"
+	@$(PYTHON) -m tools.certs $(CERTS)
 
 .PHONY: stubs
 stubs: setup ## Stubs for Go, Java and C++ in .build/stubs (needs the network: buf's hosted plugins)

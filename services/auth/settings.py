@@ -90,6 +90,7 @@ class Settings(CommonSettings):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         problems = []
         try:
             url = self.url

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import grpc
@@ -23,6 +24,7 @@ from services.chassis.errors import Fault, fault_from_rpc_error
 from services.chassis.http2.single_calls import SingleCalls
 from services.chassis.registry import Registry
 from services.chassis.settings import Secret
+from services.chassis.tls import Tls
 
 _log = logging.getLogger(__name__)
 
@@ -37,11 +39,15 @@ _Answer = TypeVar("_Answer", bound=Message)
 
 
 class AuthClient:
-    """One connection to the auth service, moved when the registry says so."""
+    """One connection to the auth service, moved when the registry says so.
 
-    def __init__(self, target: str, registry: Registry | None) -> None:
+    With `tls`, whoever is there must prove to be the auth service.
+    """
+
+    def __init__(self, target: str, registry: Registry | None, tls: Tls | None = None) -> None:
         self._target = target
         self._registry = registry
+        self._identity = None if tls is None else partial(tls.expecting, AUTH_SERVICE)
         self._calls: SingleCalls | None = None
         self._address = ""
 
@@ -109,7 +115,7 @@ class AuthClient:
 
     async def _use(self, address: str) -> None:
         limits = transport_limits(calling=True)
-        previous, self._calls = self._calls, SingleCalls(address, limits)
+        previous, self._calls = self._calls, SingleCalls(address, limits, self._identity)
         self._address = address
         if previous is not None:
             # What is under way ends by its own deadline.

@@ -8,7 +8,6 @@ it, in production and in tests alike. What the service does is not known here.
 from __future__ import annotations
 
 import asyncio
-import errno
 import importlib.resources
 import logging
 import re
@@ -39,13 +38,15 @@ from services.chassis.model_handler import ModelHandler
 from services.chassis.model_service import SERVICE_NAME, ModelService
 from services.chassis.model_streams import StreamLimits
 from services.chassis.origin import Origin
+from services.chassis.ports import bind, registration, require_address, warn_of_certificates
 from services.chassis.principal import Address, Principal
 from services.chassis.reflection import add_reflection
-from services.chassis.registry import Registration, Registry, open_registry
-from services.chassis.settings import CommonSettings, SettingsError
+from services.chassis.registry import Registry, open_registry
+from services.chassis.settings import CommonSettings
 from services.chassis.telemetry import Telemetry
+from services.chassis.tls import Tls, https_of
 from services.chassis.version import VERSION
-from services.chassis.workers.retirement import connection_age, retire
+from services.chassis.workers.retirement import REASON, connection_age, retire
 from services.chassis.workers.worker import Worker
 
 _log = logging.getLogger(__name__)
@@ -97,6 +98,7 @@ class Host:
         http: HttpEndpoint,
         audit: Trail,
         worker: Worker | None = None,
+        tls: Tls | None = None,
     ) -> None:
         self.service = service
         self.settings = settings
@@ -110,6 +112,7 @@ class Host:
         self._refusals = Refusals(audit)
         self._sealer = content_sealer(settings)
         self.worker = worker
+        self.tls = tls
         self.address = ""
         self.instance_id = settings.service_id
         self.model_service: ModelService | None = None
@@ -123,6 +126,8 @@ class Host:
         )
         self._server = self._new_server(shared=worker is not None)
         self._private = self._new_server(private=True) if worker is not None else None
+        self._probed = self._new_server(private=True) if settings.health_listen else None
+        self._health_address = ""
 
     @classmethod
     @asynccontextmanager
@@ -143,15 +148,17 @@ class Host:
         `key_source` and `exchange` replace the auth service as the origin of verification keys
         and of tokens for API keys. `worker`: this process is one of several that share the
         address.
-        Raises what a background task raised, as an ExceptionGroup.
+        Raises what a background task raised, as an ExceptionGroup, and SettingsError when the
+        certificate files cannot be used.
         """
+        tls = await asyncio.to_thread(Tls.open, settings)
         own_registry = registry is None
         registry = registry or open_registry(
             settings.registry,
             token=settings.registry_token,
             stale_for=settings.registry_stale_for,
         )
-        auth = AuthClient(settings.auth_target, registry)
+        auth = AuthClient(settings.auth_target, registry, tls)
         instance = settings.service_id or service
         if worker is not None:
             instance += f"-worker-{worker.index}"
@@ -184,11 +191,17 @@ class Host:
                         settings.http_listen,
                         metrics=telemetry.prometheus_text,
                         ready=lambda: host.is_serving,
+                        tls=https_of(settings, tls),
                     ),
                     audit=audit,
                     worker=worker,
+                    tls=tls,
                 )
                 tasks.create_task(audit.run(), name="audit")
+                if tls is not None:
+                    tls.observe(telemetry.meter)
+                    tls.on_renewed(host._renew_tls)
+                    tasks.create_task(tls.follow(), name="certificates")
                 if key_source is None:
                     tasks.create_task(auth.follow(), name="auth-address")
                 tasks.create_task(verifier.keep_fresh(), name="verification-keys")
@@ -219,6 +232,11 @@ class Host:
     def is_serving(self) -> bool:
         """Whether health says SERVING."""
         return self._serving
+
+    @property
+    def health_address(self) -> str:
+        """host:port of the plaintext health port, once started; empty without one."""
+        return self._health_address
 
     @property
     def http_address(self) -> str:
@@ -274,10 +292,13 @@ class Host:
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         protoset = importlib.resources.files("anabranch.v1").joinpath("anabranch.protoset")
         add_reflection(self._server, protoset.read_bytes(), self._services)
-        self._require_address()
+        if self._probed is not None:
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, self._probed)
+        require_address(self.settings)
+        if self.tls is not None:
+            warn_of_certificates(self.service, self.settings, self.tls)
         if self.worker is None or self._private is None:
             self.address = await self._bind()
-            await self._server.start()
             await self.http.start()
         else:
             self.address = self.settings.listen
@@ -299,23 +320,21 @@ class Host:
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         if self.worker is not None:
             await self._bind()
-            await self._server.start()
         self._serving = True
-        registration = Registration(
-            service=self.service,
-            id=self.instance_id,
-            address=self.settings.advertise or self.address,
-            meta={
-                "version": VERSION,
-                "zone": self.settings.zone,
-                **self._meta,
-            },
+        told = registration(
+            self.service,
+            self.instance_id,
+            self.settings,
+            address=self.address,
+            health=self._health_address,
+            tls=self.tls is not None,
+            meta={"version": VERSION, "zone": self.settings.zone, **self._meta},
         )
         if self.worker is not None:
-            self.worker.serving(registration)
+            self.worker.serving(told)
         else:
             self._registered = True
-            await self.registry.register(registration)
+            await self.registry.register(told)
         _log.info("serving", extra={"id": self.instance_id})
 
     async def stop_serving(self, reason: str) -> None:
@@ -330,6 +349,10 @@ class Host:
     async def _shut_down(self) -> None:
         limit = self.settings.drain_timeout
         if self.worker is not None and self.worker.retiring and self._serving:
+            if self._probed is not None:
+                # Its siblings answer there: whoever asks is not to hear that this one leaves.
+                self._probed.close_listeners()
+                self._probed.send_away(REASON)
             await retire(self.worker, self._server, self.model_service, limit)
         await self.stop_serving("shutting down")
         if self.model_service is not None:
@@ -342,8 +365,9 @@ class Host:
                     "drain time is over", extra={"cut_off": len(self.model_service.requests)}
                 )
         await self._server.stop(_STOP_GRACE_S)
-        if self._private is not None:
-            await self._private.stop(_STOP_GRACE_S)
+        for further in (self._private, self._probed):
+            if further is not None:
+                await further.stop(_STOP_GRACE_S)
         await self.http.close()
         _log.info("stopped", extra={"id": self.instance_id})
 
@@ -368,26 +392,23 @@ class Host:
             connection_age=connection_age(settings.drain_timeout) if shared else None,
         )
 
-    def _require_address(self) -> None:
-        """Others cannot call a wildcard: it must be said what they should call."""
-        settings = self.settings
-        wildcard = settings.listen.rpartition(":")[0] in ("", "0.0.0.0", "[::]", "*")  # noqa: S104
-        if wildcard and not settings.advertise and settings.registry != "none":
-            raise SettingsError(
-                [
-                    f"ADVERTISE is required with LISTEN={settings.listen}: the host:port at "
-                    "which others reach this process"
-                ]
-            )
-
     async def _bind(self) -> str:
-        listen = self.settings.listen
-        try:
-            port = await self._server.listen(listen, reuse_port=self.worker is not None)
-        except OSError as exc:
-            why = "is the port in use?" if exc.errno == errno.EADDRINUSE else exc
-            raise OSError(f"cannot listen on {listen}: {why}") from exc
-        return f"{listen.rpartition(':')[0]}:{port}"
+        """Binds the service's own port and returns its address."""
+        tls = None if self.tls is None else self.tls.server_context
+        shared = self.worker is not None
+        address = await bind(self._server, self.settings.listen, reuse_port=shared, tls=tls)
+        if self._probed is not None:
+            self._health_address = await bind(
+                self._probed, self.settings.health_listen, reuse_port=shared
+            )
+            await self._probed.start()
+        await self._server.start()
+        return address
+
+    async def _renew_tls(self, authorities_changed: bool) -> None:
+        if authorities_changed:
+            # Whom the former authorities vouched for may finish, and must prove itself anew.
+            self._server.send_away("the trusted authorities have changed")
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for name in ("", *self._services):

@@ -238,6 +238,9 @@ async def _supervise(settings: WorkerSettings, program: Program) -> int:
     except CannotRunError as error:
         _log.error("cannot run", extra={"cause": str(error)})
         return ExitCode.BAD_SETTINGS if error.code == ExitCode.BAD_SETTINGS else ExitCode.FAILED
+    except SettingsError as error:
+        _log.error("cannot run", extra={"cause": "; ".join(error.problems)})
+        return ExitCode.BAD_SETTINGS
     except (OSError, ValueError) as error:
         _log.error("cannot run", extra={"cause": str(error)})
         return ExitCode.FAILED

@@ -247,6 +247,40 @@ class CommonSettings:
     )
     client_id: str = setting("", help="This service's own identity, for calls to other services.")
     client_secret: Secret | None = setting(None, help="The secret that belongs to the client id.")
+    tls_cert_file: Path | None = setting(
+        None,
+        help="PEM certificate chain of this service, leaf first; its alternative names hold the "
+        "service's name. Switches TLS on, for every gRPC port and for calls to other services. "
+        "Changed files are taken up while running.",
+    )
+    tls_key_file: Path | None = setting(None, help="The certificate's private key, PEM.")
+    tls_ca_file: Path | None = setting(
+        None,
+        help="PEM certificates of the authorities that other services' certificates must come "
+        "from. Empty: the machine's.",
+    )
+    tls_client_auth: Literal["required", "none"] | None = setting(
+        None,
+        help="Whether who connects to the gRPC port must show a certificate of TLS_CA_FILE's. "
+        "Empty: required when there is a TLS_CA_FILE.",
+    )
+    tls_reload_period: float = setting(
+        2.0,
+        minimum=0.01,
+        maximum=3600,
+        help="How often the certificate files are looked at; a change is taken up at the second "
+        "look that finds it.",
+    )
+    http_tls: Literal["auto", "off"] = setting(
+        "auto",
+        help="auto: the HTTP port speaks HTTPS, without client certificates, when TLS is on. "
+        "off: it stays plaintext.",
+    )
+    health_listen: str = setting(
+        "",
+        help="Address of a further gRPC port, host:port, that is plaintext and answers only "
+        "grpc.health.v1, for probes that have no certificate. Empty: none.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = setting(
         "info", help="The least severe level that is logged."
     )
@@ -293,6 +327,28 @@ class CommonSettings:
         4 * 1024 * 1024, minimum=64 * 1024, help="The largest gRPC message accepted, in bytes."
     )
 
+    def __post_init__(self) -> None:
+        problems = []
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            problems.append("TLS_CERT_FILE and TLS_KEY_FILE belong together: set both or neither")
+        if self.tls_cert_file is None and self.tls_ca_file is not None:
+            problems.append("TLS_CA_FILE needs TLS_CERT_FILE and TLS_KEY_FILE")
+        if self.tls_client_auth is not None and self.tls_cert_file is None:
+            problems.append("TLS_CLIENT_AUTH needs TLS_CERT_FILE and TLS_KEY_FILE")
+        elif self.tls_client_auth == "required" and self.tls_ca_file is None:
+            problems.append("TLS_CLIENT_AUTH=required needs TLS_CA_FILE: whose certificates count")
+        if self.health_listen:
+            port = self.health_listen.rpartition(":")[2]
+            if ":" not in self.health_listen or not port.isdecimal() or int(port) > 65535:
+                problems.append(f"HEALTH_LISTEN must be host:port, not {self.health_listen!r}")
+        if problems:
+            raise SettingsError(problems)
+
+    @property
+    def requires_client_certificates(self) -> bool:
+        """Whether who connects to the gRPC port must show a certificate."""
+        return self.tls_ca_file is not None and self.tls_client_auth != "none"
+
     @property
     def proxy_networks(self) -> tuple[Network, ...]:
         """`trusted_proxies` as networks. Raises SettingsError."""
@@ -313,3 +369,8 @@ class WorkerSettings(CommonSettings):
         help="Processes that share the port, each an event loop of its own; 1 needs no supervisor. "
         "Limits of one process, such as concurrent RPCs, count for each.",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.workers > 1 and self.health_listen.endswith(":0"):
+            raise SettingsError(["HEALTH_LISTEN needs a port that the WORKERS can share, not 0"])

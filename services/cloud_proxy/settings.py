@@ -122,6 +122,7 @@ class Settings(CommonSettings):
         return filled
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         problems = []
         if not self.mask or ("none" in self.mask and len(self.mask) > 1):
             # What is left empty by mistake must not switch it off.

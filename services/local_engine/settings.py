@@ -87,6 +87,7 @@ class Settings(CommonSettings):
     sim_load_seconds: float = setting(0.0, minimum=0, help="How long the simulation loads.")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.step_model:
             try:
                 StepModel.parse(self.step_model)

@@ -22,6 +22,7 @@ from services.chassis.model_streams import StreamLimits
 from services.chassis.redis_connection import redis_client
 from services.chassis.registry import Registry
 from services.chassis.settings import SettingsError
+from services.chassis.tls import Tls
 from services.chassis.version import VERSION
 from services.chassis.workers import Worker
 from services.router.admin import RouterAdmin
@@ -90,7 +91,7 @@ async def running(
         leases: LeaseSource = ShareOfBudget(workers, time.time)
         if redis is not None:
             leases = RedisLeases(redis, time.time, prefix=LEASES_PREFIX)
-        routing = assemble(host.tokens, host.tasks, policies.current, leases)
+        routing = assemble(host.tokens, host.tasks, policies.current, leases, tls=host.tls)
         pool = routing.pool
         cache = ResponseCache(routing.decisions.policy_now, stores, time.time, routing.loop.time)
         handler = RouterHandler(
@@ -184,10 +185,11 @@ def assemble(
     leases: LeaseSource,
     *,
     seed: int | None = None,
+    tls: Tls | None = None,
 ) -> Routing:
     """What the requests of a router share, each part told of the others' changes."""
     clock = time.monotonic
-    pool = Pool(tokens, tasks, clock, seed=seed)
+    pool = Pool(tokens, tasks, clock, seed=seed, tls=tls)
     decisions = Decisions(pool, policy, clock, seed)
     line = WaitingLine(lambda: decisions.policy_now().admission, clock)
     spending = Spending(policy, leases, time.time)

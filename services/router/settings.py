@@ -85,6 +85,7 @@ class Settings(WorkerSettings):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         try:
             place = parse_place(self.policy)
         except ValueError as refused:

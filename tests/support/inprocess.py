@@ -29,6 +29,7 @@ from services.local_engine import settings as engine_settings
 from services.local_engine.sim_engine import SimEngine
 from services.router import app as router_app
 from services.router import settings as router_settings
+from tests.support import tls
 from tests.support.auth import bearer, until
 
 _names = itertools.count(1)
@@ -62,9 +63,10 @@ class Cluster:
     router: Host | None = None
     engines: list[Engine] = field(default_factory=list)
     cloud: Host | None = None
+    certificates: Path | None = None
 
     async def token(self, client_id: str = "admin", secret: str = "") -> str:
-        async with open_channel(self.auth.address) as channel:
+        async with self.channel(self.auth) as channel:
             issued = await auth_pb2_grpc.AuthServiceStub(channel).IssueToken(
                 auth_pb2.IssueTokenRequest(
                     client_id=client_id, client_secret=secret or self.admin_secret
@@ -74,7 +76,7 @@ class Cluster:
 
     async def new_client(self, client_id: str, *scopes: str, tenant: str = "shop") -> str:
         """Creates a client and returns its secret."""
-        async with open_channel(self.auth.address) as channel:
+        async with self.channel(self.auth) as channel:
             created = await auth_pb2_grpc.AuthServiceStub(channel).CreateClient(
                 auth_pb2.CreateClientRequest(client_id=client_id, tenant=tenant, scopes=scopes),
                 metadata=bearer(await self.token()),
@@ -90,15 +92,16 @@ class Cluster:
             )
 
     def channel(self, host: Host) -> grpc.aio.Channel:
-        return open_channel(host.address)
+        if self.certificates is None:
+            return open_channel(host.address)
+        return open_channel(host.address, credentials=tls.credentials(self.certificates))
 
     async def add_engine(self, **changes: Any) -> Engine:
         stack = AsyncExitStack()
         settings = engine_settings.Settings(
-            **self.common(f"engine-{next(_names)}"),
             engine="sim",
             served_model_name=changes.pop("model", MODEL),
-            **changes,
+            **(self.common(f"engine-{next(_names)}") | changes),
         )
         simulation = engine_app.make_engine(settings)
         assert isinstance(simulation, SimEngine)
@@ -147,7 +150,7 @@ class Cluster:
 
     async def backends(self) -> list[admin_pb2.BackendStatus]:
         assert self.router is not None
-        async with open_channel(self.router.address) as channel:
+        async with self.channel(self.router) as channel:
             listed = await admin_pb2_grpc.RouterAdminServiceStub(channel).ListBackends(
                 admin_pb2.ListBackendsRequest(), metadata=bearer(await self.token())
             )
@@ -161,7 +164,10 @@ class Cluster:
         await until(ready)
 
     def common(self, service_id: str) -> dict[str, Any]:
+        service = f"anabranch-{service_id.partition('-')[0]}"
+        secured = tls.settings(self.certificates, service) if self.certificates else {}
         return {
+            **secured,
             "listen": "127.0.0.1:0",
             "http_listen": "127.0.0.1:0",
             "registry": self.registry,
@@ -176,8 +182,12 @@ async def cluster(
     *,
     engines: Sequence[dict[str, Any]] = ({},),
     router: dict[str, Any] | None = None,
+    certificates: Path | None = None,
 ) -> AsyncIterator[Cluster]:
-    """Auth, sim engines and a router, ready; the cloud proxy is added where wanted."""
+    """Auth, sim engines and a router, ready; the cloud proxy is added where wanted.
+
+    `certificates`: a directory that tools.certs made; all of them demand one of their callers.
+    """
     registry = f"memory:{directory}-{next(_names)}"
     secret_file = directory / "admin-secret"
     async with AsyncExitStack() as stack:
@@ -190,10 +200,12 @@ async def cluster(
                     data_dir=directory / "auth",
                     bootstrap_secret_file=secret_file,
                     drain_timeout=1.0,
+                    **(tls.settings(certificates, auth_app.SERVICE) if certificates else {}),
                 )
             )
         )
         running = Cluster(directory, registry, stack, auth, secret_file.read_text().strip())
+        running.certificates = certificates
         for changes in engines:
             await running.add_engine(**changes)
         await running.add_router(**(router or {}))

@@ -225,6 +225,10 @@ class ServerCall(Stream):
         """The caller's address in gRPC's spelling."""
         return self.connection.peer
 
+    def peer_identities(self) -> tuple[str, ...]:
+        """The DNS names in the caller's verified certificate; none without one."""
+        return self.connection.peer_identities
+
     def set_trailing_metadata(self, metadata: Sequence[tuple[str, str | bytes]]) -> None:
         """Sent with the status."""
         self._trailing = tuple(metadata)
