@@ -106,7 +106,9 @@ FORM_ATTACKS: dict[str, dict[str, Attack]] = {
         "tab in front": text(lambda t: "\t" + t),
         "no-break space behind": text(lambda t: t + "\u00a0"),
     },
-    "null byte within": {**_parts(lambda p: p[:5] + "\0" + p[5:]), "behind": text(lambda t: t + "\0")},
+    "null byte within": {
+        **_parts(lambda p: p[:5] + "\0" + p[5:]), "behind": text(lambda t: t + "\0"),
+    },
     "characters that base64url has not": {
         **_parts(lambda p: p[:5] + "!" + p[5:]), "plain base64, signed": Attack(_standard_alphabet),
         "percent": text(lambda t: t.replace(".", "%2E")), "comma": text(lambda t: t + "," + t),
@@ -170,5 +172,8 @@ FORM_ATTACKS: dict[str, dict[str, Attack]] = {
         "claims": claims(x="x" * MOST_BYTES), "a megabyte of nothing": text(lambda t: "a" * 7000),
         "a good token and more": text(lambda t: t + "A" * MOST_BYTES),
     },
-    "scheme within the token": {"": text(lambda t: f"Bearer {t}"), "Basic": text(lambda t: f"Basic {t}")},
+    "scheme within the token": {
+        scheme: text(lambda t, scheme=scheme: f"{scheme} {t}")  # type: ignore[misc]
+        for scheme in ("Bearer", "Basic")
+    },
 }  # fmt: skip
