@@ -184,6 +184,7 @@ _CLASSES: Mapping[str, type[AnabranchError]] = {
     "SESSION_LOST": SessionLostError,
     "BUDGET_EXHAUSTED": QuotaExceededError,
     "VERSION_MISMATCH": InvalidRequestError,
+    "IN_USE": InvalidRequestError,
 }
 
 # Reasons that pass by themselves.
@@ -225,6 +226,7 @@ _ADVICE: Mapping[str, str] = {
     "SESSION_LOST": "Check the connection to the service, then try again.",
     "BUDGET_EXHAUSTED": "Try again later, ask for a larger cloud budget, or keep it local.",
     "VERSION_MISMATCH": "Read the policy in force, change that, and update again.",
+    "IN_USE": "Take it from whoever has it first.",
 }
 
 # For a status without ErrorInfo, which only a transport or another server sends.

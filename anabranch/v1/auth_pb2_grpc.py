@@ -33,6 +33,15 @@ class AuthServiceStub:
     Every RPC may fail with INVALID_ARGUMENT (every violation at once),
     UNAUTHENTICATED, PERMISSION_DENIED, RESOURCE_EXHAUSTED (too many attempts;
     honour RetryInfo), UNAVAILABLE and INTERNAL, each with one ErrorInfo.
+
+    Scopes: `generate` asks models; `relay` speaks for others' requests, services
+    alone have it; `observe` looks at the router; `audit` reads the audit trail;
+    `tenant-admin` looks after the clients and keys of its own tenant; `admin` does
+    everything. Nobody grants what it does not have, except `admin`.
+
+    Every call that changes something is in the audit trail before it is answered;
+    while the trail cannot be written such a call is UNAVAILABLE and changes
+    nothing.
     """
 
     def __init__(self, channel):
@@ -111,6 +120,46 @@ class AuthServiceStub:
                 request_serializer=anabranch_dot_v1_dot_auth__pb2.RotateSigningKeyRequest.SerializeToString,
                 response_deserializer=anabranch_dot_v1_dot_auth__pb2.RotateSigningKeyResponse.FromString,
                 _registered_method=True)
+        self.SetRole = channel.unary_unary(
+                '/anabranch.v1.AuthService/SetRole',
+                request_serializer=anabranch_dot_v1_dot_auth__pb2.SetRoleRequest.SerializeToString,
+                response_deserializer=anabranch_dot_v1_dot_auth__pb2.SetRoleResponse.FromString,
+                _registered_method=True)
+        self.ListRoles = channel.unary_unary(
+                '/anabranch.v1.AuthService/ListRoles',
+                request_serializer=anabranch_dot_v1_dot_auth__pb2.ListRolesRequest.SerializeToString,
+                response_deserializer=anabranch_dot_v1_dot_auth__pb2.ListRolesResponse.FromString,
+                _registered_method=True)
+        self.DeleteRole = channel.unary_unary(
+                '/anabranch.v1.AuthService/DeleteRole',
+                request_serializer=anabranch_dot_v1_dot_auth__pb2.DeleteRoleRequest.SerializeToString,
+                response_deserializer=anabranch_dot_v1_dot_auth__pb2.DeleteRoleResponse.FromString,
+                _registered_method=True)
+        self.SetQuota = channel.unary_unary(
+                '/anabranch.v1.AuthService/SetQuota',
+                request_serializer=anabranch_dot_v1_dot_auth__pb2.SetQuotaRequest.SerializeToString,
+                response_deserializer=anabranch_dot_v1_dot_auth__pb2.SetQuotaResponse.FromString,
+                _registered_method=True)
+        self.ListQuotas = channel.unary_unary(
+                '/anabranch.v1.AuthService/ListQuotas',
+                request_serializer=anabranch_dot_v1_dot_auth__pb2.ListQuotasRequest.SerializeToString,
+                response_deserializer=anabranch_dot_v1_dot_auth__pb2.ListQuotasResponse.FromString,
+                _registered_method=True)
+        self.DeleteQuota = channel.unary_unary(
+                '/anabranch.v1.AuthService/DeleteQuota',
+                request_serializer=anabranch_dot_v1_dot_auth__pb2.DeleteQuotaRequest.SerializeToString,
+                response_deserializer=anabranch_dot_v1_dot_auth__pb2.DeleteQuotaResponse.FromString,
+                _registered_method=True)
+        self.SetTenant = channel.unary_unary(
+                '/anabranch.v1.AuthService/SetTenant',
+                request_serializer=anabranch_dot_v1_dot_auth__pb2.SetTenantRequest.SerializeToString,
+                response_deserializer=anabranch_dot_v1_dot_auth__pb2.SetTenantResponse.FromString,
+                _registered_method=True)
+        self.ListTenants = channel.unary_unary(
+                '/anabranch.v1.AuthService/ListTenants',
+                request_serializer=anabranch_dot_v1_dot_auth__pb2.ListTenantsRequest.SerializeToString,
+                response_deserializer=anabranch_dot_v1_dot_auth__pb2.ListTenantsResponse.FromString,
+                _registered_method=True)
         self.QueryAudit = channel.unary_unary(
                 '/anabranch.v1.AuthService/QueryAudit',
                 request_serializer=anabranch_dot_v1_dot_auth__pb2.QueryAuditRequest.SerializeToString,
@@ -126,6 +175,15 @@ class AuthServiceServicer:
     Every RPC may fail with INVALID_ARGUMENT (every violation at once),
     UNAUTHENTICATED, PERMISSION_DENIED, RESOURCE_EXHAUSTED (too many attempts;
     honour RetryInfo), UNAVAILABLE and INTERNAL, each with one ErrorInfo.
+
+    Scopes: `generate` asks models; `relay` speaks for others' requests, services
+    alone have it; `observe` looks at the router; `audit` reads the audit trail;
+    `tenant-admin` looks after the clients and keys of its own tenant; `admin` does
+    everything. Nobody grants what it does not have, except `admin`.
+
+    Every call that changes something is in the audit trail before it is answered;
+    while the trail cannot be written such a call is UNAVAILABLE and changes
+    nothing.
     """
 
     def IssueToken(self, request, context):
@@ -163,7 +221,9 @@ class AuthServiceServicer:
 
     def GetJwks(self, request, context):
         """Returns the public keys that verify tokens, and the list of revocations.
-        Idempotent; poll no more often than max_age.
+        With `known_version` it answers when there is another version, or after
+        `wait`: whoever asks again at once hears of a revocation when it happens.
+        Without `wait`, poll no more often than max_age. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -186,7 +246,9 @@ class AuthServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateClient(self, request, context):
-        """Changes a client's name, scopes or token life. NOT_FOUND. Idempotent.
+        """Changes what a client may do; holds from its next token. NOT_FOUND.
+        PERMISSION_DENIED: a scope, role or model that the caller does not have.
+        Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -209,6 +271,8 @@ class AuthServiceServicer:
 
     def CreateApiKey(self, request, context):
         """Creates an API key for a client; the key is never shown again. NOT_FOUND.
+        PERMISSION_DENIED: a scope or model that the client, or the caller, does not
+        have. Not idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -222,7 +286,8 @@ class AuthServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RevokeApiKey(self, request, context):
-        """Revokes an API key. NOT_FOUND. Idempotent.
+        """Revokes an API key and every token that was issued for it. NOT_FOUND.
+        Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -231,6 +296,66 @@ class AuthServiceServicer:
     def RotateSigningKey(self, request, context):
         """Publishes a new signing key; it signs after verifiers have had time to
         learn it, and the old one stays until its last token is dead.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetRole(self, request, context):
+        """Creates a role, or replaces the one of this name; holds from the next tokens
+        of the clients that have it. PERMISSION_DENIED: a built-in role. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRoles(self, request, context):
+        """Lists roles, the built-in ones too, ordered by name. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteRole(self, request, context):
+        """Deletes a role. NOT_FOUND. FAILED_PRECONDITION: clients still have it, or it
+        is built in. Idempotent but for NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetQuota(self, request, context):
+        """Creates a quota, or replaces the one for the same tenant, client, model and
+        unit; holds from the next tokens. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListQuotas(self, request, context):
+        """Lists quotas, ordered by quota_id. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteQuota(self, request, context):
+        """Deletes a quota. NOT_FOUND. Idempotent but for NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetTenant(self, request, context):
+        """Says how a tenant's requests are audited and its data encrypted; holds from
+        the next tokens. A tenant that nobody set has the defaults. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTenants(self, request, context):
+        """Lists the tenants that have clients or were set, ordered by name. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -316,6 +441,46 @@ def add_AuthServiceServicer_to_server(servicer, server):
                     request_deserializer=anabranch_dot_v1_dot_auth__pb2.RotateSigningKeyRequest.FromString,
                     response_serializer=anabranch_dot_v1_dot_auth__pb2.RotateSigningKeyResponse.SerializeToString,
             ),
+            'SetRole': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetRole,
+                    request_deserializer=anabranch_dot_v1_dot_auth__pb2.SetRoleRequest.FromString,
+                    response_serializer=anabranch_dot_v1_dot_auth__pb2.SetRoleResponse.SerializeToString,
+            ),
+            'ListRoles': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRoles,
+                    request_deserializer=anabranch_dot_v1_dot_auth__pb2.ListRolesRequest.FromString,
+                    response_serializer=anabranch_dot_v1_dot_auth__pb2.ListRolesResponse.SerializeToString,
+            ),
+            'DeleteRole': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteRole,
+                    request_deserializer=anabranch_dot_v1_dot_auth__pb2.DeleteRoleRequest.FromString,
+                    response_serializer=anabranch_dot_v1_dot_auth__pb2.DeleteRoleResponse.SerializeToString,
+            ),
+            'SetQuota': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetQuota,
+                    request_deserializer=anabranch_dot_v1_dot_auth__pb2.SetQuotaRequest.FromString,
+                    response_serializer=anabranch_dot_v1_dot_auth__pb2.SetQuotaResponse.SerializeToString,
+            ),
+            'ListQuotas': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListQuotas,
+                    request_deserializer=anabranch_dot_v1_dot_auth__pb2.ListQuotasRequest.FromString,
+                    response_serializer=anabranch_dot_v1_dot_auth__pb2.ListQuotasResponse.SerializeToString,
+            ),
+            'DeleteQuota': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteQuota,
+                    request_deserializer=anabranch_dot_v1_dot_auth__pb2.DeleteQuotaRequest.FromString,
+                    response_serializer=anabranch_dot_v1_dot_auth__pb2.DeleteQuotaResponse.SerializeToString,
+            ),
+            'SetTenant': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetTenant,
+                    request_deserializer=anabranch_dot_v1_dot_auth__pb2.SetTenantRequest.FromString,
+                    response_serializer=anabranch_dot_v1_dot_auth__pb2.SetTenantResponse.SerializeToString,
+            ),
+            'ListTenants': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTenants,
+                    request_deserializer=anabranch_dot_v1_dot_auth__pb2.ListTenantsRequest.FromString,
+                    response_serializer=anabranch_dot_v1_dot_auth__pb2.ListTenantsResponse.SerializeToString,
+            ),
             'QueryAudit': grpc.unary_unary_rpc_method_handler(
                     servicer.QueryAudit,
                     request_deserializer=anabranch_dot_v1_dot_auth__pb2.QueryAuditRequest.FromString,
@@ -337,6 +502,15 @@ class AuthService:
     Every RPC may fail with INVALID_ARGUMENT (every violation at once),
     UNAUTHENTICATED, PERMISSION_DENIED, RESOURCE_EXHAUSTED (too many attempts;
     honour RetryInfo), UNAVAILABLE and INTERNAL, each with one ErrorInfo.
+
+    Scopes: `generate` asks models; `relay` speaks for others' requests, services
+    alone have it; `observe` looks at the router; `audit` reads the audit trail;
+    `tenant-admin` looks after the clients and keys of its own tenant; `admin` does
+    everything. Nobody grants what it does not have, except `admin`.
+
+    Every call that changes something is in the audit trail before it is answered;
+    while the trail cannot be written such a call is UNAVAILABLE and changes
+    nothing.
     """
 
     @staticmethod
@@ -707,6 +881,222 @@ class AuthService:
             '/anabranch.v1.AuthService/RotateSigningKey',
             anabranch_dot_v1_dot_auth__pb2.RotateSigningKeyRequest.SerializeToString,
             anabranch_dot_v1_dot_auth__pb2.RotateSigningKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetRole(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/anabranch.v1.AuthService/SetRole',
+            anabranch_dot_v1_dot_auth__pb2.SetRoleRequest.SerializeToString,
+            anabranch_dot_v1_dot_auth__pb2.SetRoleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRoles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/anabranch.v1.AuthService/ListRoles',
+            anabranch_dot_v1_dot_auth__pb2.ListRolesRequest.SerializeToString,
+            anabranch_dot_v1_dot_auth__pb2.ListRolesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteRole(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/anabranch.v1.AuthService/DeleteRole',
+            anabranch_dot_v1_dot_auth__pb2.DeleteRoleRequest.SerializeToString,
+            anabranch_dot_v1_dot_auth__pb2.DeleteRoleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetQuota(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/anabranch.v1.AuthService/SetQuota',
+            anabranch_dot_v1_dot_auth__pb2.SetQuotaRequest.SerializeToString,
+            anabranch_dot_v1_dot_auth__pb2.SetQuotaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListQuotas(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/anabranch.v1.AuthService/ListQuotas',
+            anabranch_dot_v1_dot_auth__pb2.ListQuotasRequest.SerializeToString,
+            anabranch_dot_v1_dot_auth__pb2.ListQuotasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteQuota(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/anabranch.v1.AuthService/DeleteQuota',
+            anabranch_dot_v1_dot_auth__pb2.DeleteQuotaRequest.SerializeToString,
+            anabranch_dot_v1_dot_auth__pb2.DeleteQuotaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetTenant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/anabranch.v1.AuthService/SetTenant',
+            anabranch_dot_v1_dot_auth__pb2.SetTenantRequest.SerializeToString,
+            anabranch_dot_v1_dot_auth__pb2.SetTenantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTenants(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/anabranch.v1.AuthService/ListTenants',
+            anabranch_dot_v1_dot_auth__pb2.ListTenantsRequest.SerializeToString,
+            anabranch_dot_v1_dot_auth__pb2.ListTenantsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,7 +27,7 @@ from anabranch.v1 import options_pb2 as anabranch_dot_v1_dot_options__pb2
 from anabranch.v1 import session_pb2 as anabranch_dot_v1_dot_session__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61nabranch/v1/model.proto\x12\x0c\x61nabranch.v1\x1a\x1d\x61nabranch/v1/generation.proto\x1a\x1a\x61nabranch/v1/options.proto\x1a\x1a\x61nabranch/v1/session.proto\"U\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06inputs\x18\x02 \x03(\t\x12\x17\n\ndimensions\x18\x03 \x01(\x05H\x00\x88\x01\x01\x42\r\n\x0b_dimensions\"`\n\rEmbedResponse\x12+\n\nembeddings\x18\x01 \x03(\x0b\x32\x17.anabranch.v1.Embedding\x12\"\n\x05usage\x18\x02 \x01(\x0b\x32\x13.anabranch.v1.Usage\"\x1b\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\"S\n\x12\x43ountTokensRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12.\n\x07request\x18\x02 \x01(\x0b\x32\x1d.anabranch.v1.GenerateRequest\"p\n\x13\x43ountTokensResponse\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\x05\x12*\n\x06source\x18\x03 \x01(\x0e\x32\x1a.anabranch.v1.Usage.Source\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"V\n\x12ListModelsResponse\x12\'\n\x06models\x18\x01 \x03(\x0b\x32\x17.anabranch.v1.ModelInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xdf\x04\n\x0cModelService\x12Y\n\x08Generate\x12\x1d.anabranch.v1.GenerateRequest\x1a\x1e.anabranch.v1.GenerateResponse\"\x0e\xaa\xd4\x18\n\x12\x08generate\x12^\n\x0eStreamGenerate\x12\x1d.anabranch.v1.GenerateRequest\x1a\x1b.anabranch.v1.GenerateChunk\"\x0e\xaa\xd4\x18\n\x12\x08generate0\x01\x12\x61\n\x07Session\x12\x1c.anabranch.v1.SessionRequest\x1a\x1d.anabranch.v1.SessionResponse\"\x15\xaa\xd4\x18\x11\x12\x08generate\x12\x05relay(\x01\x30\x01\x12W\n\x05\x45mbed\x12\x1a.anabranch.v1.EmbedRequest\x1a\x1b.anabranch.v1.EmbedResponse\"\x15\xaa\xd4\x18\x11\x12\x08generate\x12\x05relay\x12i\n\x0b\x43ountTokens\x12 .anabranch.v1.CountTokensRequest\x1a!.anabranch.v1.CountTokensResponse\"\x15\xaa\xd4\x18\x11\x12\x08generate\x12\x05relay\x12m\n\nListModels\x12\x1f.anabranch.v1.ListModelsRequest\x1a .anabranch.v1.ListModelsResponse\"\x1c\xaa\xd4\x18\x18\x12\x08generate\x12\x05relay\x12\x05\x61\x64minb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61nabranch/v1/model.proto\x12\x0c\x61nabranch.v1\x1a\x1d\x61nabranch/v1/generation.proto\x1a\x1a\x61nabranch/v1/options.proto\x1a\x1a\x61nabranch/v1/session.proto\"U\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06inputs\x18\x02 \x03(\t\x12\x17\n\ndimensions\x18\x03 \x01(\x05H\x00\x88\x01\x01\x42\r\n\x0b_dimensions\"`\n\rEmbedResponse\x12+\n\nembeddings\x18\x01 \x03(\x0b\x32\x17.anabranch.v1.Embedding\x12\"\n\x05usage\x18\x02 \x01(\x0b\x32\x13.anabranch.v1.Usage\"\x1b\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\"S\n\x12\x43ountTokensRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12.\n\x07request\x18\x02 \x01(\x0b\x32\x1d.anabranch.v1.GenerateRequest\"p\n\x13\x43ountTokensResponse\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\x05\x12*\n\x06source\x18\x03 \x01(\x0e\x32\x1a.anabranch.v1.Usage.Source\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"V\n\x12ListModelsResponse\x12\'\n\x06models\x18\x01 \x03(\x0b\x32\x17.anabranch.v1.ModelInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xe9\x04\n\x0cModelService\x12[\n\x08Generate\x12\x1d.anabranch.v1.GenerateRequest\x1a\x1e.anabranch.v1.GenerateResponse\"\x10\xaa\xd4\x18\x0c\x12\x08generate \x01\x12`\n\x0eStreamGenerate\x12\x1d.anabranch.v1.GenerateRequest\x1a\x1b.anabranch.v1.GenerateChunk\"\x10\xaa\xd4\x18\x0c\x12\x08generate \x01\x30\x01\x12\x63\n\x07Session\x12\x1c.anabranch.v1.SessionRequest\x1a\x1d.anabranch.v1.SessionResponse\"\x17\xaa\xd4\x18\x13\x12\x08generate\x12\x05relay \x01(\x01\x30\x01\x12Y\n\x05\x45mbed\x12\x1a.anabranch.v1.EmbedRequest\x1a\x1b.anabranch.v1.EmbedResponse\"\x17\xaa\xd4\x18\x13\x12\x08generate\x12\x05relay \x01\x12k\n\x0b\x43ountTokens\x12 .anabranch.v1.CountTokensRequest\x1a!.anabranch.v1.CountTokensResponse\"\x17\xaa\xd4\x18\x13\x12\x08generate\x12\x05relay \x01\x12m\n\nListModels\x12\x1f.anabranch.v1.ListModelsRequest\x1a .anabranch.v1.ListModelsResponse\"\x1c\xaa\xd4\x18\x18\x12\x08generate\x12\x05relay\x12\x05\x61\x64minb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,15 +35,15 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'anabranch.v1.model_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MODELSERVICE'].methods_by_name['Generate']._loaded_options = None
-  _globals['_MODELSERVICE'].methods_by_name['Generate']._serialized_options = b'\252\324\030\n\022\010generate'
+  _globals['_MODELSERVICE'].methods_by_name['Generate']._serialized_options = b'\252\324\030\014\022\010generate \001'
   _globals['_MODELSERVICE'].methods_by_name['StreamGenerate']._loaded_options = None
-  _globals['_MODELSERVICE'].methods_by_name['StreamGenerate']._serialized_options = b'\252\324\030\n\022\010generate'
+  _globals['_MODELSERVICE'].methods_by_name['StreamGenerate']._serialized_options = b'\252\324\030\014\022\010generate \001'
   _globals['_MODELSERVICE'].methods_by_name['Session']._loaded_options = None
-  _globals['_MODELSERVICE'].methods_by_name['Session']._serialized_options = b'\252\324\030\021\022\010generate\022\005relay'
+  _globals['_MODELSERVICE'].methods_by_name['Session']._serialized_options = b'\252\324\030\023\022\010generate\022\005relay \001'
   _globals['_MODELSERVICE'].methods_by_name['Embed']._loaded_options = None
-  _globals['_MODELSERVICE'].methods_by_name['Embed']._serialized_options = b'\252\324\030\021\022\010generate\022\005relay'
+  _globals['_MODELSERVICE'].methods_by_name['Embed']._serialized_options = b'\252\324\030\023\022\010generate\022\005relay \001'
   _globals['_MODELSERVICE'].methods_by_name['CountTokens']._loaded_options = None
-  _globals['_MODELSERVICE'].methods_by_name['CountTokens']._serialized_options = b'\252\324\030\021\022\010generate\022\005relay'
+  _globals['_MODELSERVICE'].methods_by_name['CountTokens']._serialized_options = b'\252\324\030\023\022\010generate\022\005relay \001'
   _globals['_MODELSERVICE'].methods_by_name['ListModels']._loaded_options = None
   _globals['_MODELSERVICE'].methods_by_name['ListModels']._serialized_options = b'\252\324\030\030\022\010generate\022\005relay\022\005admin'
   _globals['_EMBEDREQUEST']._serialized_start=129
@@ -61,5 +61,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTMODELSRESPONSE']._serialized_start=602
   _globals['_LISTMODELSRESPONSE']._serialized_end=688
   _globals['_MODELSERVICE']._serialized_start=691
-  _globals['_MODELSERVICE']._serialized_end=1298
+  _globals['_MODELSERVICE']._serialized_end=1308
 # @@protoc_insertion_point(module_scope)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x61nabranch/v1/options.proto\x12\x0c\x61nabranch.v1\x1a google/protobuf/descriptor.proto\"/\n\nAccessRule\x12\x0e\n\x06public\x18\x01 \x01(\x08\x12\x11\n\tany_scope\x18\x02 \x03(\t:J\n\x06\x61\x63\x63\x65ss\x12\x1e.google.protobuf.MethodOptions\x18\xc5\x8a\x03 \x01(\x0b\x32\x18.anabranch.v1.AccessRuleb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x61nabranch/v1/options.proto\x12\x0c\x61nabranch.v1\x1a google/protobuf/descriptor.proto\"^\n\nAccessRule\x12\x0e\n\x06public\x18\x01 \x01(\x08\x12\x11\n\tany_scope\x18\x02 \x03(\t\x12\x18\n\x10own_tenant_scope\x18\x03 \x03(\t\x12\x13\n\x0bmodel_bound\x18\x04 \x01(\x08:J\n\x06\x61\x63\x63\x65ss\x12\x1e.google.protobuf.MethodOptions\x18\xc5\x8a\x03 \x01(\x0b\x32\x18.anabranch.v1.AccessRuleb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,5 +33,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'anabranch.v1.options_pb2', 
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ACCESSRULE']._serialized_start=78
-  _globals['_ACCESSRULE']._serialized_end=125
+  _globals['_ACCESSRULE']._serialized_end=172
 # @@protoc_insertion_point(module_scope)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 from services.auth.core import rotation
 from services.auth.core.claims import AFTERLIFE
@@ -16,7 +17,8 @@ from services.auth.core.rotation import RotationPolicy
 from services.auth.records import Records, StoredKey
 from services.auth.store import Store
 from services.auth.tokens import SigningKey, jwks_json, new_signing_key, signing_key
-from services.auth.vault import Vault
+from services.auth.vault import Vault, VaultError
+from services.chassis.audit.entry import Act
 from services.chassis.errors import Fault
 
 _log = logging.getLogger(__name__)
@@ -69,7 +71,7 @@ class Keyring:
                     stored.append(await self._add(records, active_at))
         self._hold(stored)
 
-    async def rotate(self) -> SigningKey:
+    async def rotate(self, act: Act) -> SigningKey:
         """Publishes the next key now, to sign after the time that verifiers need to learn it.
 
         While one is already waiting, that one is returned: asking again cannot
@@ -82,11 +84,16 @@ class Keyring:
             if waiting is None:
                 waiting = await self._add(records, now + self._policy.publish_ahead)
                 stored.append(waiting)
+            await records.trail.append([replace(act, target=waiting.kid)], now)
         self._hold(stored)
         return self._keys[waiting.kid]
 
     async def keep_fresh(self, every: float) -> None:
-        """Refreshes each `every` seconds until cancelled, through outages of the database."""
+        """Refreshes each `every` seconds until cancelled, through outages of the database.
+
+        A key that another replica sealed under a key-encryption key that this one was not told of
+        leaves this one with the keys that it has.
+        """
         while True:
             await asyncio.sleep(every)
             try:
@@ -95,6 +102,8 @@ class Keyring:
                     await records.forget_revocations(self._clock() - 2 * AFTERLIFE)
             except Fault as fault:
                 _log.warning("keys could not be refreshed", extra={"cause": fault.message})
+            except VaultError as unopened:
+                _log.error("keys could not be refreshed", extra={"cause": str(unopened)})
 
     def _due(self, stored: list[StoredKey], now: float) -> float | None:
         return rotation.next_activation(stored, now, self._policy)

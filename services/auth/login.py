@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import replace
+
 from anabranch.v1 import errors_pb2
+from services.auth.acts import Acts
 from services.auth.core.clients import Problem, login_problems
 from services.auth.core.throttle import LoginThrottle
 from services.auth.passwords import Passwords
 from services.auth.records import Client
 from services.auth.store import Store
+from services.chassis.audit.entry import Act
 from services.chassis.errors import Fault, Violation, invalid
+from services.chassis.peer_address import networks_of
 
 
 def refuse(problems: list[Problem]) -> None:
@@ -25,10 +32,13 @@ def wrong_login() -> Fault:
 
 
 class Login:
-    """Checks client credentials against the store, slowed down per client id."""
+    """Checks client credentials against the store, slowed down per client id and address."""
 
-    def __init__(self, store: Store, passwords: Passwords, throttle: LoginThrottle) -> None:
+    def __init__(
+        self, store: Store, acts: Acts, passwords: Passwords, throttle: LoginThrottle
+    ) -> None:
         self._store = store
+        self._acts = acts
         self._passwords = passwords
         self._throttle = throttle
 
@@ -37,18 +47,22 @@ class Login:
         client_id: str,
         client_secret: str,
         *,
+        peer: str,
         grant_type: str = "",
         problems: list[Problem] | None = None,
     ) -> Client:
         """The client of these credentials.
 
+        `peer` is the address that it is said from: who guesses there locks out nobody elsewhere.
         `problems` are further faults of the same request, reported together
         with those of the login. Raises Fault: INVALID_REQUEST,
         CREDENTIAL_REJECTED, QUOTA_EXCEEDED after too many failures,
         OVERLOADED, DEPENDENCY_UNAVAILABLE.
         """
         refuse(login_problems(grant_type, client_id, client_secret) + (problems or []))
-        wait = self._throttle.attempt(client_id)
+        act = Act("token.issue", client_id, target=client_id, peer=peer)
+        guesser = f"{peer}|{client_id}"
+        wait = self._throttle.attempt(guesser)
         if wait > 0:
             raise Fault(
                 errors_pb2.ERROR_REASON_QUOTA_EXCEEDED,
@@ -63,9 +77,25 @@ class Login:
             right = await self._passwords.matches(secret_hash, client_secret)
         except Fault:
             # We failed, not the caller: an outage must not use up its attempts.
-            self._throttle.give_back(client_id)
+            self._throttle.give_back(guesser)
             raise
         if client is None or not right or client.disabled:
+            self._acts.note(replace(act, succeeded=False))
             raise wrong_login()
-        self._throttle.give_back(client_id)
+        self._throttle.give_back(guesser)
+        if not _is_within(peer, client.networks):
+            self._acts.note(replace(act, tenant=client.tenant, succeeded=False))
+            raise wrong_login()
+        self._acts.note(replace(act, tenant=client.tenant))
         return client
+
+
+def _is_within(peer: str, networks: Sequence[str]) -> bool:
+    """Whether the client may log in from there."""
+    if not networks:
+        return True
+    try:
+        address = ipaddress.ip_address(peer)
+    except ValueError:
+        return False
+    return any(address in network for network in networks_of(networks))

@@ -14,11 +14,11 @@ from sqlalchemy.engine import Row
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.auth.audit_records import AuditRecords
+from services.auth.key_records import KeyRecords
 from services.auth.models import clients, revoked_tokens, signing_keys
-
-
-class AlreadyThere(Exception):
-    """A row with this primary key exists."""
+from services.auth.rows import AlreadyThere, as_bytes, joined, listed
+from services.auth.rule_records import RuleRecords
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,9 @@ class Client:
     secret_hash: str
     created_at: float
     disabled_at: float | None = None
+    roles: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"Client({self.client_id!r}, tenant={self.tenant!r}, scopes={self.scopes!r})"
@@ -57,10 +60,16 @@ class StoredKey:
 
 
 class Records:
-    """The rows, seen through one open transaction."""
+    """Clients, signing keys and revoked tokens, seen through one open transaction.
+
+    `keys`, `rules` and `trail` are the other tables, in the same transaction.
+    """
 
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
+        self.keys = KeyRecords(connection)
+        self.rules = RuleRecords(connection)
+        self.trail = AuditRecords(connection)
 
     async def client(self, client_id: str) -> Client | None:
         found = await self._connection.execute(
@@ -73,18 +82,15 @@ class Records:
         found = await self._connection.execute(select(clients.c.client_id).limit(1))
         return found.first() is not None
 
-    async def clients_after(self, client_id: str, limit: int) -> list[Client]:
-        """The next clients in the order of their ids, compared as bytes on every database."""
-        column = clients.c.client_id
-        if self._connection.dialect.name == "postgresql":
-            # The database's own collation may skip hyphens; pages must not depend on it.
-            ordered = column.collate("C")
-        else:
-            ordered = column.collate("BINARY")
-        found = await self._connection.execute(
-            select(clients).where(ordered > client_id).order_by(ordered).limit(limit)
-        )
-        return [_client(row) for row in found]
+    async def clients_after(
+        self, client_id: str, limit: int, *, tenant: str | None = None
+    ) -> list[Client]:
+        """The next clients, of a tenant or of all, in the order of their ids."""
+        ordered = as_bytes(self._connection, clients.c.client_id)
+        asked = select(clients).where(ordered > client_id).order_by(ordered).limit(limit)
+        if tenant is not None:
+            asked = asked.where(clients.c.tenant == tenant)
+        return [_client(row) for row in await self._connection.execute(asked)]
 
     async def add_client(self, client: Client) -> None:
         """Raises AlreadyThere; the transaction is then fit only to be left."""
@@ -94,11 +100,14 @@ class Records:
                     client_id=client.client_id,
                     tenant=client.tenant,
                     display_name=client.display_name,
-                    scopes=" ".join(sorted(client.scopes)),
+                    scopes=joined(client.scopes),
                     token_life=client.token_life,
                     secret_hash=client.secret_hash,
                     created_at=client.created_at,
                     disabled_at=client.disabled_at,
+                    roles=joined(client.roles),
+                    models=joined(client.models),
+                    networks=joined(client.networks),
                 )
             )
         except IntegrityError:
@@ -109,7 +118,10 @@ class Records:
         client_id: str,
         *,
         display_name: str | None = None,
-        scopes: Sequence[str] = (),
+        scopes: Sequence[str] | None = None,
+        roles: Sequence[str] | None = None,
+        models: Sequence[str] | None = None,
+        networks: Sequence[str] | None = None,
         token_life: int | None = None,
         secret_hash: str | None = None,
     ) -> Client | None:
@@ -117,8 +129,8 @@ class Records:
         values: dict[str, object] = {}
         if display_name is not None:
             values["display_name"] = display_name
-        if scopes:
-            values["scopes"] = " ".join(sorted(set(scopes)))
+        lists = {"scopes": scopes, "roles": roles, "models": models, "networks": networks}
+        values |= {name: joined(given) for name, given in lists.items() if given is not None}
         if token_life is not None:
             values["token_life"] = token_life
         if secret_hash is not None:
@@ -170,6 +182,14 @@ class Records:
             )
         )
 
+    async def replace_sealed_key(self, kid: str, sealed_private_key: bytes) -> None:
+        """The same private key, sealed otherwise."""
+        await self._connection.execute(
+            update(signing_keys)
+            .where(signing_keys.c.kid == kid)
+            .values(sealed_private_key=sealed_private_key)
+        )
+
     async def forget_signing_keys(self, kids: Sequence[str]) -> None:
         await self._connection.execute(delete(signing_keys).where(signing_keys.c.kid.in_(kids)))
 
@@ -210,9 +230,12 @@ def _client(row: Row[tuple[object, ...]]) -> Client:
         client_id=row.client_id,
         tenant=row.tenant,
         display_name=row.display_name,
-        scopes=tuple(row.scopes.split()),
+        scopes=listed(row.scopes),
         token_life=row.token_life,
         secret_hash=row.secret_hash,
         created_at=row.created_at,
         disabled_at=row.disabled_at,
+        roles=listed(row.roles),
+        models=listed(row.models),
+        networks=listed(row.networks),
     )

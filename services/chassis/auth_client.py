@@ -62,21 +62,31 @@ class AuthClient:
         """Whether an address is known."""
         return self._calls is not None
 
-    async def fetch(self) -> KeySet:
-        """The verification keys. Raises Fault."""
-        raw = await self._ask("GetJwks", auth_pb2.GetJwksRequest(), timeout=_CALL_TIMEOUT_S)
+    async def fetch(self, known_version: str = "", wait: float = 0.0) -> KeySet:
+        """The verification keys, see KeySource. Raises Fault."""
+        request = auth_pb2.GetJwksRequest(known_version=known_version)
+        request.wait.FromNanoseconds(round(wait * 1e9))
+        raw = await self._ask("GetJwks", request, timeout=wait + _CALL_TIMEOUT_S)
         found = _read(auth_pb2.GetJwksResponse, raw)
         return KeySet(
             jwks_json=found.jwks_json,
             max_age=found.max_age.ToNanoseconds() / 1e9,
             revoked_token_ids=frozenset(found.revoked_token_ids),
             disabled_client_ids=frozenset(found.disabled_client_ids),
+            revoked_api_key_ids=frozenset(found.revoked_api_key_ids),
+            version=found.version,
         )
 
     async def issue(self, request: auth_pb2.IssueTokenRequest) -> auth_pb2.IssueTokenResponse:
         """A token for client credentials. Raises Fault."""
         raw = await self._ask("IssueToken", request, timeout=_LOGIN_TIMEOUT_S)
         return _read(auth_pb2.IssueTokenResponse, raw)
+
+    async def exchange(self, api_key: str) -> str:
+        """A token for an API key, see KeyExchange. Raises Fault."""
+        request = auth_pb2.ExchangeApiKeyRequest(api_key=api_key)
+        raw = await self._ask("ExchangeApiKey", request, timeout=_LOGIN_TIMEOUT_S)
+        return _read(auth_pb2.ExchangeApiKeyResponse, raw).access_token
 
     async def close(self) -> None:
         """Closes the connection."""

@@ -1,14 +1,13 @@
 """Verifies access tokens locally and says who calls; authorises the dispatched method.
 
 Tokens are JWTs of RFC 9068 signed with EdDSA or ES256; the keys come from a
-`KeySource` that a background loop polls, so no request waits for the auth
-service. It issues nothing and stores nothing.
+`KeySource` that a background loop follows, so no request waits for the auth
+service, but for the first one of an API key. It issues nothing and stores nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import hashlib
 import json
 import logging
@@ -22,9 +21,15 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from anabranch.api_keys import looks_like_key
 from anabranch.v1 import errors_pb2
 from services.chassis.access import Access
+from services.chassis.api_key_exchange import ApiKeyTokens, KeyExchange
+from services.chassis.audit.detail import AuditDetail
 from services.chassis.errors import Fault
+from services.chassis.peer_address import networks_of
+from services.chassis.principal import Address, Principal, denied, rejected
+from services.chassis.quotas.rules import read_rules
 from services.chassis.token_parsing import MAX_TOKEN_BYTES, MalformedToken, parse_token
 
 _log = logging.getLogger(__name__)
@@ -32,60 +37,15 @@ _log = logging.getLogger(__name__)
 LEEWAY_S = 30
 MAX_LIFE_S = 600
 STALE_LIMIT_S = 3600.0
+LONG_POLL_S = 20.0
+"""The auth service answers at once when something was revoked, else after so long."""
 REFRESH_ON_UNKNOWN_KEY_S = 30.0
+AES = "AES_256_GCM"
+# Of revocations that come close together, one fetch learns several.
+_PAUSE_S = 0.02
+# An API key's next token is asked for so long before the present one ends.
+_EXCHANGE_AHEAD_S = 60.0
 _REQUIRED = ("exp", "iat", "sub", "client_id", "jti", "iss", "aud")
-
-
-@dataclass(frozen=True, slots=True)
-class Principal:
-    """Who calls, as a verified token says. `expires_at` is in Unix seconds."""
-
-    client_id: str
-    tenant: str
-    scopes: frozenset[str]
-    expires_at: float
-    token_id: str
-
-    def has(self, scope: str) -> bool:
-        """Whether the token carries this scope."""
-        return scope in self.scopes
-
-
-_current: contextvars.ContextVar[Principal | None] = contextvars.ContextVar(
-    "anabranch_principal", default=None
-)
-
-
-def current_principal() -> Principal:
-    """The caller of the RPC being handled.
-
-    Raises Fault CREDENTIAL_REJECTED in a public RPC, where nobody is known.
-    """
-    principal = _current.get()
-    if principal is None:
-        raise rejected()
-    return principal
-
-
-def set_current_principal(principal: Principal | None) -> None:
-    """Called by the authentication guard, once for each RPC."""
-    _current.set(principal)
-
-
-def rejected() -> Fault:
-    """One text for every bad credential, so that nothing can be learnt from it."""
-    return Fault(
-        errors_pb2.ERROR_REASON_CREDENTIAL_REJECTED,
-        "no valid credential: send metadata 'authorization: Bearer <token>' with a live token",
-    )
-
-
-def denied(needed: frozenset[str]) -> Fault:
-    """The credential is good, but carries none of the scopes that open the RPC."""
-    wanted = " or ".join(sorted(needed)) or "another identity"
-    return Fault(
-        errors_pb2.ERROR_REASON_ACCESS_DENIED, f"the credential does not allow this: needs {wanted}"
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +56,16 @@ class KeySet:
     max_age: float
     revoked_token_ids: frozenset[str] = frozenset()
     disabled_client_ids: frozenset[str] = frozenset()
+    revoked_api_key_ids: frozenset[str] = frozenset()
+    version: str = ""
 
 
 class KeySource(Protocol):
     """Where verification keys come from."""
 
-    async def fetch(self) -> KeySet:
-        """The keys now. Raises Fault when they cannot be had."""
+    async def fetch(self, known_version: str = "", wait: float = 0.0) -> KeySet:
+        """The keys now; with `wait`, once they are no longer `known_version`, or after so many
+        seconds. Raises Fault when they cannot be had."""
 
 
 def _public_keys(jwks_json: str) -> dict[str, tuple[str, Any]]:
@@ -130,7 +93,7 @@ def _public_keys(jwks_json: str) -> dict[str, tuple[str, Any]]:
 class Verifier:
     """Turns a bearer token into a Principal, or refuses it.
 
-    Results are cached by the SHA-256 of the whole token until it expires. Keys
+    Results are cached by the SHA-256 of the whole credential until it expires. Keys
     stay usable for an hour after the last successful fetch, so existing tokens
     survive an outage of the auth service.
     """
@@ -144,8 +107,11 @@ class Verifier:
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         cache_size: int = 10_000,
+        exchange: KeyExchange | None = None,
     ) -> None:
+        """`clock` returns unix seconds. Without an `exchange` no API key is accepted."""
         self._source = source
+        self._api_keys = None if exchange is None else ApiKeyTokens(exchange, monotonic)
         self._issuer = issuer
         self._audience = audience
         self._clock = clock
@@ -155,17 +121,20 @@ class Verifier:
         self._keys: dict[str, tuple[str, Any]] = {}
         self._revoked: frozenset[str] = frozenset()
         self._disabled: frozenset[str] = frozenset()
+        self._revoked_keys: frozenset[str] = frozenset()
+        self._version = ""
         self._fetched_at: float | None = None
         self._forced_at = float("-inf")
         self._lock = asyncio.Lock()
 
-    async def verify(self, token: str) -> Principal:
-        """The principal of a live token.
+    async def verify(self, credential: str) -> Principal:
+        """The principal of a live token, or of a good API key.
 
         Raises Fault CREDENTIAL_REJECTED for any bad one, and
-        DEPENDENCY_UNAVAILABLE while no usable keys have ever been fetched.
+        DEPENDENCY_UNAVAILABLE while no usable keys have ever been fetched, or
+        an API key that is new here cannot be exchanged.
         """
-        if len(token) > MAX_TOKEN_BYTES or not token.isascii():
+        if len(credential) > MAX_TOKEN_BYTES or not credential.isascii():
             raise rejected()
         if self._fetched_at is None:
             # A process that has just started may be called before its first poll.
@@ -175,10 +144,12 @@ class Verifier:
                 raise self._no_keys() from exc
         if self._fetched_at is None or self._monotonic() - self._fetched_at > STALE_LIMIT_S:
             raise self._no_keys()
-        digest = hashlib.sha256(token.encode()).digest()
+        digest = hashlib.sha256(credential.encode()).digest()
         principal = self._cache.get(digest)
-        if principal is None:
-            principal = await self._decode(token)
+        if looks_like_key(credential):
+            principal = await self._of_api_key(credential, digest, principal)
+        elif principal is None:
+            principal = await self._decode(credential)
             self._remember(digest, principal)
         self.check_live(principal)
         return principal
@@ -189,15 +160,16 @@ class Verifier:
             principal.expires_at + LEEWAY_S <= self._clock()
             or principal.token_id in self._revoked
             or principal.client_id in self._disabled
+            or (principal.api_key_id and principal.api_key_id in self._revoked_keys)
         ):
             raise rejected()
 
     async def keep_fresh(self) -> None:
-        """Polls the keys until cancelled. Run it in the service's task group."""
+        """Follows the keys until cancelled. Run it in the service's task group."""
         failures = 0
         while True:
             try:
-                wait = await self._refresh()
+                wait = await self._follow()
                 failures = 0
             except Fault as fault:
                 failures += 1
@@ -210,6 +182,28 @@ class Verifier:
                 )
             await asyncio.sleep(wait)
 
+    async def close(self) -> None:
+        """Gives up what is under way."""
+        if self._api_keys is not None:
+            await self._api_keys.close()
+
+    async def _of_api_key(self, api_key: str, digest: bytes, known: Principal | None) -> Principal:
+        """The principal of the key's present token, which is replaced before it ends."""
+        if self._api_keys is None:
+            raise rejected()
+        if known is not None and self._clock() < known.expires_at - _EXCHANGE_AHEAD_S:
+            return known
+        try:
+            token = await self._api_keys.token(api_key, digest)
+        except Fault as fault:
+            if known is not None and fault.reason != errors_pb2.ERROR_REASON_CREDENTIAL_REJECTED:
+                return known  # the auth service is away, and this one is good for a while
+            self._cache.pop(digest, None)
+            raise
+        principal = await self._decode(token)
+        self._remember(digest, principal)
+        return principal
+
     def _no_keys(self) -> Fault:
         return Fault(
             errors_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE,
@@ -217,23 +211,41 @@ class Verifier:
             retry_after=1.0,
         )
 
+    async def _follow(self) -> float:
+        """Learns the next key set; returns how long to wait before asking again, in seconds."""
+        if not self._version:
+            return await self._refresh()
+        asked, known = self._monotonic(), self._version
+        # Not under the lock: it takes long, and who needs a key now does not wait for it.
+        found = await self._source.fetch(known, LONG_POLL_S)
+        self._take(found)
+        if found.version != known:
+            return _PAUSE_S
+        # An answer that came early, with nothing new: too many ask there to be kept waiting.
+        return 0.0 if self._monotonic() - asked > found.max_age else max(found.max_age, 0.5)
+
     async def _refresh(self) -> float:
         async with self._lock:
             found = await self._source.fetch()
-            try:
-                keys = _public_keys(found.jwks_json)
-            except (ValueError, TypeError, AttributeError, jwt.PyJWTError) as exc:
-                raise Fault(
-                    errors_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE,
-                    "the auth service sent keys that cannot be read",
-                ) from exc
-            if any(keys.get(kid) != known for kid, known in self._keys.items()):
-                self._cache.clear()  # tokens of a key that is gone are no longer believed
-            self._keys = keys
-            self._revoked = found.revoked_token_ids
-            self._disabled = found.disabled_client_ids
-            self._fetched_at = self._monotonic()
-            return max(found.max_age, 0.5)
+            self._take(found)
+            return 0.0 if found.version else max(found.max_age, 0.5)
+
+    def _take(self, found: KeySet) -> None:
+        try:
+            keys = _public_keys(found.jwks_json)
+        except (ValueError, TypeError, AttributeError, jwt.PyJWTError) as exc:
+            raise Fault(
+                errors_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE,
+                "the auth service sent keys that cannot be read",
+            ) from exc
+        if any(keys.get(kid) != known for kid, known in self._keys.items()):
+            self._cache.clear()  # tokens of a key that is gone are no longer believed
+        self._keys = keys
+        self._revoked = found.revoked_token_ids
+        self._disabled = found.disabled_client_ids
+        self._revoked_keys = found.revoked_api_key_ids
+        self._version = found.version
+        self._fetched_at = self._monotonic()
 
     async def _refresh_for_unknown_key(self) -> None:
         """At most one forced refresh in 30 s, whoever asks: an attacker names many keys."""
@@ -280,18 +292,40 @@ class Verifier:
         life = claims["exp"] - claims["iat"]
         if not 0 < life <= MAX_LIFE_S:
             raise rejected()
+        try:
+            detail = AuditDetail(claims.get("audit", AuditDetail.METADATA))
+            networks = networks_of(_texts(claims.get("networks", [])))
+            quotas = read_rules(_texts(claims.get("quota", [])))
+            models = _texts(claims.get("models", []))
+            api_key_id, cipher = _texts([claims.get("akid", ""), claims.get("cipher", AES)])
+        except ValueError as exc:
+            # Of a newer issuer: what is not understood must not be left out of account.
+            raise rejected() from exc
         return Principal(
             client_id=claims["client_id"],
             tenant=claims.get("tenant", ""),
             scopes=frozenset(claims.get("scope", "").split()),
             expires_at=float(claims["exp"]),
             token_id=claims["jti"],
+            models=models,
+            networks=networks,
+            quotas=quotas,
+            api_key_id=api_key_id,
+            audit_detail=detail,
+            cipher=cipher,
         )
 
     def _remember(self, digest: bytes, principal: Principal) -> None:
         self._cache[digest] = principal
         if len(self._cache) > self._cache_size:
             self._cache.popitem(last=False)
+
+
+def _texts(claim: Any) -> tuple[str, ...]:
+    """A claim that is a list of texts. Raises ValueError."""
+    if not isinstance(claim, list) or not all(isinstance(text, str) for text in claim):
+        raise ValueError("a claim is no list of texts")
+    return tuple(claim)
 
 
 def bearer_token(authorization: str) -> str:
@@ -303,16 +337,17 @@ def bearer_token(authorization: str) -> str:
     return token
 
 
-async def authenticate(verifier: Verifier, access: Access | None, authorization: str) -> (
-    Principal | None
-):  # fmt: skip
-    """Checks a credential against a method's rule; None for a public method.
+async def authenticate(
+    verifier: Verifier, access: Access | None, authorization: str, address: Address | None
+) -> Principal | None:
+    """Checks a credential and where it comes from against a method's rule; None for a public one.
 
     Raises Fault CREDENTIAL_REJECTED or ACCESS_DENIED. A method without a rule is denied.
     """
     if access is not None and access.public:
         return None
     principal = await verifier.verify(bearer_token(authorization))
-    if access is None or (access.any_scope and not access.any_scope & principal.scopes):
-        raise denied(access.any_scope if access else frozenset())
+    if access is None or (access.scopes and not access.scopes & principal.scopes):
+        raise denied(access.scopes if access else frozenset())
+    principal.check_address(address)
     return principal

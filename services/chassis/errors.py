@@ -78,6 +78,7 @@ _CODES: Mapping[int, grpc.StatusCode] = {
     errors_pb2.ERROR_REASON_SESSION_LOST: grpc.StatusCode.ABORTED,
     errors_pb2.ERROR_REASON_BUDGET_EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors_pb2.ERROR_REASON_VERSION_MISMATCH: grpc.StatusCode.FAILED_PRECONDITION,
+    errors_pb2.ERROR_REASON_IN_USE: grpc.StatusCode.FAILED_PRECONDITION,
 }
 
 # A peer that sends no ErrorInfo (a proxy in between, the gRPC runtime itself)

@@ -20,8 +20,9 @@ from grpc_status import rpc_status
 
 from anabranch.v1 import errors_pb2
 from services.chassis.access import Access, access_of
-from services.chassis.authn import Principal, set_current_principal
 from services.chassis.errors import Fault, Violation, fault_of, invalid, reason_name, to_status
+from services.chassis.origin import Origin
+from services.chassis.principal import Address, Principal, set_current_caller
 
 _log = logging.getLogger("anabranch.access")
 
@@ -41,7 +42,9 @@ _UNKNOWN_METHOD = "/unknown"
 class Authenticator(Protocol):
     """Decides who calls."""
 
-    async def __call__(self, access: Access | None, authorization: str) -> Principal | None:
+    async def __call__(
+        self, access: Access | None, authorization: str, address: Address | None
+    ) -> Principal | None:
         """The caller; None for a public method. Raises Fault."""
 
 
@@ -117,10 +120,12 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         max_seconds: float,
         max_message_bytes: int,
         max_concurrent: int,
+        origin: Origin,
         observer: Observer | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._authenticator = authenticator
+        self._origin = origin
         self._max_seconds = max_seconds
         self._max_message_bytes = max_message_bytes
         self._places = _Places(max_concurrent)
@@ -191,7 +196,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             try:
                 async with asyncio.timeout(self._limit(method)):
                     with self._counted(method):
-                        await self._admit(method, authorization, request)
+                        await self._admit(method, authorization, request, context)
                         result = await behaviour(request, context)
             except BaseException as exc:
                 await self._failed(exc, context, method, began)
@@ -207,7 +212,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             try:
                 async with asyncio.timeout(self._limit(method)):
                     with self._counted(method):
-                        await self._admit(method, authorization, request)
+                        await self._admit(method, authorization, request, context)
                         async for response in behaviour(request, context):
                             yield response
             except BaseException as exc:
@@ -228,9 +233,12 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         endless = public and self._limit(method) is None
         return (self._public_streams if endless else self._places).taken()
 
-    async def _admit(self, method: str, authorization: str, request: Any) -> None:
+    async def _admit(
+        self, method: str, authorization: str, request: Any, context: grpc.aio.ServicerContext
+    ) -> None:
         access = Access() if method == _UNKNOWN_METHOD else access_of(method)
-        set_current_principal(await self._authenticator(access, authorization))
+        address = self._origin.of(context)
+        set_current_caller(await self._authenticator(access, authorization, address), address)
         if isinstance(request, _Unreadable):
             raise request.fault
 

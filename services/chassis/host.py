@@ -23,8 +23,9 @@ from opentelemetry.trace import Tracer
 
 from services.chassis import telemetry as telemetry_module
 from services.chassis.access import Access
+from services.chassis.api_key_exchange import KeyExchange
 from services.chassis.auth_client import AuthClient, TokenSource
-from services.chassis.authn import KeySource, Principal, Verifier, authenticate
+from services.chassis.authn import KeySource, Verifier, authenticate
 from services.chassis.channels import transport_limits
 from services.chassis.detached_sessions import ResumeLimits
 from services.chassis.guard import Guard
@@ -33,6 +34,8 @@ from services.chassis.http_endpoint import HttpEndpoint
 from services.chassis.model_handler import ModelHandler
 from services.chassis.model_service import SERVICE_NAME, ModelService
 from services.chassis.model_streams import StreamLimits
+from services.chassis.origin import Origin
+from services.chassis.principal import Address, Principal
 from services.chassis.reflection import add_reflection
 from services.chassis.registry import Registration, Registry, open_registry
 from services.chassis.settings import CommonSettings, SettingsError
@@ -122,13 +125,15 @@ class Host:
         meta: Mapping[str, str] | None = None,
         registry: Registry | None = None,
         key_source: KeySource | None = None,
+        exchange: KeyExchange | None = None,
         worker: Worker | None = None,
     ) -> AsyncIterator[Host]:
         """Opens what every service stands on; leaving shuts it down in order.
 
         `registry` replaces the one that the settings name (tests share one);
-        `key_source` replaces the auth service as the origin of verification keys. `worker`:
-        this process is one of several that share the address.
+        `key_source` and `exchange` replace the auth service as the origin of verification keys
+        and of tokens for API keys. `worker`: this process is one of several that share the
+        address.
         Raises what a background task raised, as an ExceptionGroup.
         """
         own_registry = registry is None
@@ -142,7 +147,12 @@ class Host:
         if worker is not None:
             instance += f"-worker-{worker.index}"
         telemetry = telemetry_module.open(service, instance, settings.otlp_endpoint)
-        verifier = Verifier(key_source or auth, issuer=settings.issuer, audience=settings.audience)
+        verifier = Verifier(
+            key_source or auth,
+            issuer=settings.issuer,
+            audience=settings.audience,
+            exchange=exchange or (auth if key_source is None else None),
+        )
         tokens = None
         if settings.client_id and settings.client_secret is not None:
             tokens = TokenSource(auth, settings.client_id, settings.client_secret)
@@ -174,6 +184,7 @@ class Host:
                     await host._shut_down()
                     tasks.cancel_all()
         finally:
+            await verifier.close()
             await auth.close()
             if own_registry:
                 await registry.close()
@@ -329,6 +340,7 @@ class Host:
                     max_seconds=StreamLimits().max_timeout,
                     max_message_bytes=settings.max_message_bytes,
                     max_concurrent=settings.max_concurrent_rpcs,
+                    origin=Origin(settings.proxy_networks, siblings=private),
                     observer=None if private else self._observe,
                 )
             ],
@@ -364,8 +376,10 @@ class Host:
         for name in ("", *self._services):
             await self._health.set(name, status)
 
-    async def _authenticate(self, access: Access | None, authorization: str) -> Principal | None:
-        return await authenticate(self.verifier, access, authorization)
+    async def _authenticate(
+        self, access: Access | None, authorization: str, address: Address | None
+    ) -> Principal | None:
+        return await authenticate(self.verifier, access, authorization, address)
 
     def _observe(self, method: str, code: grpc.StatusCode, seconds: float) -> None:
         self._duration.record(

@@ -14,14 +14,16 @@ from typing import Any
 import grpc
 
 from anabranch.v1 import errors_pb2, generation_pb2, model_pb2
-from services.chassis.authn import Verifier, current_principal
+from services.chassis.authn import Verifier
 from services.chassis.detached_sessions import ResumableSessions, ResumeLimits, session_lost
 from services.chassis.errors import Fault, Violation, invalid
 from services.chassis.http2.server_call import ServerCall
 from services.chassis.model_handler import CallContext, ModelHandler
+from services.chassis.model_patterns import allows
 from services.chassis.model_session import HandOver, Session
 from services.chassis.model_streams import ActiveRequests, StreamLimits
 from services.chassis.plain_calls import PlainCalls, metadata_value
+from services.chassis.principal import current_principal
 from services.chassis.session_handover import hand_over
 from services.chassis.session_wire import GrpcWire
 from services.chassis.validation import generate_violations
@@ -119,7 +121,7 @@ class ModelService:
     async def _session(self, _: Any, call: ServerCall) -> None:
         wire = GrpcWire(call, self.requests.limits.write_stall)
         try:
-            await self._serve_session(wire)
+            await self._serve_session(wire, metadata_value(call, "authorization"))
         except HandOver as held:
             assert self._worker is not None, "there are no siblings"
             authorization = metadata_value(call, "authorization")
@@ -127,11 +129,12 @@ class ModelService:
 
     async def _session_from_sibling(self, _: Any, call: ServerCall) -> None:
         try:
-            await self._serve_session(GrpcWire(call, self.requests.limits.write_stall))
+            wire = GrpcWire(call, self.requests.limits.write_stall)
+            await self._serve_session(wire, metadata_value(call, "authorization"))
         except HandOver as held:
             raise session_lost() from held  # no caller goes round
 
-    async def _serve_session(self, wire: GrpcWire) -> None:
+    async def _serve_session(self, wire: GrpcWire, authorization: str) -> None:
         self.requests.check_open()
         session = Session(
             self._handler,
@@ -140,6 +143,7 @@ class ModelService:
             self._verifier,
             wire,
             self.resumable,
+            authorization=authorization,
         )
         self._sessions.add(session)
         if self._retiring is not None:
@@ -164,6 +168,7 @@ class ModelService:
             faults.append(Violation("dimensions", "must be 1 or more"))
         if faults:
             raise invalid(faults)
+        current_principal().check_model(request.model)
         return await self._handler.embed(request, self._call_context(context))
 
     async def _count_tokens(
@@ -183,12 +188,14 @@ class ModelService:
         ]
         if faults:
             raise invalid(faults)
+        current_principal().check_model(request.model)
         return await self._handler.count_tokens(request, self._call_context(context))
 
     async def _list_models(
         self, request: model_pb2.ListModelsRequest, context: grpc.aio.ServicerContext
     ) -> model_pb2.ListModelsResponse:
-        models = sorted(await self._handler.list_models(), key=lambda model: model.name)
+        listed = [m for m in await self._handler.list_models() if _may_see(m.name)]
+        models = sorted(listed, key=lambda model: model.name)
         after = _decode_page(request.page_token)
         if request.page_size < 0:
             raise invalid([Violation("page_size", "must not be negative")])
@@ -209,6 +216,13 @@ class ModelService:
             deadline=asyncio.get_running_loop().time() + allowed,
             traceparent=metadata_value(context, "traceparent"),
         )
+
+
+def _may_see(model: str) -> bool:
+    """Whether the caller hears of a model: one that it may ask, or any if it looks after them."""
+    principal = current_principal()
+    looks_after = not principal.scopes.isdisjoint(("relay", "admin"))
+    return looks_after or allows(principal.models, model)
 
 
 def _encode_page(name: str) -> str:

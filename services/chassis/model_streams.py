@@ -16,10 +16,10 @@ from typing import Protocol
 from google.protobuf.message import DecodeError
 
 from anabranch.v1 import errors_pb2, generation_pb2
-from services.chassis.authn import Principal
 from services.chassis.deadlines import Deadlines, Due
 from services.chassis.errors import Fault, Violation, Work, fault_of, invalid
 from services.chassis.model_handler import CallContext, Cancel, ModelHandler, Outlet
+from services.chassis.principal import Principal
 from services.chassis.validation import validate_generate
 
 
@@ -211,6 +211,7 @@ class ActiveRequests:
         except DecodeError as exc:
             raise invalid([Violation("", "is not a GenerateRequest message")]) from exc
         validate_generate(request, size=len(raw))
+        caller.check_model(request.model)
         if not request.request_id:
             request.request_id = f"{self._random.getrandbits(128):032x}"
         elif self._bodies is not None:

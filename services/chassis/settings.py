@@ -16,6 +16,8 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from services.chassis.peer_address import networks_of
+from services.chassis.principal import Network
 from services.chassis.setting_values import Secret, parse, type_name
 
 __all__ = [
@@ -238,6 +240,11 @@ class CommonSettings:
         "https://auth.anabranch.internal", help="The only accepted `iss` of access tokens."
     )
     audience: str = setting("anabranch", help="The only accepted `aud` of access tokens.")
+    trusted_proxies: tuple[str, ...] = setting(
+        (),
+        help="Networks of proxies in front of this process, such as 10.0.0.0/8: their "
+        "x-forwarded-for is believed where credentials are bound to addresses. Empty: nobody's is.",
+    )
     client_id: str = setting("", help="This service's own identity, for calls to other services.")
     client_secret: Secret | None = setting(None, help="The secret that belongs to the client id.")
     log_level: Literal["debug", "info", "warning", "error"] = setting(
@@ -255,6 +262,14 @@ class CommonSettings:
     max_message_bytes: int = setting(
         4 * 1024 * 1024, minimum=64 * 1024, help="The largest gRPC message accepted, in bytes."
     )
+
+    @property
+    def proxy_networks(self) -> tuple[Network, ...]:
+        """`trusted_proxies` as networks. Raises SettingsError."""
+        try:
+            return networks_of(self.trusted_proxies)
+        except ValueError as refused:
+            raise SettingsError([f"trusted_proxies: {refused}"]) from None
 
 
 @dataclass(frozen=True, kw_only=True)

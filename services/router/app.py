@@ -14,6 +14,10 @@ from services.chassis.auth_client import TokenSource
 from services.chassis.budgets.leases import LeaseSource, ShareOfBudget
 from services.chassis.budgets.redis_leases import RedisLeases
 from services.chassis.detached_sessions import ResumeLimits
+from services.chassis.encryption.ciphers import CipherName, require
+from services.chassis.encryption.envelope import Envelope
+from services.chassis.encryption.errors import EncryptionError
+from services.chassis.encryption.keychain import Keychain
 from services.chassis.host import Host, Tasks
 from services.chassis.model_streams import StreamLimits
 from services.chassis.redis_connection import redis_client
@@ -34,6 +38,7 @@ from services.router.policy_updates import PolicyUpdates
 from services.router.pool import BACKEND_SERVICES, WORKERS, Pool
 from services.router.response_cache.cache import ResponseCache
 from services.router.response_cache.metrics import observe_cache
+from services.router.response_cache.stored_form import SealedForm
 from services.router.response_cache.stores import open_stores
 from services.router.session_metrics import observe_sessions
 from services.router.settings import PREFIX, SERVICE, Settings
@@ -51,7 +56,7 @@ async def running(
     """A router that serves until the context is left; with `worker`, as one of several processes.
 
     Raises SettingsError without an identity of its own: backends let nobody in
-    anonymously; and with every fault of a policy that cannot be used.
+    anonymously; and with every fault of a policy or keychain that cannot be used.
     """
     if not settings.client_id or settings.client_secret is None:
         raise SettingsError(
@@ -61,6 +66,7 @@ async def running(
             ]
         )
     policies = PolicyStore(_default_policy(settings))
+    sealed = await asyncio.to_thread(_sealed_form, settings)
     async with (
         redis_client(settings.redis_url, f"{PREFIX}REDIS_URL") as redis,
         open_stores(
@@ -68,6 +74,7 @@ async def running(
             redis=redis,
             directory=settings.cache_dir,
             disk_bytes=settings.cache_disk_bytes,
+            sealed=sealed,
         ) as stores,
         Host.open(SERVICE, settings, registry=registry, worker=worker) as host,
         open_source(
@@ -147,6 +154,26 @@ async def running(
 def running_worker(settings: Settings, worker: Worker) -> AbstractAsyncContextManager[Host]:
     """A router as one of several processes."""
     return running(settings, worker=worker)
+
+
+def _sealed_form(settings: Settings) -> SealedForm | None:
+    """How answers are stored; None when no keys are given. Raises SettingsError."""
+    if settings.encryption_keys_file is None:
+        return None
+    sm4 = frozenset(settings.sm4_tenants)
+    try:
+        keychain = Keychain.read(settings.encryption_keys_file)
+    except EncryptionError as refused:
+        raise SettingsError([f"{PREFIX}ENCRYPTION_KEYS_FILE: {refused}"]) from None
+    try:
+        if sm4:
+            require(CipherName.SM4_GCM)
+    except EncryptionError as refused:
+        raise SettingsError([f"{PREFIX}SM4_TENANTS: {refused}"]) from None
+    return SealedForm(
+        Envelope(keychain),
+        lambda tenant: CipherName.SM4_GCM if tenant in sm4 else CipherName.AES_256_GCM,
+    )
 
 
 def _default_policy(settings: Settings) -> Policy:

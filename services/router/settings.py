@@ -84,6 +84,16 @@ class Settings(WorkerSettings):
         "redis://:password@host:6379/0. Empty: each process for itself.",
     )
 
+    encryption_keys_file: Path | None = setting(
+        None,
+        help="A keychain, as JSON or YAML: answers in Redis and in that folder are encrypted, with "
+        "a data key for each tenant. The same on every router that shares them. Empty: they are "
+        "not encrypted.",
+    )
+    sm4_tenants: tuple[str, ...] = setting(
+        (), help="Tenants whose answers are encrypted with SM4-GCM instead of AES-256-GCM."
+    )
+
     def __post_init__(self) -> None:
         try:
             place = parse_place(self.policy)
@@ -92,6 +102,13 @@ class Settings(WorkerSettings):
         if place.key and not has_key_values(self.registry):
             raise SettingsError(
                 [f"{PREFIX}POLICY names a key, so {PREFIX}REGISTRY must be consul://…"]
+            )
+        if self.sm4_tenants and self.encryption_keys_file is None:
+            raise SettingsError(
+                [
+                    f"{PREFIX}SM4_TENANTS says how to encrypt, so {PREFIX}ENCRYPTION_KEYS_FILE is "
+                    "required"
+                ]
             )
 
     @property

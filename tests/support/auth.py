@@ -1,6 +1,7 @@
 """A running auth service for tests, its first administrator and the ways to call it."""
 
 import base64
+import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -10,6 +11,9 @@ from typing import Any
 import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from anabranch.v1 import auth_pb2 as pb
 from anabranch.v1.auth_pb2_grpc import AuthServiceStub
@@ -69,7 +73,16 @@ def real_key(data: Path) -> tuple[str, Ed25519PrivateKey]:
     kid, sealed = connection.execute("SELECT kid, sealed_private_key FROM signing_keys").fetchone()
     connection.close()
     secret = (data / "auth.db.key").read_text().strip()
-    return kid, Ed25519PrivateKey.from_private_bytes(Vault(secret).open(sealed, kid=kid))
+    return kid, Ed25519PrivateKey.from_private_bytes(Vault.under(secret).open(sealed, kid=kid))
+
+
+def sealed_before_keychains(secret: str, plain: bytes, *, kid: str) -> bytes:
+    """A private key as databases have it that were made before there were keychains."""
+    info = b"anabranch auth signing keys v1"
+    key = HKDF(SHA256(), 32, salt=None, info=info).derive(secret.encode())
+    nonce = os.urandom(12)
+    bound_to = b"signing_key|" + kid.encode() + b"|1"
+    return b"\x01" + nonce + AESGCM(key).encrypt(nonce, plain, bound_to)
 
 
 @asynccontextmanager

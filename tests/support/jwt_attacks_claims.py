@@ -147,6 +147,28 @@ CLAIM_ATTACKS: dict[str, dict[str, Attack]] = {
         repr(tenant): claims(tenant=tenant)
         for tenant in (*_NO_TEXTS, "shop\0", "shop\n", "\u200bshop")
     },
+    **{
+        f"{name} that is no list of texts": {
+            repr(value): claims(**{name: value})
+            for value in (None, "*", 0, True, {}, {"*": 1}, [1], [None], [["*"]], ["*", 1])
+        }
+        for name in ("models", "networks", "quota")
+    },
+    "networks that cannot be read": {
+        repr(text): claims(networks=["10.0.0.0/8", text])
+        for text in ("", "*", "10.0.0.1/8", "10.0.0.0/33", "localhost", "10.0.0.0/8\n", "0/0")
+    },
+    "quota that cannot be read": {
+        repr(text): claims(quota=[text]) for text in ("", "unlimited", "-1", "NaN", "x=1")
+    },
+    "audit detail that is none": {
+        repr(value): claims(audit=value)
+        for value in (None, "", "NONE", "nothing", 0, True, [], ["none"], {"none": 1})
+    },
+    **{
+        f"{name} that is no text": {repr(value): claims(**{name: value}) for value in _NO_TEXTS}
+        for name in ("akid", "cipher")
+    },
     "claims twice": {
         **_twice("client_id", '"admin"'), **_twice("sub", '"admin"'), **_twice("scope", '"admin"'),
         **_twice("tenant", '"operators"'), **_twice("exp", "99999999999"), **_twice("jti", '"x"'),

@@ -129,6 +129,7 @@ class Forge:
             "iat": now,
             "exp": now + 300,
             "jti": uuid.uuid4().hex,
+            "models": ["*"],
         }
         sign = by_ed25519(self.ed) if alg == "EdDSA" else by_ecdsa(self.es)
         return Draft({"alg": alg, "typ": "at+jwt", "kid": kid}, claims, sign)

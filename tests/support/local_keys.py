@@ -20,7 +20,7 @@ class LocalKeys:
     def __init__(self) -> None:
         self._key = Ed25519PrivateKey.generate()
 
-    async def fetch(self) -> KeySet:
+    async def fetch(self, known_version: str = "", wait: float = 0.0) -> KeySet:
         """The public half."""
         public = json.loads(jwt.algorithms.OKPAlgorithm.to_jwk(self._key.public_key()))
         return KeySet(json.dumps({"keys": [public | {"kid": "k", "use": "sig"}]}), max_age=300)
@@ -40,6 +40,7 @@ class LocalKeys:
             "iat": now - 300 + life,
             "exp": now + life,
             "jti": uuid.uuid4().hex,
+            "models": ["*"],
         }
         headers = {"kid": "k", "typ": "at+jwt"}
         return jwt.encode(claims, self._key, algorithm="EdDSA", headers=headers)

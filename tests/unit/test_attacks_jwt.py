@@ -21,7 +21,7 @@ class Keys:
     def __init__(self, forge: Forge) -> None:
         self._forge = forge
 
-    async def fetch(self) -> KeySet:
+    async def fetch(self, known_version: str = "", wait: float = 0.0) -> KeySet:
         return KeySet(self._forge.jwks(), max_age=300)
 
 

@@ -41,7 +41,7 @@ class World:
             monotonic=lambda: 1000 + self.passed,
         )
 
-    async def fetch(self) -> KeySet:
+    async def fetch(self, known_version: str = "", wait: float = 0.0) -> KeySet:
         self.asked += 1
         await asyncio.sleep(0)
         if self.away:

@@ -25,6 +25,7 @@ from services.auth.tokens import (
     signing_key,
 )
 from services.auth.vault import Vault, VaultError, master_secret_beside
+from services.chassis.encryption.keychain import Keychain
 from services.chassis.errors import Fault
 from services.chassis.settings import SettingsError, load
 
@@ -71,19 +72,55 @@ def test_a_key_under_the_wrong_id_is_refused_and_none_shows_its_private_half():
 
 
 def test_a_sealed_key_opens_only_for_its_kid_untouched_under_its_secret():
-    vault = Vault("s" * 32)
+    vault = Vault.under("s" * 32)
     sealed = vault.seal(b"private", kid="one")
     assert vault.open(sealed, kid="one") == b"private"
     tampered = sealed[:-1] + bytes([sealed[-1] ^ 1])
     for opener, blob, kid in [
         (vault, sealed, "two"),
         (vault, tampered, "one"),
-        (vault, b"\x02" + sealed[1:], "one"),
+        (vault, b"\x03" + sealed[1:], "one"),
         (vault, b"", "one"),
-        (Vault("t" * 32), sealed, "one"),
+        (Vault.under("t" * 32), sealed, "one"),
     ]:
         with pytest.raises(VaultError):
             opener.open(blob, kid=kid)
+
+
+FIRST_FORM = bytes.fromhex(
+    "013d969da811bb0079b2c4ebf7be64f08ac2247aea1c43f9490244c378e7f10769387ae0"
+)
+"""What the version before keychains made of b"private" for the kid "one" under "s" * 32."""
+
+
+def test_a_key_sealed_before_keychains_opens_with_its_secret_and_is_then_sealed_as_now():
+    vault = Vault.under("s" * 32)
+    assert vault.open(FIRST_FORM, kid="one") == b"private"
+    assert not vault.is_current(FIRST_FORM)
+    moved = vault.resealed(FIRST_FORM, kid="one")
+    assert vault.is_current(moved)
+    assert Vault(Keychain.from_secret("s" * 32)).open(moved, kid="one") == b"private"
+
+    tampered = FIRST_FORM[:-1] + bytes([FIRST_FORM[-1] ^ 1])
+    for opener, blob, kid in [
+        (vault, FIRST_FORM, "two"),
+        (vault, tampered, "one"),
+        (vault, FIRST_FORM[:5], "one"),
+        (vault, b"\x01", "one"),
+        (Vault.under("t" * 32), FIRST_FORM, "one"),
+        (Vault(Keychain.from_secret("s" * 32)), FIRST_FORM, "one"),
+    ]:
+        for attempt in (opener.open, opener.resealed):
+            with pytest.raises(VaultError, match=f"signing key {kid} was sealed"):
+                attempt(blob, kid=kid)
+
+
+def test_a_key_under_a_key_that_the_keychain_lacks_is_refused_by_that_ones_name():
+    sealed = Vault(Keychain({"2026-05": bytes(32)}, "2026-05")).seal(b"private", kid="one")
+    later = Vault(Keychain({"2026-11": bytes(range(32))}, "2026-11"))
+    for attempt in (later.open, later.resealed):
+        with pytest.raises(VaultError, match=r"signing key one .* no key-encryption key '2026-05'"):
+            attempt(sealed, kid="one")
 
 
 def test_processes_that_start_together_agree_on_one_private_key_file(tmp_path):
@@ -151,6 +188,16 @@ def test_other_databases_are_refused(text):
 @pytest.mark.parametrize("kind", ["postgres", "postgresql", "postgresql+asyncpg"])
 def test_postgresql_urls_get_the_async_driver(kind):
     assert database_url(f"{kind}://u@h/d").drivername == "postgresql+asyncpg"
+
+
+@pytest.mark.parametrize("given", ["KEY_ENCRYPTION_KEYS_FILE", "KEY_ENCRYPTION_SECRET"])
+def test_with_postgresql_a_keychain_or_a_secret_is_enough(given):
+    database = {"A_DATABASE_URL": "postgresql://u:hunter2@h/d"}
+    assert load(Settings, "A_", database | {f"A_{given}": "/etc/keys" + "s" * 32})
+    with pytest.raises(SettingsError, match="key_encryption_keys_file or key_encryption_secret"):
+        load(Settings, "A_", database)
+    with pytest.raises(SettingsError, match="at least 32 characters"):
+        load(Settings, "A_", {"A_KEY_ENCRYPTION_SECRET": "s" * 31})
 
 
 def test_settings_have_working_defaults_and_report_all_contradictions():

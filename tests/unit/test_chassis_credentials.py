@@ -23,7 +23,7 @@ class SlowKeys(LocalKeys):
         self.asked = 0
         self.may_answer = asyncio.Event()
 
-    async def fetch(self):
+    async def fetch(self, known_version="", wait=0.0):
         self.asked += 1
         await self.may_answer.wait()
         return await super().fetch()

@@ -46,7 +46,7 @@ class Scene:
         assert principal is not None
         self.principal: Principal = principal
 
-    async def fetch(self) -> KeySet:
+    async def fetch(self, known_version: str = "", wait: float = 0.0) -> KeySet:
         return KeySet(self.forge.jwks(), max_age=300)
 
     def tried(self, token: str) -> Principal | None:

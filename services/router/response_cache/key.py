@@ -18,6 +18,13 @@ _ASKED_FOR = ("request_id", "labels", "timeout", "model")
 _HOW_SOON = ("priority", "ttft_slo", "max_cost_microusd", "affinity_key")
 
 
+class AnswerKey(NamedTuple):
+    """Under what an answer is kept: KEY_BYTES that stand for all of it, and whose answer it is."""
+
+    digest: bytes
+    tenant: str
+
+
 class Circumstances(NamedTuple):
     """What decides about an answer and is not in the request.
 
@@ -34,8 +41,8 @@ class Circumstances(NamedTuple):
     masked: frozenset[str] = frozenset()
 
 
-def answer_key(request: pb.GenerateRequest, circumstances: Circumstances) -> bytes:
-    """KEY_BYTES bytes, equal only for requests that may have the same answer.
+def answer_key(request: pb.GenerateRequest, circumstances: Circumstances) -> AnswerKey:
+    """Equal only for requests that may have the same answer.
 
     Who asks for it within a tenant, how urgently and at what cost does not matter; fields that
     this version does not know do.
@@ -49,7 +56,7 @@ def answer_key(request: pb.GenerateRequest, circumstances: Circumstances) -> byt
         hashed.update(len(raw).to_bytes(4))
         hashed.update(raw)
     hashed.update(_content(request))
-    return hashed.digest()
+    return AnswerKey(hashed.digest(), tenant)
 
 
 def _content(request: pb.GenerateRequest) -> bytes:

@@ -1,0 +1,117 @@
+"""Problems of requests that concern models, networks, roles, quotas and tenants. Pure.
+
+What a client may be called, its scopes and its token's life are core/clients.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from services.auth.core.clients import Problem, name_problems
+from services.auth.rule_records import Quota
+from services.chassis.model_patterns import MAX_PATTERNS, is_pattern
+from services.chassis.peer_address import networks_of
+from services.chassis.quotas.rules import MAX_RULES
+
+MAX_ROLES = 16
+MAX_NETWORKS = 16
+LONGEST_PERIOD = 31 * 86_400
+LARGEST_AMOUNT = 10**15
+"""So that sums of microseconds and of micro-dollars stay exact where Redis counts in doubles."""
+
+SHORTEST_KEY_LIFE = 60
+LONGEST_KEY_LIFE = 3650 * 86_400
+EACH = "*"
+
+_NETWORK_CHARACTERS = 64
+
+
+def model_problems(field: str, patterns: Sequence[str]) -> list[Problem]:
+    """Problems of a list of model patterns."""
+    rule = "must be a model's name, or its beginning followed by *"
+    return _each(field, patterns, MAX_PATTERNS, lambda text: "" if is_pattern(text) else rule)
+
+
+def network_problems(field: str, networks: Sequence[str]) -> list[Problem]:
+    """Problems of a list of networks."""
+
+    def problem(text: str) -> str:
+        if len(text) > _NETWORK_CHARACTERS:
+            return "is too long for a network"
+        try:
+            networks_of([text])
+        except ValueError:
+            return "must be a network such as 10.0.0.0/8, with no bits beyond its prefix"
+        return ""
+
+    return _each(field, networks, MAX_NETWORKS, problem)
+
+
+def role_problems(field: str, roles: Sequence[str], known: object) -> list[Problem]:
+    """Problems of a list of roles; `known` contains the names that exist."""
+
+    def problem(name: str) -> str:
+        return "" if name in known else "is no role; ListRoles names them"  # type: ignore[operator]
+
+    return _each(field, roles, MAX_ROLES, problem)
+
+
+def quota_problems(quota: Quota, nanoseconds: int) -> list[Problem]:
+    """Problems of a quota whose period is given as on the wire."""
+    problems: list[Problem] = []
+    if quota.tenant != EACH:
+        problems += name_problems("quota.tenant", quota.tenant)
+    if quota.client_id not in ("", EACH):
+        problems += name_problems("quota.client_id", quota.client_id)
+        if quota.tenant == EACH:
+            problems.append(Problem("quota.tenant", "must be the tenant of the client"))
+    if quota.model:
+        problems += model_problems("quota.model", [quota.model])
+    if not 1 <= quota.amount <= LARGEST_AMOUNT:
+        problems.append(Problem("quota.limit", f"must be from 1 to {LARGEST_AMOUNT}"))
+    if not 1 <= quota.burst <= LARGEST_AMOUNT:
+        problems.append(Problem("quota.burst", f"must be from 1 to {LARGEST_AMOUNT}, or 0"))
+    seconds, fraction = divmod(nanoseconds, 1_000_000_000)
+    if fraction or not 1 <= seconds <= LONGEST_PERIOD:
+        rule = f"must be whole seconds from 1 to {LONGEST_PERIOD}"
+        problems.append(Problem("quota.period", rule))
+    return problems
+
+
+def too_many_quotas(quotas: Sequence[Quota], added: Quota) -> list[Problem]:
+    """A problem when some client's token would carry more rules than it may."""
+    others = [quota for quota in quotas if quota.quota_id != added.quota_id]
+    tenants = {quota.tenant for quota in others} | {added.tenant}
+    if added.tenant != EACH:
+        tenants = {added.tenant}
+    counts = [
+        1 + sum(1 for quota in others if quota.tenant in (tenant, EACH)) for tenant in tenants
+    ]
+    if max(counts) > MAX_RULES:
+        return [Problem("quota", f"makes more than {MAX_RULES} quotas for one tenant")]
+    return []
+
+
+def key_life_problems(field: str, nanoseconds: int) -> list[Problem]:
+    """Problems of an API key's life."""
+    seconds, fraction = divmod(nanoseconds, 1_000_000_000)
+    if fraction or not SHORTEST_KEY_LIFE <= seconds <= LONGEST_KEY_LIFE:
+        rule = f"must be whole seconds from {SHORTEST_KEY_LIFE} to {LONGEST_KEY_LIFE}"
+        return [Problem(field, rule)]
+    return []
+
+
+def _each(
+    field: str, items: Sequence[str], most: int, problem: Callable[[str], str]
+) -> list[Problem]:
+    if len(items) > most:
+        return [Problem(field, f"must have at most {most} items")]
+    found = [
+        Problem(f"{field}[{i}]", text) for i, item in enumerate(items) if (text := problem(item))
+    ]
+    found += [
+        Problem(f"{field}[{i}]", "is named twice")
+        for i, item in enumerate(items)
+        if item in items[:i]
+    ]
+    return found
