@@ -153,10 +153,13 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         method = handler_call_details.method
         if handler is None:
             method, handler = _UNKNOWN_METHOD, grpc.stream_stream_rpc_method_handler(_unknown)
-        authorization = ""
-        for key, value in handler_call_details.invocation_metadata or ():
-            if key == "authorization":
-                authorization = value
+        credentials = [
+            value
+            for key, value in handler_call_details.invocation_metadata or ()
+            if key == "authorization"
+        ]
+        # Of several none counts: whoever else looked at the call may have looked at another one.
+        authorization = credentials[0] if len(credentials) == 1 else ""
         return self._wrapped(handler, method, authorization)
 
     def _wrapped(

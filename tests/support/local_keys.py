@@ -33,7 +33,7 @@ class LocalKeys:
         claims = {
             "iss": ISSUER,
             "aud": "anabranch",
-            "sub": "tester",
+            "sub": client_id,
             "client_id": client_id,
             "tenant": tenant,
             "scope": " ".join(scopes),
