@@ -27,7 +27,7 @@ from anabranch.v1 import errors_pb2
 from services.chassis.access import Access
 from services.chassis.audit.detail import AuditDetail
 from services.chassis.errors import Fault
-from services.chassis.quotas.rules import QuotaRule
+from services.chassis.quotas.rules import QuotaRule, read_rules
 
 _log = logging.getLogger(__name__)
 
@@ -302,12 +302,17 @@ class Verifier:
         scope = claims.get("scope", "")
         if not isinstance(scope, str):
             raise rejected()
+        try:
+            quotas = read_rules(claims.get("quota", ()))
+        except (ValueError, TypeError, AttributeError) as exc:
+            raise rejected() from exc
         return Principal(
             client_id=claims["client_id"],
             tenant=claims.get("tenant", ""),
             scopes=frozenset(scope.split()),
             expires_at=float(claims["exp"]),
             token_id=claims["jti"],
+            quotas=quotas,
         )
 
     def _remember(self, digest: bytes, principal: Principal) -> None:

@@ -33,6 +33,7 @@ from services.chassis.http_endpoint import HttpEndpoint
 from services.chassis.model_handler import ModelHandler
 from services.chassis.model_service import SERVICE_NAME, ModelService
 from services.chassis.model_streams import StreamLimits
+from services.chassis.quotas.gate import QuotaGate
 from services.chassis.reflection import add_reflection
 from services.chassis.registry import Registration, Registry, open_registry
 from services.chassis.settings import CommonSettings, SettingsError
@@ -206,8 +207,13 @@ class Host:
         limits: StreamLimits | None = None,
         remember_ids: int = 0,
         resume: ResumeLimits | None = None,
+        quotas: QuotaGate | None = None,
     ) -> ModelService:
-        """Serves ModelService with this handler. Before `start`."""
+        """Serves ModelService with this handler, to callers within their `quotas`. Before
+        `start`."""
+        if quotas is not None:
+            quotas.observe(self.meter)
+            self.tasks.create_task(quotas.run(), name="quotas")
         self.model_service = ModelService(
             handler,
             self.verifier,
@@ -215,6 +221,7 @@ class Host:
             remember_ids=remember_ids,
             resume=resume,
             worker=self.worker,
+            quotas=quotas,
         )
         if self._private is not None:
             self._private.add_generic_rpc_handlers((self.model_service.sibling_handler(),))

@@ -20,6 +20,8 @@ from services.chassis.authn import Principal
 from services.chassis.deadlines import Deadlines, Due
 from services.chassis.errors import Fault, Violation, Work, fault_of, invalid
 from services.chassis.model_handler import CallContext, Cancel, ModelHandler, Outlet
+from services.chassis.quotas.gate import QuotaGate
+from services.chassis.quotas.metered import MeteredRequest
 from services.chassis.validation import validate_generate
 
 
@@ -94,8 +96,14 @@ class ActiveRequest:
         chunk, before the last, and not once the request was cancelled."""
         return self._target.chunk
 
+    def meter(self, gate: QuotaGate) -> MeteredRequest:
+        """Puts a meter between it and its target. Before `begin`."""
+        meter = MeteredRequest(gate, self, self._target)
+        self._target = meter
+        return meter
+
     def begin(self, cancel: Cancel, deadlines: Deadlines, deadline: float, now: float) -> None:
-        """Called once the handler has taken the request."""
+        """Called once the handler has taken the request, or the meter in front of it."""
         if not self.ended:
             self._cancel = cancel
             self._due = deadlines.add(self, deadline, now)
@@ -130,9 +138,15 @@ class ActiveRequests:
     """All requests in progress, and the door that new ones come through."""
 
     def __init__(
-        self, handler: ModelHandler, limits: StreamLimits, *, remember_ids: int = 0
+        self,
+        handler: ModelHandler,
+        limits: StreamLimits,
+        *,
+        remember_ids: int = 0,
+        quotas: QuotaGate | None = None,
     ) -> None:
         self._handler = handler
+        self._quotas = quotas
         self.limits = limits
         self._active: set[ActiveRequest] = set()
         self._idle = asyncio.Event()
@@ -196,7 +210,12 @@ class ActiveRequests:
             now = deadlines.now()
             deadline = now + self._allowed(request, time_remaining)
             context = CallContext(caller, request.request_id, deadline, traceparent, mask)
-            active.begin(self._handler.open(request, context, active), deadlines, deadline, now)
+            if caller.quotas and self._quotas is not None:
+                meter = active.meter(self._quotas)
+                active.begin(meter.cancel, deadlines, deadline, now)
+                meter.open(self._handler, request, context)
+            else:
+                active.begin(self._handler.open(request, context, active), deadlines, deadline, now)
         except Exception as exc:  # noqa: BLE001 - the edge: whatever a handler raises becomes a status
             active.fail(fault_of(exc))
         return active
