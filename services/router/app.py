@@ -16,6 +16,9 @@ from services.chassis.budgets.redis_leases import RedisLeases
 from services.chassis.detached_sessions import ResumeLimits
 from services.chassis.host import Host, Tasks
 from services.chassis.model_streams import StreamLimits
+from services.chassis.quotas import money
+from services.chassis.quotas.gate import QuotaGate
+from services.chassis.quotas.money import LeasesByKind
 from services.chassis.redis_connection import redis_client
 from services.chassis.registry import Registry
 from services.chassis.settings import SettingsError
@@ -82,7 +85,10 @@ async def running(
         workers = settings.workers or 1
         leases: LeaseSource = ShareOfBudget(workers, time.time)
         if redis is not None:
-            leases = RedisLeases(redis, time.time, prefix=LEASES_PREFIX)
+            leases = LeasesByKind(
+                quotas=RedisLeases(redis, time.time, prefix=money.LEASES_PREFIX),
+                others=RedisLeases(redis, time.time, prefix=LEASES_PREFIX),
+            )
         routing = assemble(host.tokens, host.tasks, policies.current, leases)
         pool = routing.pool
         cache = ResponseCache(routing.decisions.policy_now, stores, time.time, routing.loop.time)
@@ -104,6 +110,7 @@ async def running(
                 session_buffer_bytes=settings.session_buffer_bytes,
             ),
             remember_ids=_REMEMBERED_REQUEST_IDS,
+            quotas=QuotaGate(redis, lambda: max(pool.peers, workers)),
             resume=ResumeLimits(
                 window=settings.session_resume_window,
                 most_detached=settings.max_detached_sessions,
