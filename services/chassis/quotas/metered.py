@@ -6,6 +6,7 @@ gate.py's; whatever becomes of a request, its reservation ends once.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
@@ -69,16 +70,22 @@ class MeteredRequest:
         self._output += tokens
         if last:
             self._settle(self._used(raw))
+            self._let_go()
         self._target.chunk(raw, last=last, tokens=tokens)
 
     def fail(self, fault: Fault) -> None:
         nothing_ran = fault.work is Work.NOT_DISPATCHED
         self._settle(None if nothing_ran else self._input + self._output)
         self._target.fail(fault)
+        if self._cancel is not None:
+            # Not at once: a request whose time is over fails first and is cancelled then.
+            asyncio.get_running_loop().call_soon(self._let_go)
 
     def cancel(self) -> None:
         """The handler stops; in the place of one that was not asked yet, this ends the answer."""
         cancel, request = self._cancel, self._request
+        if request is None or request.ended:
+            self._let_go()
         if request is not None and request.ended:
             # Abandoned: nobody says what it used.
             self._settle(self._input + self._output)
@@ -107,7 +114,7 @@ class MeteredRequest:
 
     def _settle(self, used: int | None) -> None:
         """It has ended, and used so many tokens; None: nothing ran."""
-        self._request = self._handler = self._cancel = None
+        self._request = self._handler = None
         reservation, self._reservation = self._reservation, None
         if reservation is None:
             return
@@ -115,6 +122,10 @@ class MeteredRequest:
             self._gate.release(reservation)
         else:
             self._gate.settle(reservation, used)
+
+    def _let_go(self) -> None:
+        """What is over points at its handler no more, which points here."""
+        self._cancel = None
 
     def _used(self, raw: bytes) -> int:
         """What the last chunk says, as far as it says anything."""
