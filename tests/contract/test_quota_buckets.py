@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from typing import Protocol
 
@@ -13,13 +13,14 @@ import redis.exceptions
 
 from services.chassis.quotas import gcra
 from services.chassis.quotas.gcra import PER_SECOND, Buckets, Charge
-from services.chassis.quotas.redis_buckets import NOTHING, RedisBuckets, Settle, Take
+from services.chassis.quotas.redis_buckets import NOTHING, Known, RedisBuckets, Settle, Take
 from services.chassis.redis_connection import open_redis
 from tests.support.redis import RedisServer, binary, redis_server
 from tests.support.waiting import until
 
 PREFIX = "anabranch:quota:"
 DAY = 86_400
+NOT_MORE = Known(0, 0)
 
 
 class Kept(Protocol):
@@ -45,9 +46,8 @@ class InRedis:
     def __init__(self, buckets: RedisBuckets) -> None:
         self.buckets = buckets
 
-    async def take(self, *charges: Charge, ahead: Sequence[int] = ()) -> tuple[int, ...]:
-        known = tuple(ahead) or (0,) * len(charges)
-        (taken,) = await self.buckets.perform([Take(charges, known)])
+    async def take(self, *charges: Charge, known: Known = NOT_MORE) -> tuple[int, ...]:
+        (taken,) = await self.buckets.perform([Take(charges, (known,) * len(charges))])
         return taken.waits
 
     async def settle(self, *corrections: tuple[str, int]) -> None:
@@ -187,14 +187,18 @@ async def test_what_was_let_through_while_redis_was_away_is_made_up_for(
     process: Callable[[], InRedis],
 ):
     one, other = process(), process()
-    known = daily(3, 4).increment
-    assert await one.take(daily(1, 4), ahead=[known]) == (0,)
-    assert await other.take(daily(1, 4)) != (0,)
+    let_through = daily(3, 4).increment
+    # Redis remembers nothing of that time: the bucket is as the process knows it.
+    assert await one.take(daily(1, 4), known=Known(let_through, let_through)) == (0,)
+    # Redis remembers what others took: it comes on top of that.
+    (wait,) = await other.take(daily(1, 4), known=Known(0, let_through))
+    assert 3.9 * DAY < wait / PER_SECOND <= 4 * DAY
+    assert await one.take(daily(1, 4)) != (0,)
 
 
 @needs_redis
 async def test_several_calls_are_done_in_order_in_one_go(process: Callable[[], InRedis]):
-    take = Take((daily(1, 1),), (0,))
+    take = Take((daily(1, 1),), (NOT_MORE,))
     give_back = Settle((("{t}:a", -daily(1, 1).increment),))
     found = await process().buckets.perform([take, take, give_back, take])
     assert [any(taken.waits) for taken in found] == [False, True, False, False]

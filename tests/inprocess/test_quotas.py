@@ -541,7 +541,7 @@ async def test_a_quota_of_money_of_another_model_is_no_hindrance(tmp_path):
 async def test_who_calls_the_cloud_proxy_directly_is_limited_too(tmp_path):
     with quotas_of(web=(rule(Unit.COST, 2000), rule(Unit.REQUESTS, 1000))):
         async with with_cloud(tmp_path) as s, caller_of(s, s.cloud) as (stub, auth):
-            count, cost, fault = await spend(stub, auth, 200)
+            count, _, fault = await spend(stub, auth, 200)
             assert fault is not None
             assert fault.reason == errors_pb2.ERROR_REASON_BUDGET_EXHAUSTED
             assert "quota" in fault.message

@@ -67,9 +67,7 @@ def test_no_window_lets_more_than_burst_and_rate_through(rate: Rate, data: st.Da
 
 
 @given(rates, st.data())
-def test_what_is_refused_is_admitted_after_the_wait_and_not_before(
-    rate: Rate, data: st.DataObject
-):
+def test_what_is_refused_is_admitted_after_the_wait_and_not_before(rate: Rate, data: st.DataObject):
     buckets, now = Buckets(), START
     amounts = st.integers(1, 2 * rate.burst)
     while buckets.take([rate.charge(data.draw(amounts))], now) == (0,):

@@ -16,8 +16,9 @@ from services.chassis.authn import Principal
 from services.chassis.errors import Fault, Work
 from services.chassis.model_handler import CallContext, Outlet
 from services.chassis.model_streams import ActiveRequest, ActiveRequests, StreamLimits, onward
-from services.chassis.quotas.gate import Decided, QuotaGate, Reservation
+from services.chassis.quotas.gate import Decided, QuotaGate
 from services.chassis.quotas.metered import estimated_input, metered_reply
+from services.chassis.quotas.reservations import Reservation
 from services.chassis.quotas.rules import QuotaRule, Subject, Unit
 from tests.support.waiting import BOUND_S
 
@@ -46,11 +47,11 @@ class Gate(QuotaGate):
     def ask(self, principal: Principal, model: str, tokens: int, decided: Decided) -> None:
         self.asked.append((tokens, decided))
         if self.at_once:
-            decided(Reservation((), 1))
+            decided(Reservation((), 1, shared=False))
 
     def decide(self, outcome: Reservation | Fault | None = None) -> None:
         _, decided = self.asked.pop()
-        decided(outcome or Reservation((), 1))
+        decided(outcome or Reservation((), 1, shared=False))
 
     def settle(self, reservation: Reservation, tokens: int) -> None:
         self.ended.append(tokens)
@@ -142,9 +143,7 @@ async def test_without_usage_what_was_seen_counts_also_past_the_shortcut():
 
 async def test_usage_without_the_prompt_counts_the_estimated_one():
     s = Scene(Gate())
-    s.outlet.chunk(
-        ending(completion_tokens=5, source=pb.Usage.SOURCE_PARTIAL), last=True, tokens=0
-    )
+    s.outlet.chunk(ending(completion_tokens=5, source=pb.Usage.SOURCE_PARTIAL), last=True, tokens=0)
     assert s.gate.ended == [15]
 
 
@@ -270,7 +269,7 @@ async def test_nothing_of_an_ended_request_waits_for_the_collector(how: str):
             self.outlets.append(outlet)
             kept = Kept()
             self.kept = weakref.ref(kept)
-            return lambda: None if outlet and kept else None
+            return lambda: [outlet, kept].clear()
 
     s = Scene(Gate(at_once=False))
     holding: Any = Holding()
@@ -340,9 +339,7 @@ async def test_a_relay_is_not_counted_for_those_it_speaks_for():
     assert not gate.asked
 
 
-@pytest.mark.parametrize(
-    ("work", "counted"), [(Work.NOT_DISPATCHED, None), (Work.MAYBE_BILLED, 9)]
-)
+@pytest.mark.parametrize(("work", "counted"), [(Work.NOT_DISPATCHED, None), (Work.MAYBE_BILLED, 9)])
 async def test_a_small_rpc_that_fails_counts_unless_nothing_ran(work, counted):
     gate = Gate()
 

@@ -16,7 +16,8 @@ from anabranch.v1 import generation_pb2 as pb
 from services.chassis.authn import Principal
 from services.chassis.errors import Fault, Work, fault_of
 from services.chassis.model_handler import CallContext, Cancel, ModelHandler, Outlet
-from services.chassis.quotas.gate import QuotaGate, Reservation
+from services.chassis.quotas.gate import QuotaGate
+from services.chassis.quotas.reservations import Reservation
 
 ASSUMED_OUTPUT = 1024
 """Tokens of a choice that sets no max_tokens."""

@@ -15,8 +15,9 @@ from redis.exceptions import NoScriptError, RedisError
 from services.chassis.quotas.gcra import LONGEST, Charge
 
 # A string for each bucket: its theoretical arrival time in microseconds. The keys of one call
-# have the same hash tag. `ahead` is what a process knows of a bucket that Redis may not: what was
-# let through while it was away. Numbers are doubles, exact up to 2^53; LONGEST keeps them below.
+# have the same hash tag. Of what was let through while Redis was away, a process says how far ahead
+# the bucket is at least, as far as it knows, and what it adds to what Redis remembers. Numbers are
+# doubles, exact up to 2^53; LONGEST keeps them below.
 _SCRIPT = f"""
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -39,18 +40,19 @@ if ARGV[1] == 'settle' then
 end
 local arrivals, waits, taken = {{}}, {{}}, true
 for at, key in ipairs(KEYS) do
-    local increment, tolerance = tonumber(ARGV[3 * at - 1]), tonumber(ARGV[3 * at])
-    local ahead = tonumber(ARGV[3 * at + 1])
-    arrivals[at] = math.max(tonumber(redis.call('GET', key) or '0'), now + ahead)
+    local increment, tolerance = tonumber(ARGV[4 * at - 2]), tonumber(ARGV[4 * at - 1])
+    local ahead, untold = tonumber(ARGV[4 * at]), tonumber(ARGV[4 * at + 1])
+    local known = tonumber(redis.call('GET', key) or '0')
+    arrivals[at] = math.min(math.max(known + untold, now + ahead), now + {LONGEST})
     waits[at] = math.max(arrivals[at] - now + math.min(increment, tolerance) - tolerance, 0)
     taken = taken and waits[at] == 0
 end
 local reply = {{}}
 for at, key in ipairs(KEYS) do
     if taken then
-        arrivals[at] = arrivals[at] + tonumber(ARGV[3 * at - 1])
+        arrivals[at] = arrivals[at] + tonumber(ARGV[4 * at - 2])
     end
-    if taken or ARGV[3 * at + 1] ~= '0' then
+    if taken or ARGV[4 * at] ~= '0' or ARGV[4 * at + 1] ~= '0' then
         put(key, arrivals[at])
     end
     reply[2 * at - 1] = waits[at]
@@ -60,11 +62,19 @@ return reply
 """
 
 
+class Known(NamedTuple):
+    """What a process knows of a bucket and Redis does not: how far ahead it is at least, and how
+    much was let through since Redis was last looked for. Microseconds."""
+
+    ahead: int
+    untold: int
+
+
 class Take(NamedTuple):
-    """Charges to be taken together. `ahead` says for each how far ahead its bucket is at least."""
+    """Charges to be taken together, and what is known of each one's bucket."""
 
     charges: tuple[Charge, ...]
-    ahead: tuple[int, ...]
+    known: tuple[Known, ...]
 
 
 class Settle(NamedTuple):
@@ -120,8 +130,8 @@ class RedisBuckets:
             return [len(keys), *keys, "settle", *(change for _, change in call.corrections)]
         keys = [self._prefix + charge.key for charge in call.charges]
         numbers: list[int] = []
-        for charge, ahead in zip(call.charges, call.ahead, strict=True):
-            numbers += (charge.increment, charge.tolerance, ahead)
+        for charge, known in zip(call.charges, call.known, strict=True):
+            numbers += (charge.increment, charge.tolerance, known.ahead, known.untold)
         return [len(keys), *keys, "take", *numbers]
 
 

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Protocol
 
 from redis.exceptions import RedisError
 
@@ -20,8 +20,11 @@ from services.chassis.redis_connection import LONGEST_S
 _log = logging.getLogger(__name__)
 
 PATIENCE_S = 0.015
-"""So long a request waits for Redis at most: with what a timer is late, below 20 ms. A Redis that
-answers later counts as away."""
+"""So long a request waits for Redis at most: with what a timer is late, below 20 ms."""
+
+SILENT_S = 0.1
+"""A Redis that has not answered for so long is away. Longer than PATIENCE_S: a process that was
+held up for a moment would count for itself for a second, while others share the whole quota."""
 
 LOOK_AGAIN_S = 1.0
 """After this it is seen whether Redis answers again."""
@@ -30,28 +33,57 @@ _AT_ONCE = 128
 _MOST_OWED = 10_000
 _LAST_WORDS_S = 1.0
 
-Answered: TypeAlias = Callable[[Taken | None], None]
-"""Told once, and maybe at once; None: Redis does not say."""
+
+class Asked(Protocol):
+    """Who asks Redis to take something."""
+
+    def decide(self, taken: Taken | None) -> None:
+        """Told once, and maybe at once; None: Redis does not say in time, or at all."""
+
+    def learn(self, taken: Taken | None) -> None:
+        """After `decide(None)`: what Redis said in the end; None: it does not know of it."""
 
 
 class _Question:
     """A Take, and who waits for its answer."""
 
-    __slots__ = ("_answered", "_timer", "take")
+    __slots__ = ("_asked", "_late", "_timer", "take")
 
-    def __init__(self, take: Take, answered: Answered) -> None:
+    def __init__(self, take: Take, asked: Asked) -> None:
         self.take = take
-        self._answered: Answered | None = answered
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(PATIENCE_S, self.answer, None)
+        self._asked = asked
+        self._late = False
+        self._timer = asyncio.get_running_loop().call_later(PATIENCE_S, self._out_of_patience)
 
-    def answer(self, taken: Taken | None) -> bool:
-        """Whether anybody still waited for it."""
-        answered, self._answered = self._answered, None
+    def end(self, taken: Taken | None) -> None:
+        """This is what Redis said."""
         self._timer.cancel()
-        if answered is not None:
-            answered(taken)
-        return answered is not None
+        if not self._late:
+            self._asked.decide(taken)
+        if self._late or taken is None:
+            self._asked.learn(taken)
+
+    def _out_of_patience(self) -> None:
+        self._late = True
+        self._asked.decide(None)
+
+
+class _Patience:
+    """Calls `silent` after SILENT_S, in two halves: after a pause of this very process the answer
+    is there, and is read within the second."""
+
+    __slots__ = ("_silent", "_timer")
+
+    def __init__(self, silent: Callable[[str], None]) -> None:
+        self._silent = silent
+        self._timer = asyncio.get_running_loop().call_later(SILENT_S / 2, self._half)
+
+    def cancel(self) -> None:
+        self._timer.cancel()
+
+    def _half(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(SILENT_S / 2, self._silent, "no answer in time")
 
 
 class SharedBuckets:
@@ -65,18 +97,21 @@ class SharedBuckets:
         self._wake = asyncio.Event()
         self._answers = False
         self._outage_told = False
+        self._looks = 0
 
     @property
     def answers(self) -> bool:
         """Whether Redis answers, as far as is known."""
         return self._answers
 
-    def ask(self, take: Take, answered: Answered) -> None:
-        """Has Redis take this."""
-        if not self._answers:
-            answered(None)
-            return
-        self._questions.append(_Question(take, answered))
+    @property
+    def looks(self) -> int:
+        """How many times Redis was looked for."""
+        return self._looks
+
+    def ask(self, take: Take, asked: Asked) -> None:
+        """Has Redis take this, while it answers."""
+        self._questions.append(_Question(take, asked))
         self._wake.set()
 
     def settle(self, corrections: tuple[tuple[str, int], ...]) -> None:
@@ -103,13 +138,14 @@ class SharedBuckets:
 
     async def _look(self) -> None:
         """Whether it is there, and soon enough. The first time it may take longer to connect."""
+        self._looks += 1
         for _ in range(2):
             late = False
             try:
                 async with asyncio.timeout(LONGEST_S):
                     began = asyncio.get_running_loop().time()
                     await self._buckets.perform([Take((), ())])
-                    late = asyncio.get_running_loop().time() - began > PATIENCE_S
+                    late = asyncio.get_running_loop().time() - began > SILENT_S
             except (RedisError, OSError, TypeError, ValueError) as error:
                 self._silent(type(error).__name__)
                 return
@@ -126,8 +162,7 @@ class SharedBuckets:
     async def _exchange(self) -> None:
         asked = [self._questions.popleft() for _ in range(min(len(self._questions), _AT_ONCE))]
         owed = [self._owed.popleft() for _ in range(min(len(self._owed), _AT_ONCE))]
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(PATIENCE_S, self._silent, "no answer in time")
+        patience = _Patience(self._silent)
         taken: list[Taken | None] = [None] * len(asked)
         try:
             async with asyncio.timeout(LONGEST_S):
@@ -137,15 +172,9 @@ class SharedBuckets:
         except (RedisError, OSError, TypeError, ValueError) as error:
             self._silent(type(error).__name__)
         finally:
-            timer.cancel()
+            patience.cancel()
             for question, answer in zip(asked, taken, strict=True):
-                if not question.answer(answer) and answer is not None:
-                    self._give_back(question.take, answer)
-
-    def _give_back(self, take: Take, answer: Taken) -> None:
-        """Nobody waited for it any more."""
-        if take.charges and not any(answer.waits):
-            self.settle(tuple((charge.key, -charge.increment) for charge in take.charges))
+                question.end(answer)
 
     def _silent(self, cause: str) -> None:
         if not self._outage_told:
@@ -156,7 +185,7 @@ class SharedBuckets:
 
     def _answer_nobody(self) -> None:
         while self._questions:
-            self._questions.popleft().answer(None)
+            self._questions.popleft().end(None)
 
     async def _last_words(self) -> None:
         try:
