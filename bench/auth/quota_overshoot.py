@@ -1,4 +1,4 @@
-"""How far processes that share a quota exceed it: with Redis, as it stops, and as it returns.
+"""How far processes that share a quota exceed it: with Redis, as it stops, returns or hangs.
 
 Some processes ask together for three times what a quota allows. Prints JSON: what was let through
 against burst and rate, over the whole run and in the worst window of the quota's period, and what
@@ -29,6 +29,7 @@ from services.chassis.settings import Secret
 from tests.support.redis import redis_server
 
 _SETTLING_S = 1.0
+_SCENES = ("up", "stops", "stops and returns", "hangs", "never there")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class Result:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the three scenes and prints their results."""
+    """Runs all scenes and prints their results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--processes", type=int, default=4)
     parser.add_argument("--limit", type=int, default=1000, help="requests in a period")
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     offered = 3.0 * asked.limit / asked.period
     load = Load(asked.processes, asked.limit, asked.period, asked.burst, offered, asked.seconds)
-    results = [_scene(name, load) for name in ("up", "stops", "stops and returns", "never there")]
+    results = [_scene(name, load) for name in _SCENES]
     json.dump(
         {"load": asdict(load), "scenes": [asdict(result) for result in results]},
         sys.stdout,
@@ -99,6 +100,10 @@ def _scene(name: str, load: Load) -> Result:
         if name == "stops and returns":
             _sleep_until(begins + load.seconds * 2 / 3)
             stack.enter_context(redis_server(port=redis.port, password=redis.password))
+        if name == "hangs":
+            _sleep_until(begins + load.seconds / 3)
+            with redis.frozen():
+                _sleep_until(begins + load.seconds * 2 / 3)
         found = [end.recv() for end in ends]
     admitted = sorted(at for times, _, _ in found for at in times)
     took = sorted(seconds for _, latencies, _ in found for seconds in latencies)
