@@ -40,6 +40,7 @@ from services.chassis.model_streams import StreamLimits
 from services.chassis.origin import Origin
 from services.chassis.ports import bind, registration, require_address, warn_of_certificates
 from services.chassis.principal import Address, Principal
+from services.chassis.quotas.gate import QuotaGate
 from services.chassis.reflection import add_reflection
 from services.chassis.registry import Registry, open_registry
 from services.chassis.settings import CommonSettings
@@ -250,8 +251,13 @@ class Host:
         limits: StreamLimits | None = None,
         remember_ids: int = 0,
         resume: ResumeLimits | None = None,
+        quotas: QuotaGate | None = None,
     ) -> ModelService:
-        """Serves ModelService with this handler. Before `start`."""
+        """Serves ModelService with this handler, to callers within their `quotas`. Before
+        `start`."""
+        if quotas is not None:
+            quotas.observe(self.meter)
+            self.tasks.create_task(quotas.run(), name="quotas")
         self.model_service = ModelService(
             handler,
             self.verifier,
@@ -260,6 +266,7 @@ class Host:
             resume=resume,
             worker=self.worker,
             audit=RequestAudit(self.audit, self._sealer),
+            quotas=quotas,
         )
         if self._private is not None:
             self._private.add_generic_rpc_handlers((self.model_service.sibling_handler(),))

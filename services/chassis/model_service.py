@@ -25,6 +25,8 @@ from services.chassis.model_session import HandOver, Session
 from services.chassis.model_streams import ActiveRequests, StreamLimits
 from services.chassis.plain_calls import PlainCalls, metadata_value
 from services.chassis.principal import current_principal
+from services.chassis.quotas.gate import QuotaGate
+from services.chassis.quotas.metered import metered_reply, tokens_of
 from services.chassis.session_handover import hand_over
 from services.chassis.session_wire import GrpcWire
 from services.chassis.validation import generate_violations
@@ -49,14 +51,20 @@ class ModelService:
         resume: ResumeLimits | None = None,
         worker: Worker | None = None,
         audit: RequestAudit | None = None,
+        quotas: QuotaGate | None = None,
     ) -> None:
         self._handler = handler
+        self._quotas = quotas
         self._verifier = verifier
         self._worker = worker
         place = None if worker is None else (worker.index, worker.number)
         self.resumable = ResumableSessions(resume or ResumeLimits(), place)
         self.requests = ActiveRequests(
-            handler, limits or StreamLimits(), remember_ids=remember_ids, audit=audit
+            handler,
+            limits or StreamLimits(),
+            remember_ids=remember_ids,
+            audit=audit,
+            quotas=quotas,
         )
         self._plain = PlainCalls(self.requests)
         self._sessions: set[Session] = set()
@@ -173,7 +181,16 @@ class ModelService:
         if faults:
             raise invalid(faults)
         current_principal().check_model(request.model)
-        return await self._handler.embed(request, self._call_context(context))
+        call = self._call_context(context)
+        size = sum(len(text.encode()) for text in request.inputs)
+        return await metered_reply(
+            self._quotas,
+            call.caller,
+            request.model,
+            tokens_of(size),
+            lambda: self._handler.embed(request, call),
+            _read_tokens,
+        )
 
     async def _count_tokens(
         self, request: model_pb2.CountTokensRequest, context: grpc.aio.ServicerContext
@@ -193,7 +210,15 @@ class ModelService:
         if faults:
             raise invalid(faults)
         current_principal().check_model(request.model)
-        return await self._handler.count_tokens(request, self._call_context(context))
+        call = self._call_context(context)
+        return await metered_reply(
+            self._quotas,
+            call.caller,
+            request.model,
+            0,  # nothing is generated, nor read by a model
+            lambda: self._handler.count_tokens(request, call),
+            lambda _: None,
+        )
 
     async def _list_models(
         self, request: model_pb2.ListModelsRequest, context: grpc.aio.ServicerContext
@@ -227,6 +252,10 @@ def _may_see(model: str) -> bool:
     principal = current_principal()
     looks_after = not principal.scopes.isdisjoint(("relay", "admin"))
     return looks_after or allows(principal.models, model)
+
+
+def _read_tokens(reply: model_pb2.EmbedResponse) -> int | None:
+    return reply.usage.prompt_tokens if reply.usage.source else None
 
 
 def _encode_page(name: str) -> str:

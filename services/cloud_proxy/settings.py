@@ -54,7 +54,7 @@ class Settings(CommonSettings):
     )
     redis_url: Secret | None = setting(
         None,
-        help="Redis that cloud proxies share their budgets through, such as "
+        help="Redis that cloud proxies share budgets and callers' quotas through, such as "
         "redis://:password@host:6379/0. Empty: each process may spend all of them.",
     )
     max_in_flight: int = setting(

@@ -19,6 +19,9 @@ from services.chassis.encryption.errors import EncryptionError
 from services.chassis.encryption.keychain import Keychain
 from services.chassis.host import Host, Tasks
 from services.chassis.model_streams import StreamLimits
+from services.chassis.quotas import money
+from services.chassis.quotas.gate import QuotaGate
+from services.chassis.quotas.money import LeasesByKind
 from services.chassis.redis_connection import redis_client
 from services.chassis.registry import Registry
 from services.chassis.settings import SettingsError
@@ -90,7 +93,10 @@ async def running(
         workers = settings.workers or 1
         leases: LeaseSource = ShareOfBudget(workers, time.time)
         if redis is not None:
-            leases = RedisLeases(redis, time.time, prefix=LEASES_PREFIX)
+            leases = LeasesByKind(
+                quotas=RedisLeases(redis, time.time, prefix=money.LEASES_PREFIX),
+                others=RedisLeases(redis, time.time, prefix=LEASES_PREFIX),
+            )
         routing = assemble(host.tokens, host.tasks, policies.current, leases, tls=host.tls)
         pool = routing.pool
         cache = ResponseCache(routing.decisions.policy_now, stores, time.time, routing.loop.time)
@@ -112,6 +118,7 @@ async def running(
                 session_buffer_bytes=settings.session_buffer_bytes,
             ),
             remember_ids=_REMEMBERED_REQUEST_IDS,
+            quotas=QuotaGate(redis, lambda: max(pool.peers, workers)),
             resume=ResumeLimits(
                 window=settings.session_resume_window,
                 most_detached=settings.max_detached_sessions,

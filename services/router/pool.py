@@ -62,6 +62,11 @@ class Pool:
         """Whether prompts go where their beginnings are cached."""
         return self._affinity.enabled
 
+    @property
+    def peers(self) -> int:
+        """Router processes that are known, this one included."""
+        return self._peers
+
     def set_rules(self, breaker: BreakerRules, affinity: Affinity) -> None:
         """Other rules from now on."""
         self._breaker = breaker

@@ -80,7 +80,7 @@ class Settings(WorkerSettings):
     )
     redis_url: Secret | None = setting(
         None,
-        help="Redis that routers share answers and cloud budgets through, such as "
+        help="Redis that routers share answers, quotas and cloud budgets through, such as "
         "redis://:password@host:6379/0. Empty: each process for itself.",
     )
 

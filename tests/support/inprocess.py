@@ -21,6 +21,7 @@ from services.auth import app as auth_app
 from services.auth import settings as auth_settings
 from services.chassis.channels import open_channel
 from services.chassis.host import Host
+from services.chassis.quotas.rules import QuotaRule, Subject, Unit
 from services.chassis.settings import Secret
 from services.cloud_proxy import app as cloud_app
 from services.cloud_proxy import settings as cloud_settings
@@ -89,6 +90,27 @@ class Cluster:
             await auth_pb2_grpc.AuthServiceStub(channel).SetTenant(
                 auth_pb2.SetTenantRequest(tenant=auth_pb2.Tenant(name=name, **how)),
                 metadata=bearer(await self.token()),
+            )
+
+    async def set_quota(self, tenant: str, client_id: str, rule: QuotaRule) -> None:
+        """Gives a tenant, or a client of it, a quota that holds from the next tokens."""
+        unit = {
+            Unit.REQUESTS: auth_pb2.QUOTA_UNIT_REQUESTS,
+            Unit.TOKENS: auth_pb2.QUOTA_UNIT_TOKENS,
+            Unit.COST: auth_pb2.QUOTA_UNIT_COST_MICROUSD,
+        }[rule.unit]
+        quota = auth_pb2.Quota(
+            tenant=tenant,
+            client_id=client_id if rule.subject is Subject.CLIENT else "",
+            model=rule.model,
+            unit=unit,
+            limit=rule.limit,
+            burst=rule.burst,
+        )
+        quota.period.FromSeconds(rule.period)
+        async with open_channel(self.auth.address) as channel:
+            await auth_pb2_grpc.AuthServiceStub(channel).SetQuota(
+                auth_pb2.SetQuotaRequest(quota=quota), metadata=bearer(await self.token())
             )
 
     def channel(self, host: Host) -> grpc.aio.Channel:

@@ -7,8 +7,9 @@ from contextlib import asynccontextmanager
 import pytest
 
 from anabranch.v1 import errors_pb2
-from services.chassis.authn import KeySet, Verifier, bearer_token, rejected
+from services.chassis.authn import KeySet, Verifier, bearer_token
 from services.chassis.errors import Fault
+from services.chassis.principal import rejected
 from tests.support.jwt_attacks import ACCEPTED, ATTACKS, cases
 from tests.support.jwt_forge import Forge, local_forge
 

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anabranch.v1 import errors_pb2
-from services.chassis.authn import KeySet, Principal, Verifier, bearer_token
+from services.chassis.authn import KeySet, Verifier, bearer_token
 from services.chassis.errors import Fault
+from services.chassis.principal import Principal
 from services.chassis.token_parsing import MalformedToken, parse_token
 from tests.support.jwt_forge import Forge, b64, compact, local_forge
 
