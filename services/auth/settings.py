@@ -10,8 +10,9 @@ from sqlalchemy.engine import URL
 from services.auth.core.claims import MAX_TOKEN_LIFE, MIN_TOKEN_LIFE
 from services.auth.core.rotation import RotationPolicy
 from services.auth.store import database_url, sqlite_file
+from services.chassis.common_settings import CommonSettings
 from services.chassis.encryption.keychain import MIN_SECRET
-from services.chassis.settings import CommonSettings, Secret, SettingsError, setting
+from services.chassis.settings import Secret, SettingsError, setting
 
 _DAY = 86_400.0
 

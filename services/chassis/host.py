@@ -11,7 +11,7 @@ import asyncio
 import importlib.resources
 import logging
 import re
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -21,33 +21,29 @@ from opentelemetry.metrics import Meter
 from opentelemetry.trace import Tracer
 
 from services.chassis import telemetry as telemetry_module
-from services.chassis.access import Access
 from services.chassis.api_key_exchange import KeyExchange
 from services.chassis.audit.refusals import Refusals
 from services.chassis.audit.requests import RequestAudit
 from services.chassis.audit.trail import Trail
 from services.chassis.audit.wiring import content_sealer, open_trail
 from services.chassis.auth_client import AuthClient, TokenSource
-from services.chassis.authn import KeySource, Verifier, authenticate
-from services.chassis.channels import transport_limits
+from services.chassis.authn import KeySource, Verifier
+from services.chassis.common_settings import CommonSettings
 from services.chassis.detached_sessions import ResumeLimits
-from services.chassis.guard import Guard
-from services.chassis.http2.server import Server
+from services.chassis.guarded_server import guarded_server
 from services.chassis.http_endpoint import HttpEndpoint
 from services.chassis.model_handler import ModelHandler
 from services.chassis.model_service import SERVICE_NAME, ModelService
 from services.chassis.model_streams import StreamLimits
-from services.chassis.origin import Origin
 from services.chassis.ports import bind, registration, require_address, warn_of_certificates
-from services.chassis.principal import Address, Principal
 from services.chassis.quotas.gate import QuotaGate
 from services.chassis.reflection import add_reflection
 from services.chassis.registry import Registry, open_registry
-from services.chassis.settings import CommonSettings
+from services.chassis.tasks import Tasks
 from services.chassis.telemetry import Telemetry
 from services.chassis.tls import Tls, https_of
 from services.chassis.version import VERSION
-from services.chassis.workers.retirement import REASON, connection_age, retire
+from services.chassis.workers.retirement import REASON, retire
 from services.chassis.workers.worker import Worker
 
 _log = logging.getLogger(__name__)
@@ -55,28 +51,6 @@ _log = logging.getLogger(__name__)
 # What is left after the drain gets this long to end by itself before it is cut.
 _STOP_GRACE_S = 1.0
 _AUDIT_S = 5.0
-
-
-class Tasks:
-    """The background work of a process, in one task group; a failure of one ends them all."""
-
-    def __init__(self, group: asyncio.TaskGroup) -> None:
-        self._group = group
-        self._running: set[asyncio.Task[Any]] = set()
-
-    def create_task(
-        self, work: Coroutine[Any, Any, Any], *, name: str | None = None
-    ) -> asyncio.Task[Any]:
-        """Starts work that the process awaits; an exception escaping it stops the process."""
-        task = self._group.create_task(work, name=name)
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-        return task
-
-    def cancel_all(self) -> None:
-        """Cancels whatever still runs; the group then waits for it."""
-        for task in tuple(self._running):
-            task.cancel()
 
 
 class Host:
@@ -110,7 +84,6 @@ class Host:
         self.tasks = tasks
         self.http = http
         self.audit = audit
-        self._refusals = Refusals(audit)
         self._sealer = content_sealer(settings)
         self.worker = worker
         self.tls = tls
@@ -125,9 +98,17 @@ class Host:
         self._duration = telemetry.meter.create_histogram(
             "rpc.server.duration", unit="s", description="Duration of finished RPCs"
         )
-        self._server = self._new_server(shared=worker is not None)
-        self._private = self._new_server(private=True) if worker is not None else None
-        self._probed = self._new_server(private=True) if settings.health_listen else None
+        self._server = guarded_server(
+            settings,
+            verifier,
+            shared=worker is not None,
+            observer=self._observe,
+            on_refusal=Refusals(audit),
+        )
+        self._private = (
+            guarded_server(settings, verifier, siblings=True) if worker is not None else None
+        )
+        self._probed = guarded_server(settings, verifier) if settings.health_listen else None
         self._health_address = ""
 
     @classmethod
@@ -378,27 +359,6 @@ class Host:
         await self.http.close()
         _log.info("stopped", extra={"id": self.instance_id})
 
-    def _new_server(self, *, shared: bool = False, private: bool = False) -> Server:
-        settings = self.settings
-        return Server(
-            interceptors=[
-                Guard(
-                    self._authenticate,
-                    max_seconds=StreamLimits().max_timeout,
-                    max_message_bytes=settings.max_message_bytes,
-                    max_concurrent=settings.max_concurrent_rpcs,
-                    origin=Origin(settings.proxy_networks, siblings=private),
-                    observer=None if private else self._observe,
-                    on_refusal=None if private else self._refusals,
-                )
-            ],
-            # What goes somewhat beyond a limit is refused by the guard, with details; only what
-            # goes far beyond is cut off by the transport, which has few words for it.
-            limits=transport_limits(2 * settings.max_message_bytes),
-            max_calls=2 * settings.max_concurrent_rpcs,
-            connection_age=connection_age(settings.drain_timeout) if shared else None,
-        )
-
     async def _bind(self) -> str:
         """Binds the service's own port and returns its address."""
         tls = None if self.tls is None else self.tls.server_context
@@ -420,11 +380,6 @@ class Host:
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for name in ("", *self._services):
             await self._health.set(name, status)
-
-    async def _authenticate(
-        self, access: Access | None, authorization: str, address: Address | None
-    ) -> Principal | None:
-        return await authenticate(self.verifier, access, authorization, address)
 
     def _observe(self, method: str, code: grpc.StatusCode, seconds: float) -> None:
         self._duration.record(

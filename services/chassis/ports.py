@@ -9,10 +9,11 @@ import errno
 import logging
 from collections.abc import Mapping
 
+from services.chassis.common_settings import CommonSettings
 from services.chassis.http2.listeners import ContextSource
 from services.chassis.http2.server import Server
 from services.chassis.registry import Registration, join_address, split_address
-from services.chassis.settings import CommonSettings, SettingsError
+from services.chassis.settings import SettingsError
 from services.chassis.tls import Tls
 
 _log = logging.getLogger(__name__)

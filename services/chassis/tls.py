@@ -14,8 +14,9 @@ from collections.abc import Awaitable, Callable, Iterable
 import grpc
 from opentelemetry.metrics import CallbackOptions, Counter, Meter, NoOpMeter, Observation
 
+from services.chassis.common_settings import CommonSettings
 from services.chassis.http2.client import ServerIdentity
-from services.chassis.settings import CommonSettings, SettingsError
+from services.chassis.settings import SettingsError
 from services.chassis.tls_files import BadTlsFiles, TlsContexts, TlsFiles, load
 
 _log = logging.getLogger(__name__)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anabranch.v1 import generation_pb2 as pb
-from services.chassis.settings import CommonSettings, Secret, SettingsError, setting
+from services.chassis.common_settings import CommonSettings
+from services.chassis.settings import Secret, SettingsError, setting
 from services.cloud_proxy.budget_rules import UNLIMITED, BudgetRules, read_budgets
 from services.cloud_proxy.config import Route, read_routes
 from services.cloud_proxy.configuration import BadConfiguration

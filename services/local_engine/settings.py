@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Literal
 
-from services.chassis.settings import CommonSettings, Secret, setting
+from services.chassis.common_settings import CommonSettings
+from services.chassis.settings import Secret, setting
 from services.local_engine.slow_spells import slow_spells
 from services.local_engine.step_model import StepModel
 

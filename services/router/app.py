@@ -17,7 +17,7 @@ from services.chassis.detached_sessions import ResumeLimits
 from services.chassis.encryption.envelope import Envelope
 from services.chassis.encryption.errors import EncryptionError
 from services.chassis.encryption.keychain import Keychain
-from services.chassis.host import Host, Tasks
+from services.chassis.host import Host
 from services.chassis.model_streams import StreamLimits
 from services.chassis.quotas import money
 from services.chassis.quotas.gate import QuotaGate
@@ -25,6 +25,7 @@ from services.chassis.quotas.money import LeasesByKind
 from services.chassis.redis_connection import redis_client
 from services.chassis.registry import Registry
 from services.chassis.settings import SettingsError
+from services.chassis.tasks import Tasks
 from services.chassis.tls import Tls
 from services.chassis.version import VERSION
 from services.chassis.workers import Worker

@@ -11,8 +11,8 @@ import random
 from collections.abc import AsyncIterator, Callable, Collection
 
 from services.chassis.auth_client import TokenSource
-from services.chassis.host import Tasks
 from services.chassis.registry import Instance, Registry
+from services.chassis.tasks import Tasks
 from services.chassis.tls import Tls
 from services.router.core import values
 from services.router.core.policy import Affinity, BreakerRules

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.chassis.settings import Secret, SettingsError, WorkerSettings, setting
+from services.chassis.common_settings import WorkerSettings
+from services.chassis.settings import Secret, SettingsError, setting
 from services.router.policy.place import Place, has_key_values, parse_place
 
 SERVICE = "anabranch-router"

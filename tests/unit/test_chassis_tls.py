@@ -14,8 +14,9 @@ from cryptography.hazmat.primitives import serialization
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
+from services.chassis.common_settings import CommonSettings, WorkerSettings
 from services.chassis.ports import registration
-from services.chassis.settings import CommonSettings, SettingsError, WorkerSettings, load
+from services.chassis.settings import SettingsError, load
 from services.chassis.tls import Tls, https_of
 from services.chassis.tls_files import BadTlsFiles
 from services.chassis.tls_files import load as load_files

@@ -25,12 +25,13 @@ from services.chassis.audit.segments import CorruptError, trail_name
 from services.chassis.audit.sink import Sink, in_thread
 from services.chassis.audit.trail import LocalChain, Trail
 from services.chassis.audit.verify import PRUNED
+from services.chassis.common_settings import CommonSettings
 from services.chassis.encryption.ciphers import CipherName
 from services.chassis.encryption.envelope import Envelope
 from services.chassis.encryption.errors import EncryptionError
 from services.chassis.encryption.keychain import Keychain
 from services.chassis.errors import Fault
-from services.chassis.settings import CommonSettings, SettingsError
+from services.chassis.settings import SettingsError
 from services.chassis.version import VERSION
 
 _log = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ import tempfile
 from typing import Any
 
 from services.chassis import logs
+from services.chassis.common_settings import WorkerSettings
 from services.chassis.registry import Registration, Registry
-from services.chassis.settings import WorkerSettings
 from services.chassis.tls import Tls, https_of
 from services.chassis.workers import control
 from services.chassis.workers.child import Child, Program

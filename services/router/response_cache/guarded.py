@@ -11,7 +11,7 @@ import logging
 from collections import OrderedDict
 
 from anabranch.v1 import generation_pb2 as pb
-from services.chassis.host import Tasks
+from services.chassis.tasks import Tasks
 from services.router.response_cache.entry import Entry
 from services.router.response_cache.key import AnswerKey
 from services.router.response_cache.tiers import Tier, TierFailed

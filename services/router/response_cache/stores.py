@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from redis.asyncio import Redis
 
-from services.chassis.host import Tasks
+from services.chassis.tasks import Tasks
 from services.router.response_cache.disk_tier import DiskTier
 from services.router.response_cache.guarded import GuardedTier
 from services.router.response_cache.memory import MemoryTier
