@@ -16,6 +16,7 @@ from services.auth.store import Store
 from services.chassis.audit.entry import Act
 from services.chassis.errors import Fault, Violation, invalid
 from services.chassis.peer_address import networks_of
+from services.chassis.principal import is_within
 
 
 def refuse(problems: list[Problem]) -> None:
@@ -99,4 +100,4 @@ def _is_within(peer: str, networks: Sequence[str]) -> bool:
         address = ipaddress.ip_address(peer)
     except ValueError:
         return False
-    return any(address in network for network in networks_of(networks))
+    return is_within(address, networks_of(networks))

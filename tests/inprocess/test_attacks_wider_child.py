@@ -55,9 +55,7 @@ WIDER: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("given", WIDER.values(), ids=WIDER.keys())
-async def test_a_child_is_never_wider_than_its_creator(
-    front: Front, given: dict[str, Any]
-) -> None:
+async def test_a_child_is_never_wider_than_its_creator(front: Front, given: dict[str, Any]) -> None:
     """Neither created with more, nor given more later."""
     deputy = bearer(await limited_admin(front))
     for tenant in ("shop", "rival"):

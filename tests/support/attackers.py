@@ -7,11 +7,13 @@ from typing import Any
 
 import aiohttp
 import grpc
+from google.protobuf.message import Message
 
 from anabranch.api_keys import compose, public_id
 from anabranch.v1 import auth_pb2 as pb
 from services.chassis.errors import Fault, fault_from_rpc_error
 from tests.support.auth import Front, basic, bearer
+from tests.support.raw_http2 import message, peer, request
 
 OTHER_SECRET = "0" * 43
 Fields = list[tuple[str, str]]
@@ -22,16 +24,16 @@ async def created(front: Front, client_id: str, *, by: str = "", **given: Any) -
     given.setdefault("tenant", "shop")
     if not given.get("roles"):
         given.setdefault("scopes", ["generate"])
-    request = pb.CreateClientRequest(client_id=client_id, **given)
+    asked = pb.CreateClientRequest(client_id=client_id, **given)
     metadata = bearer(by or await front.token())
-    return str((await front.stub.CreateClient(request, metadata=metadata)).client_secret)
+    return str((await front.stub.CreateClient(asked, metadata=metadata)).client_secret)
 
 
 async def key_of(front: Front, client_id: str, *, by: str = "", **given: Any) -> str:
     """A new API key of the client."""
-    request = pb.CreateApiKeyRequest(client_id=client_id, **given)
+    asked = pb.CreateApiKeyRequest(client_id=client_id, **given)
     metadata = bearer(by or await front.token())
-    return str((await front.stub.CreateApiKey(request, metadata=metadata)).api_key)
+    return str((await front.stub.CreateApiKey(asked, metadata=metadata)).api_key)
 
 
 def with_secret_of_another(key: str) -> str:
@@ -69,8 +71,8 @@ async def login(
     front: Front, client_id: str, secret: str, metadata: Sequence[tuple[str, str]] = ()
 ) -> Fault | None:
     """How a login over gRPC is refused; None when it is not."""
-    request = pb.IssueTokenRequest(client_id=client_id, client_secret=secret)
-    return await fault_of(front.stub.IssueToken(request, metadata=list(metadata)))
+    asked = pb.IssueTokenRequest(client_id=client_id, client_secret=secret)
+    return await fault_of(front.stub.IssueToken(asked, metadata=list(metadata)))
 
 
 async def http_login(
@@ -82,3 +84,12 @@ async def http_login(
         form = {"grant_type": "client_credentials"}
         async with http.post(f"{front.http}/oauth/token", data=form, headers=sent) as answer:
             return answer.status, await answer.json()
+
+
+async def status_of(front: Front, rpc: str, body: Message, fields: Fields) -> str:
+    """How a call ends whose metadata are sent as they are: grpc's client sends one field of each
+    name only, the last."""
+    async with peer(front.port) as raw:
+        raw.open(1, request(f"/anabranch.v1.AuthService/{rpc}", *fields))
+        raw.data(1, message(body.SerializeToString()), end=True)
+        return await raw.status(1)
