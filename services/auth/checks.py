@@ -66,7 +66,8 @@ def quota_problems(quota: Quota, nanoseconds: int) -> list[Problem]:
         if quota.tenant == EACH:
             problems.append(Problem("quota.tenant", "must be the tenant of the client"))
     if quota.model:
-        problems += model_problems("quota.model", [quota.model])
+        found = model_problems("quota.model", [quota.model])
+        problems += [Problem("quota.model", problem.description) for problem in found]
     if not 1 <= quota.amount <= LARGEST_AMOUNT:
         problems.append(Problem("quota.limit", f"must be from 1 to {LARGEST_AMOUNT}"))
     if not 1 <= quota.burst <= LARGEST_AMOUNT:
