@@ -293,17 +293,41 @@ async def test_lives_are_what_they_say(front: Front) -> None:
         assert found.code is grpc.StatusCode.INVALID_ARGUMENT
 
 
+async def flooded(front: Front, **given: Any) -> set[grpc.StatusCode]:
+    """How it ends to set thirty quotas, each for another model; call `cleared` afterwards."""
+    codes = set()
+    for i in range(30):
+        model = f"{i:03}{given.get('model', '')}"
+        codes.add((await asked(front, "SetQuota", quota(**given | {"model": model}))).code)
+    return codes
+
+
+async def cleared(front: Front) -> None:
+    listed = await front.as_admin(front.stub.ListQuotas, pb.ListQuotasRequest(page_size=1000))
+    for one in listed.quotas:
+        delete = pb.DeleteQuotaRequest(quota_id=one.quota_id)
+        await front.as_admin(front.stub.DeleteQuota, delete)
+
+
+REFUSED_AT_LAST = {grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT}
+
+
 async def test_quotas_are_capped_before_they_shut_a_tenant_out(front: Front) -> None:
     """More rules than a token may carry would be a token that no service takes."""
-    codes = []
-    for i in range(30):
-        found = await asked(front, "SetQuota", quota(tenant="full", model=f"model-{i}"))
-        codes.append(found.code)
-    assert codes[0] is grpc.StatusCode.OK
-    assert codes[-1] is grpc.StatusCode.INVALID_ARGUMENT
+    assert await flooded(front, tenant="full") == REFUSED_AT_LAST
     secret = await created(front, f"in-full-{front.port}", tenant="full")
     token = await front.token(f"in-full-{front.port}", secret)
     assert await front.active(token)
+    await cleared(front)
+
+
+async def test_no_quota_shuts_the_administrator_out_who_set_it(front: Front) -> None:
+    """Quotas for every tenant are in every token, those of administrators too: however many and
+    long they are, who set them can log in and take them back."""
+    largest = {"tenant": "*", "client_id": "*", "model": "m" * 124, "limit": 10**15}
+    assert await flooded(front, **largest) == REFUSED_AT_LAST
+    assert await front.token()
+    await cleared(front)
 
 
 async def test_an_api_key_is_no_token_to_ask_about(front: Front) -> None:

@@ -1,13 +1,14 @@
 """What a client's token carries, who may hand what on, and how many quotas are too many."""
 
 import dataclasses
+import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from services.auth.authority import Authority
-from services.auth.checks import EACH, quota_problems, too_many_quotas
+from services.auth.checks import EACH, MOST_QUOTA_TEXT, quota_problems, too_many_quotas
 from services.auth.core.roles import BUILT_IN, KNOWN_SCOPES
 from services.auth.entitlements import (
     Entitlement,
@@ -203,6 +204,20 @@ def test_no_client_ever_has_more_rules_than_a_token_may_carry(wanted: list[Quota
     for tenant in ("shop", "rival", "third"):
         for client_id in ("orders", "other"):
             assert len(rules_for(list(kept.values()), tenant, client_id)) <= MAX_RULES
+
+
+def test_quotas_are_no_longer_than_a_token_has_room_for() -> None:
+    """A few with long names are as much as many with short ones."""
+    kept: list[Quota] = []
+    for i in range(MAX_RULES):
+        one = quota(EACH, EACH, model=f"{i:03}" + "m" * 124, amount=10**15, burst=10**15)
+        if not too_many_quotas(kept, one):
+            kept.append(one)
+    assert 5 <= len(kept) < MAX_RULES
+    text = json.dumps([rule.as_text() for rule in rules_for(kept, "shop", "orders")])
+    assert len(text) <= MOST_QUOTA_TEXT + 2 * len(kept)
+    usual = [quota(model=f"sim-model-{i}*", amount=100_000, burst=100_000) for i in range(23)]
+    assert not too_many_quotas(usual, quota())
 
 
 def test_a_quota_of_a_client_names_its_tenant() -> None:
