@@ -95,8 +95,9 @@ def query(
 
 @audit.command()
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
+@json_option
 @click.pass_obj
-def export(connection: Connection, /, directory: Path) -> None:
+def export(connection: Connection, /, directory: Path, as_json: bool) -> None:
     """Copy the whole trail and its signed head into DIRECTORY, as `anabranch audit verify` reads
     them. Heads of earlier exports stay there: with them a trail that was cut is recognised.
 
@@ -110,7 +111,7 @@ def export(connection: Connection, /, directory: Path) -> None:
     head: pb.AuditHead | None = None
     count = first = 0
     try:
-        with administrator(connection, as_json=False) as auth, draft.open("wb") as out:
+        with administrator(connection, as_json=as_json) as auth, draft.open("wb") as out:
             request = pb.QueryAuditRequest(oldest_first=True, page_size=LARGEST_PAGE)
             for page in auth.pages(auth.stub.QueryAudit, request):
                 # The first page's: what is written meanwhile is beyond it, and copied all the same.
@@ -133,8 +134,13 @@ def export(connection: Connection, /, directory: Path) -> None:
     if head is not None:
         with (directory / f"{TRAIL}.heads.jsonl").open("ab") as heads:
             heads.write(_head_line(head))
-        click.echo(f"Copied {count:,} records; signed up to number {head.sequence} with the key")
-        click.echo(head.public_key.hex())
+    signed = 0 if head is None else head.sequence
+    key = "" if head is None else head.public_key.hex()
+    if as_json:
+        print_json({"records": count, "signed": signed, "public_key": key})
+        return
+    click.echo(f"Copied {count:,} records; signed up to number {signed} with the key")
+    click.echo(key)
 
 
 def _head_line(head: pb.AuditHead) -> bytes:
