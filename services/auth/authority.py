@@ -12,7 +12,7 @@ from anabranch.v1 import errors_pb2
 from services.auth.core.roles import ADMIN
 from services.auth.entitlements import Entitlement, of_caller
 from services.chassis.errors import Fault
-from services.chassis.model_patterns import ANY, beyond
+from services.chassis.model_patterns import ANY
 from services.chassis.principal import Principal
 
 
@@ -39,6 +39,11 @@ class Authority:
         """The models that it may hand on."""
         return (ANY,) if self.everywhere else self.held.models
 
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Where what it makes may be used from, unless that is said; none: everywhere."""
+        return () if self.everywhere else self.held.networks
+
     def check_tenant(self, tenant: str) -> None:
         """Raises Fault ACCESS_DENIED for what is of another tenant, in the words for what does
         not exist."""
@@ -48,18 +53,15 @@ class Authority:
     def check_manages(self, tenant: str, target: Entitlement) -> None:
         """Raises Fault ACCESS_DENIED for a client of another tenant or with more than this one."""
         self.check_tenant(tenant)
-        if not self.held.covers(target):
+        if self.held.lacking(target):
             raise Fault(
                 errors_pb2.ERROR_REASON_ACCESS_DENIED,
                 "the client has more than the caller, who therefore may not manage it",
             )
 
     def check_grants(self, wanted: Entitlement) -> None:
-        """Raises Fault ACCESS_DENIED for scopes and models that it may not hand on."""
-        if self.everywhere:
-            return
-        scopes = sorted(set(wanted.scopes) - set(self.held.scopes))
-        missing = [*scopes, *(f"model {name}" for name in beyond(self.held.models, wanted.models))]
+        """Raises Fault ACCESS_DENIED for scopes, models and networks that it may not hand on."""
+        missing = self.held.lacking(wanted)
         if missing:
             raise Fault(
                 errors_pb2.ERROR_REASON_ACCESS_DENIED,

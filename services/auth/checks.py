@@ -86,20 +86,24 @@ def too_many_quotas(quotas: Sequence[Quota], added: Quota) -> list[Problem]:
     """A problem when some client's token would carry more rules than it may, or longer ones: with a
     quota for every tenant, not even an administrator could log in to take it back."""
     others = [quota for quota in quotas if quota.quota_id != added.quota_id]
-    tenants = {quota.tenant for quota in others} | {added.tenant}
-    if added.tenant != EACH:
-        tenants = {added.tenant}
     problems: list[Problem] = []
+    # Of every client that some quota names, and of one that none does.
     held = [
-        [added, *(quota for quota in others if quota.tenant in (tenant, EACH))]
-        for tenant in tenants
+        [added, *(quota for quota in others if _holds_for(quota, tenant, client))]
+        for tenant, client in {(quota.tenant, quota.client_id) for quota in [*others, added]}
+        if _holds_for(added, tenant, client)
     ]
     if max(map(len, held)) > MAX_RULES:
-        problems.append(Problem("quota", f"makes more than {MAX_RULES} quotas for one tenant"))
+        problems.append(Problem("quota", f"makes more than {MAX_RULES} quotas for one client"))
     if max(sum(map(_text_size, one)) for one in held) > MOST_QUOTA_TEXT:
-        rule = "makes the quotas of one tenant too long for a token; shorten their models"
+        rule = "makes the quotas of one client too long for a token; shorten their models"
         problems.append(Problem("quota", rule))
     return problems
+
+
+def _holds_for(quota: Quota, tenant: str, client: str) -> bool:
+    """Whether it concerns that client, or with "*" or nothing as a name, whoever else there is."""
+    return quota.tenant in (tenant, EACH) and quota.client_id in (client, EACH, "")
 
 
 def _text_size(quota: Quota) -> int:

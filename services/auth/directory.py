@@ -81,10 +81,11 @@ class Directory:
         if not models and not any(roles[name].models for name in new.roles if name in roles):
             # Said nothing of models: it may ask what its creator may, and that is written down.
             models = authority.models
-        new = replace(new, models=models)
+        networks = new.networks or authority.networks
+        new = replace(new, models=models, networks=networks)
         with self._acts.noting_refusal(act):
             authority.check_tenant(new.tenant)
-            authority.check_grants(entitlement_of(new.scopes, models, new.roles, roles))
+            authority.check_grants(entitlement_of(new.scopes, models, new.roles, roles, networks))
         client, secret = await self._made(new)
         try:
             async with self._acts.changing(act) as change:
@@ -118,6 +119,7 @@ class Directory:
                 before.models if changes.models is None else changes.models,
                 before.roles if changes.roles is None else changes.roles,
                 known,
+                before.networks if changes.networks is None else changes.networks,
             )
             authority.check_grants(wanted)
             after = await change.records.change_client(

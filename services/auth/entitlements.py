@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,26 +11,56 @@ from services.auth.key_records import ApiKey
 from services.auth.records import Client
 from services.auth.rule_records import Quota, Role
 from services.chassis.model_patterns import ANY, beyond, common
-from services.chassis.principal import Principal
+from services.chassis.peer_address import networks_of
+from services.chassis.principal import Network, Principal
 from services.chassis.quotas.rules import QuotaRule, Subject
 
 
 @dataclass(frozen=True, slots=True)
 class Entitlement:
-    """Scopes and model patterns, both sorted."""
+    """Scopes, model patterns, and the networks to which they are bound: none means no bound."""
 
     scopes: tuple[str, ...]
     models: tuple[str, ...]
+    networks: tuple[str, ...] = ()
 
-    def covers(self, other: Entitlement) -> bool:
-        """Whether whoever has this may hand the other one on. `admin` may hand on everything."""
+    def lacking(self, wanted: Entitlement) -> list[str]:
+        """What whoever has this may not hand on of the wanted one. `admin` may hand on all."""
         if ADMIN in self.scopes:
-            return True
-        return set(other.scopes) <= set(self.scopes) and not beyond(self.models, other.models)
+            return []
+        return [
+            *sorted(set(wanted.scopes) - set(self.scopes)),
+            *(f"model {pattern}" for pattern in beyond(self.models, wanted.models)),
+            *_outside(self.networks, wanted.networks),
+        ]
+
+
+def _outside(bounds: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """The wanted networks that lie in none of the bounds."""
+    if not bounds:
+        return []
+    if not wanted:
+        return ["every network"]
+    within = networks_of(bounds)
+    return [
+        f"network {network}"
+        for network in networks_of(wanted)
+        if not any(_lies_in(network, bound) for bound in within)
+    ]
+
+
+def _lies_in(network: Network, bound: Network) -> bool:
+    if isinstance(network, ipaddress.IPv4Network):
+        return isinstance(bound, ipaddress.IPv4Network) and network.subnet_of(bound)
+    return isinstance(bound, ipaddress.IPv6Network) and network.subnet_of(bound)
 
 
 def entitlement_of(
-    scopes: Iterable[str], models: Iterable[str], roles: Iterable[str], known: Mapping[str, Role]
+    scopes: Iterable[str],
+    models: Iterable[str],
+    roles: Iterable[str],
+    known: Mapping[str, Role],
+    networks: Iterable[str] = (),
 ) -> Entitlement:
     """Those given directly and those of the roles; a role that is gone gives nothing."""
     all_scopes, all_models = set(scopes), set(models)
@@ -40,23 +71,28 @@ def entitlement_of(
             all_models.update(role.models)
     if ANY in all_models:
         all_models = {ANY}
-    return Entitlement(tuple(sorted(all_scopes & KNOWN_SCOPES)), tuple(sorted(all_models)))
+    held = all_scopes & KNOWN_SCOPES
+    return Entitlement(tuple(sorted(held)), tuple(sorted(all_models)), tuple(networks))
 
 
 def of_client(client: Client, known: Mapping[str, Role]) -> Entitlement:
     """What a client has."""
-    return entitlement_of(client.scopes, client.models, client.roles, known)
+    return entitlement_of(client.scopes, client.models, client.roles, known, client.networks)
 
 
 def of_key(key: ApiKey, client: Entitlement) -> Entitlement:
     """What a key gives: of what its client has now, what the key was made for."""
     scopes = tuple(scope for scope in client.scopes if scope in key.scopes)
-    return Entitlement(scopes, common(client.models, key.models))
+    return Entitlement(scopes, common(client.models, key.models), client.networks)
 
 
 def of_caller(principal: Principal) -> Entitlement:
     """What whoever calls has itself."""
-    return Entitlement(tuple(sorted(principal.scopes)), tuple(sorted(principal.models)))
+    return Entitlement(
+        tuple(sorted(principal.scopes)),
+        tuple(sorted(principal.models)),
+        tuple(map(str, principal.networks)),
+    )
 
 
 def built_in_roles() -> dict[str, Role]:

@@ -123,8 +123,11 @@ class Keyring:
 
     def _hold(self, stored: list[StoredKey]) -> None:
         self._keys = {row.kid: self._keys.get(row.kid) or self._opened(row) for row in stored}
+        # Of the private keys, which are sealed: what else a row says anybody may have written who
+        # can write the database.
         self._jwks = jwks_json(
-            (row.kid, row.public_key, row.created_at) for row in rotation.in_order(stored)
+            (row.kid, self._keys[row.kid].public_bytes, row.created_at)
+            for row in rotation.in_order(stored)
         )
 
     def _opened(self, row: StoredKey) -> SigningKey:

@@ -67,17 +67,17 @@ def test_a_key_gives_what_both_it_and_its_client_have(
     for name in NAMES:
         both = allows(made_for.models, name) and allows(now.models, name)
         assert allows(found.models, name) is both
-    assert now.covers(found)
+    assert not now.lacking(found)
 
 
 @given(HELD, HELD, HELD)
 def test_handing_on_what_was_handed_on_gives_no_more(
     one: Entitlement, two: Entitlement, three: Entitlement
 ) -> None:
-    assert one.covers(one)
-    if one.covers(two) and two.covers(three):
-        assert one.covers(three)
-    if one.covers(two):
+    assert not one.lacking(one)
+    if not one.lacking(two) and not two.lacking(three):
+        assert not one.lacking(three)
+    if not one.lacking(two):
         assert set(two.scopes) <= set(one.scopes)
         assert all(allows(one.models, name) for name in NAMES if allows(two.models, name))
 
@@ -98,7 +98,7 @@ def test_who_may_not_grant_it_may_not_manage_who_has_it(
             verdicts.append(False)
         else:
             verdicts.append(True)
-    assert verdicts == [held.covers(other)] * 2
+    assert verdicts == [not held.lacking(other)] * 2
 
 
 @given(HELD)
@@ -225,3 +225,30 @@ def test_a_quota_of_a_client_names_its_tenant() -> None:
     assert fields == ["quota.tenant"]
     assert not quota_problems(quota(EACH, EACH), 60 * 10**9)
     assert not quota_problems(quota("shop", "orders", "sim-*"), 60 * 10**9)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "wanted", "lacking"),
+    [
+        ((), (), []),
+        ((), ("10.0.0.0/8",), []),
+        (("10.0.0.0/8",), ("10.1.0.0/16", "10.0.0.0/8"), []),
+        (("10.0.0.0/8",), (), ["every network"]),
+        (("10.0.0.0/8",), ("0.0.0.0/0",), ["network 0.0.0.0/0"]),
+        (("10.0.0.0/8", "fd00::/8"), ("fd00:1::/32", "fe80::/10"), ["network fe80::/10"]),
+        (("10.0.0.0/8",), ("fd00::/8",), ["network fd00::/8"]),
+    ],
+)
+def test_who_is_bound_to_networks_binds_what_it_hands_on(bounds, wanted, lacking):
+    held = Entitlement(("tenant-admin",), ("*",), bounds)
+    assert held.lacking(Entitlement((), (), wanted)) == lacking
+    assert Entitlement(("admin",), (), bounds).lacking(Entitlement((), (), wanted)) == []
+
+
+def test_each_client_may_have_a_quota_of_its_own_however_many_clients_there_are():
+    many = [quota("shop", f"client-{n}") for n in range(100)]
+    assert not too_many_quotas(many, quota("shop", "one-more"))
+    full_for_one = [quota("shop", "busy", f"m{n}") for n in range(MAX_RULES)]
+    assert too_many_quotas(full_for_one, quota("shop", "busy", "another"))
+    assert too_many_quotas(full_for_one, quota("shop")), "the tenant's holds for the busy one too"
+    assert not too_many_quotas(full_for_one, quota("shop", "idle"))
