@@ -47,12 +47,12 @@ class Replicas:
                 identities.write_private(file, text + "\n")
                 self._settings[f"{name}_FILE"] = str(file)
 
-    async def start(self, name: str, module: str = "services.auth", **settings: str) -> str:
+    async def start(self, name: str, module: str = "services.auth", *arguments: str) -> str:
         """Starts one, or one of this name anew; its address. Raises ClusterError."""
         if name in self.processes:
             await self.processes.running(name).end()
         return await self.processes.service(
-            name, module, "ANABRANCH_AUTH_", self._settings | settings
+            name, module, "ANABRANCH_AUTH_", self._settings, arguments
         )
 
     def pids(self, name: str) -> list[int]:
