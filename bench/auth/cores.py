@@ -17,7 +17,7 @@ def caller_core() -> int:
 
 
 def pin(pids: Iterable[int], core: int) -> None:
-    """Keeps processes, with the threads that they have and those that these will start, on a core."""
+    """Keeps processes on a core, with their threads of now and those that these will start."""
     for pid in pids:
         for thread in os.listdir(f"/proc/{pid}/task"):
             os.sched_setaffinity(int(thread), {core})

@@ -61,8 +61,10 @@ class Follower:
                 self._refused.pop(said["id"]).set_result(said["refused_at"])
             else:
                 self._answers.pop(said["id"]).set_result(said["refusal"])
-        for pending in (*self._answers.values(), *self._refused.values()):
-            pending.set_exception(RuntimeError("the follower has ended"))
+        for answer in self._answers.values():
+            answer.set_exception(RuntimeError("the follower has ended"))
+        for refused in self._refused.values():
+            refused.set_exception(RuntimeError("the follower has ended"))
 
     def _ask(
         self, credential: str, *, watch: bool
@@ -127,7 +129,7 @@ async def _answer(verifier: Verifier, asked: dict[str, Any]) -> None:
     _say({"id": asked["id"], "refusal": refusal})
     if not asked["watch"] or refusal:
         return
-    while not await _refusal(verifier, asked["credential"]):
+    while not await _refusal(verifier, asked["credential"]):  # noqa: ASYNC110 - no event tells
         await asyncio.sleep(_LOOK_EVERY_S)
     _say({"id": asked["id"], "refused_at": time.monotonic()})
 

@@ -30,7 +30,9 @@ _AT_ONCE = 16
 _LARGE = 1 << 20
 
 
-async def guarded_rpcs(issuer: Issuer, verifier: Verifier, calls: int) -> dict[str, dict[str, float]]:
+async def guarded_rpcs(
+    issuer: Issuer, verifier: Verifier, calls: int
+) -> dict[str, dict[str, float]]:
     """Microseconds of CPU of the process and of wall time an RPC, with and without the guard."""
 
     async def admit(

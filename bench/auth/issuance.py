@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from pathlib import Path
 from typing import Any
 
 import jwt
@@ -21,8 +20,9 @@ from bench.auth.plan import Plan
 from bench.auth.stack import Replicas
 from bench.dataplane.meter import percentile
 
-HASH = {"memory_cost": 19 * 1024, "time_cost": 2, "parallelism": 1}
-"""argon2id as services/auth/passwords.py has it; memory in KiB."""
+_MEMORY_KIB, _PASSES, _LANES = 19 * 1024, 2, 1
+HASH = f"argon2id, m = {_MEMORY_KIB // 1024} MiB, t = {_PASSES}, p = {_LANES}"
+"""As services/auth/passwords.py has it."""
 
 REPEATED, FIRST, EXCHANGE = "repeated logins", "first logins", "API keys"
 SIGNING, HASHING = "bare Ed25519 signature", "bare argon2id"
@@ -116,15 +116,10 @@ def _bare_signatures(count: int) -> dict[str, float]:
 
 def _bare_hashes(count: int) -> dict[str, float]:
     """The hash of a secret with the service's parameters, verified once and again."""
-    hasher = PasswordHasher(**HASH)
+    hasher = PasswordHasher(memory_cost=_MEMORY_KIB, time_cost=_PASSES, parallelism=_LANES)
     known = hasher.hash("abs_secret")
     began = time.thread_time()
     for _ in range(count):
         hasher.verify(known, "abs_secret")
     spent = time.thread_time() - began
     return {"a_second": count / spent, "cpu_us": spent / count * 1e6}
-
-
-def database(folder: Path) -> Path:
-    """Where the service keeps its SQLite database."""
-    return folder / "auth" / "auth.db"

@@ -53,7 +53,10 @@ class Issuer:
 
     async def fetch(self, known_version: str = "", wait: float = 0.0) -> KeySet:
         """See KeySource."""
-        writers = {"EdDSA": jwt.algorithms.OKPAlgorithm, "ES256": jwt.algorithms.ECAlgorithm}
+        writers: dict[str, Any] = {
+            "EdDSA": jwt.algorithms.OKPAlgorithm,
+            "ES256": jwt.algorithms.ECAlgorithm,
+        }
         entries = [
             {**json.loads(writers[name].to_jwk(self.public(name))), "kid": name, "use": "sig"}
             for name in ALGORITHMS

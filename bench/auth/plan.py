@@ -40,11 +40,13 @@ class Plan:
     # Revocations of each kind and in each database, of the whole run, and how many a second.
     revocations: int = 200
     revocations_a_second: float = 14.0
-    # Response times of each class, of the whole run; refusals at once.
-    key_samples: int = 50_000
-    key_in_flight: int = 64
+    # Response times of each class, of the whole run, and refusals at once: as many as keep the
+    # service busy, or as few as it answers when they are due. Logins come one by one.
+    busy_key_samples: int = 50_000
+    busy_in_flight: int = 64
+    calm_key_samples: int = 5_000
+    calm_in_flight: int = 4
     login_samples: int = 1_000
-    login_in_flight: int = 1
     quota_arguments: tuple[str, ...] = ("--seconds", "10")
 
 
@@ -58,9 +60,10 @@ QUICK = Plan(
     window=1.0,
     bare=300,
     bare_hashes=4,
-    rotations=8,
+    rotations=5,
     revocations=10,
-    key_samples=1_000,
+    busy_key_samples=500,
+    calm_key_samples=200,
     login_samples=100,
     quota_arguments=("--processes", "2", "--period", "1", "--seconds", "2"),
 )

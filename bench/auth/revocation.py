@@ -35,7 +35,9 @@ class _Victim:
     end: Callable[[], Awaitable[Any]]
 
 
-async def look(folder: Path, plan: Plan, database_url: str = "") -> dict[str, dict[str, list[float]]]:
+async def look(
+    folder: Path, plan: Plan, database_url: str = ""
+) -> dict[str, dict[str, list[float]]]:
     """Seconds by what was revoked and which replica the verifier follows. Raises LookFailed."""
     async with AsyncExitStack() as stack:
         both = await stack.enter_async_context(replicas(folder, database_url))

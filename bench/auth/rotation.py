@@ -1,4 +1,4 @@
-"""Whether anything fails while signing keys change: logins, and tokens old and new at a verifier."""
+"""Whether anything fails while signing keys change: logins, and tokens old and new elsewhere."""
 
 from __future__ import annotations
 

@@ -11,7 +11,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from anabranch.api_keys import ALPHABET, ID_CHARACTERS, SECRET_CHARACTERS, compose, public_id
+from anabranch.api_keys import (
+    BASE62,
+    PUBLIC_ID_ALPHABET,
+    PUBLIC_ID_LENGTH,
+    SECRET_LENGTH,
+    compose,
+    public_id,
+)
 from anabranch.v1 import auth_pb2 as pb
 from bench import cpu
 from bench.auth import cores
@@ -23,11 +30,10 @@ from bench.auth.stack import replicas
 from bench.dataplane.meter import percentile
 from services.auth.passwords import new_secret
 
-KEYS, LOGINS = "ExchangeApiKey", "IssueToken"
+BUSY, CALM, LOGINS = "API keys, busy service", "API keys, calm service", "logins, one by one"
+_KEY, _LOGIN = "ExchangeApiKey", "IssueToken"
 _NAMES = 100
 """Keys and clients of each kind."""
-
-_LOWER = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 async def look(folder: Path, plan: Plan) -> dict[str, dict[str, Any]]:
@@ -40,15 +46,16 @@ async def look(folder: Path, plan: Plan) -> dict[str, dict[str, Any]]:
         pids = auth.pids("auth")
         cores.pin(pids, cores.service_core())
         known_ids = [public_id(key) for key in keys]
-        other_ids = ["".join(_random(_LOWER, ID_CHARACTERS)) for _ in keys]
+        other_ids = ["".join(_random(PUBLIC_ID_ALPHABET, PUBLIC_ID_LENGTH)) for _ in keys]
         other_names = [f"other-client-{n:04}" for n in range(_NAMES)]
         found = {}
-        for method, classes, each, in_flight in (
-            (KEYS, (_exchanges(known_ids), _exchanges(other_ids)), plan.key_samples,
-             plan.key_in_flight),
-            (LOGINS, (_logins([name for name, _ in clients]), _logins(other_names)),
-             plan.login_samples, plan.login_in_flight),
-        ):  # fmt: skip
+        key_kinds = _exchanges(known_ids), _exchanges(other_ids)
+        login_kinds = _logins([name for name, _ in clients]), _logins(other_names)
+        for name, method, classes, each, in_flight in (
+            (CALM, _KEY, key_kinds, plan.calm_key_samples, plan.calm_in_flight),
+            (BUSY, _KEY, key_kinds, plan.busy_key_samples, plan.busy_in_flight),
+            (LOGINS, _LOGIN, login_kinds, plan.login_samples, 1),
+        ):
             order = Order(
                 target=target,
                 method=method,
@@ -62,7 +69,7 @@ async def look(folder: Path, plan: Plan) -> dict[str, dict[str, Any]]:
             if set(outcome.statuses) != {"UNAUTHENTICATED"}:
                 raise LookFailed(f"not every wrong {method} was refused: {outcome.statuses}")
             existing, unknown = ([1e6 * time for time in times] for times in outcome.times)
-            found[method] = {
+            found[name] = {
                 **asdict(leakage(existing, unknown, T_LIMIT)),
                 "in_flight": in_flight,
                 "seconds": outcome.wall,
@@ -79,7 +86,7 @@ def _exchanges(ids: list[str]) -> tuple[str, ...]:
     return encoded(
         [
             pb.ExchangeApiKeyRequest(
-                api_key=compose(key_id, "".join(_random(ALPHABET, SECRET_CHARACTERS)))
+                api_key=compose(key_id, "".join(_random(BASE62, SECRET_LENGTH)))
             )
             for key_id in ids
         ]

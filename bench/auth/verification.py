@@ -11,7 +11,7 @@ from typing import Any
 
 import jwt
 
-from anabranch.api_keys import ALPHABET, ID_CHARACTERS, SECRET_CHARACTERS, compose
+from anabranch.api_keys import BASE62, PUBLIC_ID_LENGTH, SECRET_LENGTH, compose
 from bench.auth.guarded import guarded_rpcs
 from bench.auth.issuer import ALGORITHMS, AUDIENCE, ISSUER, Issuer
 from bench.auth.plan import Plan
@@ -48,7 +48,7 @@ def _verifier(issuer: Issuer) -> authn.Verifier:
 
 
 def _api_key(number: int) -> str:
-    return compose(f"{number:0{ID_CHARACTERS}d}", ALPHABET[1] * SECRET_CHARACTERS)
+    return compose(f"{number:0{PUBLIC_ID_LENGTH}d}", BASE62[1] * SECRET_LENGTH)
 
 
 async def _cached(issuer: Issuer, credentials: Sequence[str], calls: int) -> Cost:
