@@ -58,9 +58,9 @@ def _verification(record: Record) -> Iterator[str]:
     yield "## Verifying a credential\n"
     yield markdown(targets.verification_rows(record)) + "\n"
     yield (
-        f"Medians over {record['plan']['rounds']} rounds, the least and the greatest in brackets; "
-        "ratios are taken within a round. *Cached* is a credential that the process has seen, "
-        "*new* one that it has not; *bare* is `jwt.decode` of PyJWT alone, with the options that "
+        f"Medians over the rounds ({record['plan']['rounds']}), the least and the greatest in "
+        "brackets; ratios are taken within a round. *Cached* is a credential that the process has "
+        "seen, *new* one that it has not; *bare* is `jwt.decode` of PyJWT alone, with the options that "
         "the verifier gives it, on the same tokens. The last two rows are an RPC that "
         "does nothing, 16 at once, caller and server in one process: what they differ by is the "
         "guard with a cached credential, without its line in the log.\n"
@@ -78,7 +78,8 @@ def _issuance(record: Record) -> Iterator[str]:
         "remembers which secret belongs to which hash. *First logins* are clients new to the "
         f"process, of which each is a hash: {HASH}. *API keys* are exchanged for tokens. The bare "
         "rows are the signature of one JWT by PyJWT and one such hash, without a service around "
-        "them: the core does no more of them a second.\n"
+        "them: the core does no more of them a second. *Core* is the share of it that the service "
+        "had: below 100 %, others were in the way, or the callers too slow.\n"
     )
 
 

@@ -123,7 +123,7 @@ def verification_rows(record: Record) -> list[list[str]]:
 
 def issuance_rows(record: Record) -> list[list[str]]:
     """What one core issues, and the bare work in it."""
-    rows = [["", "a second", "µs CPU", "p50 ms", "p99 ms", "CPU ÷ baseline"]]
+    rows = [["", "a second", "µs CPU", "p50 ms", "p99 ms", "core", "CPU ÷ baseline"]]
     baselines = {REPEATED: SIGNING, EXCHANGE: SIGNING, FIRST: HASHING}
     section = plan.ISSUANCE
     for name, figures in record[section][0].items():
@@ -136,8 +136,16 @@ def issuance_rows(record: Record) -> list[list[str]]:
         ]
         bare = baselines.get(name)
         share = ratios(record, section, name, bare, "cpu_us") if bare else ()
-        rows.append([name, *row, spread(share, 1)])
+        rows.append([name, *row, _busy(record, name), spread(share, 1)])
     return rows
+
+
+def _busy(record: Record, name: str) -> str:
+    """The share of the core that the service had, or could use."""
+    looks = [look[name] for look in record[plan.ISSUANCE]]
+    if "service_cores" not in looks[0]:
+        return "-"
+    return f"{100 * statistics.median(look['service_cores'] for look in looks):.0f} %"
 
 
 def revocation_rows(record: Record) -> list[list[str]]:
