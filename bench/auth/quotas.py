@@ -12,8 +12,8 @@ from bench.auth.failure import LookFailed
 from bench.auth.plan import Plan
 
 _MODULE = "bench.auth.quota_overshoot"
-SCENES = {"up": "with Redis", "never there": "without Redis"}
-"""The scenes with a figure to reach, and what it is called; the others are told."""
+WITH_REDIS = "up"
+"""The one scene in which Redis is there all the time."""
 
 
 def available() -> bool:

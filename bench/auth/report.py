@@ -60,8 +60,8 @@ def _verification(record: Record) -> Iterator[str]:
     yield (
         f"Medians over the rounds ({record['plan']['rounds']}), the least and the greatest in "
         "brackets; ratios are taken within a round. *Cached* is a credential that the process has "
-        "seen, *new* one that it has not; *bare* is `jwt.decode` of PyJWT alone, with the options that "
-        "the verifier gives it, on the same tokens. The last two rows are an RPC that "
+        "seen, *new* one that it has not; *bare* is `jwt.decode` of PyJWT alone, with the "
+        "options that the verifier gives it, on the same tokens. The last two rows are an RPC that "
         "does nothing, 16 at once, caller and server in one process: what they differ by is the "
         "guard with a cached credential, without its line in the log.\n"
     )
