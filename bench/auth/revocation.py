@@ -67,7 +67,7 @@ async def _one(victim: _Victim, followers: list[Follower], found: dict[str, list
             f"a revoked {victim.kind} was accepted for {_LONGEST_S:g} s and longer"
         ) from None
     for name, moment in zip(FOLLOWED, moments, strict=True):
-        found[name].append(moment - began)
+        found[name].append(round(moment - began, 4))
 
 
 async def _victims(administrator: Administrator, count: int) -> list[_Victim]:
