@@ -123,7 +123,7 @@ distclean: clean ## Remove everything that git does not track here: packages, Co
 ## Measure it
 
 .PHONY: bench
-bench: bench-dataplane bench-routing bench-overflow bench-cloud ## Every benchmark
+bench: bench-dataplane bench-routing bench-overflow bench-cloud bench-auth ## Every benchmark
 
 .PHONY: bench-dataplane
 bench-dataplane: setup-bench ## What the router costs beside other proxies; a first look: BENCH=--quick
@@ -140,6 +140,10 @@ bench-overflow: setup-bench ## What overflow serves and costs beside a static ca
 .PHONY: bench-cloud
 bench-cloud: setup-bench ## What a chunk costs in the cloud proxy beside SDKs; a first look: BENCH=--quick
 	@$(PYTHON) -m bench.cloud run $(BENCH)
+
+.PHONY: bench-auth
+bench-auth: setup-bench ## What authentication costs, and how soon a revocation holds; a first look: BENCH=--quick
+	@$(PYTHON) -m bench.auth run $(BENCH)
 
 .PHONY: setup-bench-litellm
 setup-bench-litellm: .tools/litellm/.installed ## LiteLLM for the benchmark, in an environment of its own

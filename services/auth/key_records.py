@@ -44,7 +44,7 @@ class KeyRecords:
         """The key of this public id."""
         found = await self._connection.execute(_SELECT.where(api_keys.c.key_id == key_id))
         row = found.one_or_none()
-        return _key(row) if row is not None else None
+        return key_of(row) if row is not None else None
 
     async def add(self, key: ApiKey) -> None:
         """Raises AlreadyThere; the transaction is then fit only to be left."""
@@ -75,7 +75,7 @@ class KeyRecords:
             asked = asked.where(api_keys.c.client_id == client_id)
         if tenant is not None:
             asked = asked.where(clients.c.tenant == tenant)
-        return [_key(row) for row in await self._connection.execute(asked)]
+        return [key_of(row) for row in await self._connection.execute(asked)]
 
     async def revoke(self, key_id: str, now: float) -> None:
         """One that is revoked keeps its first time."""
@@ -130,7 +130,8 @@ _SELECT = select(api_keys, clients.c.tenant).join(
 )
 
 
-def _key(row: Row[tuple[object, ...]]) -> ApiKey:
+def key_of(row: Row[tuple[object, ...]]) -> ApiKey:
+    """The key of a row that has its client's tenant, too."""
     return ApiKey(
         key_id=row.key_id,
         client_id=row.client_id,

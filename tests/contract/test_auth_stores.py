@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from anabranch.v1 import errors_pb2
 from services.auth.core.rotation import RotationPolicy
+from services.auth.key_records import ApiKey
 from services.auth.keyring import Keyring
 from services.auth.models import metadata
 from services.auth.records import AlreadyThere, Client
@@ -85,6 +86,24 @@ async def test_a_client_comes_back_as_it_was_stored(store: Store) -> None:
     async with store.reading() as records:
         assert await records.client("orders") == CLIENT
         assert await records.client("nobody") is None
+
+
+async def test_a_key_comes_back_with_its_own_client_and_an_unknown_one_with_none(
+    store: Store,
+) -> None:
+    key = ApiKey(
+        *("k" * 16, CLIENT.client_id, "Key", ("relay",), ("model-*",), b"mac", "admin", 2000.5),
+        expires_at=3000.0,
+        tenant=CLIENT.tenant,
+    )
+    other = replace(CLIENT, client_id="other", tenant="else")
+    async with store.writing() as records:
+        for client in (CLIENT, other):
+            await records.add_client(client)
+        await records.keys.add(key)
+    async with store.reading() as records:
+        assert await records.key_and_client(key.key_id) == (key, CLIENT)
+        assert await records.key_and_client("u" * 16) is None
 
 
 async def test_a_second_client_of_the_same_id_is_refused_and_the_first_is_kept(

@@ -11,6 +11,7 @@ import jwt
 import pytest
 
 from anabranch.v1 import errors_pb2
+from services.auth.api_keys import REFUSED_AFTER_S, refused_in
 from services.auth.bootstrap import announcer
 from services.auth.core.claims import MAX_TOKEN_BYTES, TokenClaims, claims_for
 from services.auth.passwords import Passwords, new_secret
@@ -215,3 +216,10 @@ def test_settings_have_working_defaults_and_report_all_contradictions():
         )
     assert len(caught.value.problems) == 2
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("taken", "in_all"), [(0.0, 1), (0.002, 1), (0.0099, 1), (0.0101, 2), (0.154, 16)]
+)
+def test_a_refusal_takes_a_whole_number_of_times_as_long_whatever_it_looked_up(taken, in_all):
+    assert taken + refused_in(taken) == pytest.approx(in_all * REFUSED_AFTER_S)
