@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -63,15 +63,21 @@ class Acts:
         Raises what the block raises, and Fault when the database is away.
         """
         self._check_room()
-        try:
+        with self.noting_refusal(act):
             async with self._store.alone() as records:
                 change = Change(records, act)
                 yield change
                 await records.trail.append([change.act], self._clock())
+        self._mirrored(change.act)
+
+    @contextmanager
+    def noting_refusal(self, act: Act) -> Iterator[None]:
+        """Writes that the act was refused, when the block raises Fault."""
+        try:
+            yield
         except Fault as fault:
             self.note(refused(act, fault))
             raise
-        self._mirrored(change.act)
 
     def note(self, act: Act) -> None:
         """Writes the act soon. Raises Fault when too many wait already."""

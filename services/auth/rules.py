@@ -25,17 +25,17 @@ class RuleChanges:
 
     async def set_role(self, role: Role, act: Act) -> None:
         """Raises Fault (ACCESS_DENIED) for a role that comes with the service."""
-        if role.name in BUILT_IN:
-            raise _built_in(errors_pb2.ERROR_REASON_ACCESS_DENIED, role.name)
         async with self._acts.changing(act) as change:
+            if role.name in BUILT_IN:
+                raise _built_in(errors_pb2.ERROR_REASON_ACCESS_DENIED, role.name)
             await change.records.rules.set_role(role)
         await self._rulebook.refresh()
 
     async def delete_role(self, name: str, act: Act) -> None:
         """Raises Fault: NOT_FOUND, IN_USE."""
-        if name in BUILT_IN:
-            raise _built_in(errors_pb2.ERROR_REASON_IN_USE, name)
         async with self._acts.changing(act) as change:
+            if name in BUILT_IN:
+                raise _built_in(errors_pb2.ERROR_REASON_IN_USE, name)
             users = await change.records.rules.clients_with_role(name)
             if users:
                 raise Fault(

@@ -7,7 +7,9 @@ never lets a caller's request wait for more than a short deadline.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -38,10 +40,15 @@ _REISSUE_AFTER_S = 5.0
 _Answer = TypeVar("_Answer", bound=Message)
 
 
-class AuthClient:
-    """One connection to the auth service, moved when the registry says so.
+# What another instance may do better.
+_ELSEWHERE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
 
-    With `tls`, whoever is there must prove to be the auth service.
+
+class AuthClient:
+    """One connection to the auth service, moved when the registry says so, or when it fails.
+
+    Of several instances each process prefers another one, so that they share the work. With `tls`,
+    whoever is there must prove to be the auth service.
     """
 
     def __init__(self, target: str, registry: Registry | None, tls: Tls | None = None) -> None:
@@ -50,18 +57,22 @@ class AuthClient:
         self._identity = None if tls is None else partial(tls.expecting, AUTH_SERVICE)
         self._calls: SingleCalls | None = None
         self._address = ""
+        self._known: tuple[str, ...] = ()
+        self._own = secrets.token_bytes(8)
+        self._farewells: set[asyncio.Task[None]] = set()
 
     async def follow(self) -> None:
         """Follows the registry until cancelled; returns at once for a configured target."""
         if self._target:
-            await self._use(self._target)
+            self._use(self._target)
             return
         if self._registry is None:
             return
         async for instances in self._registry.watch(AUTH_SERVICE):
-            addresses = sorted(instance.address for instance in instances)
-            if addresses and self._address not in addresses:
-                await self._use(addresses[0])
+            # Once an instance is known it is kept while all are away: it may be the first back.
+            self._known = tuple(sorted((i.address for i in instances), key=self._rank))
+            if self._known and self._address not in self._known:
+                self._use(self._known[0])
 
     @property
     def found(self) -> bool:
@@ -99,6 +110,8 @@ class AuthClient:
         if self._calls is not None:
             await self._calls.close()
             self._calls = None
+        if self._farewells:
+            await asyncio.wait(self._farewells)
 
     async def _ask(self, method: str, request: Message, *, timeout: float) -> bytes:
         if self._calls is None:
@@ -107,19 +120,34 @@ class AuthClient:
                 "the auth service has not been found yet",
                 retry_after=1.0,
             )
+        asked = self._address
         try:
             raw = request.SerializeToString()
             return await self._calls.ask(f"{_METHODS}{method}", raw, timeout=timeout)
         except grpc.aio.AioRpcError as error:
+            if error.code() in _ELSEWHERE:
+                self._leave(asked)
             raise fault_from_rpc_error(error) from error
 
-    async def _use(self, address: str) -> None:
+    def _leave(self, failed: str) -> None:
+        """Prefers the next instance to one that failed, if nobody has gone there already."""
+        if failed != self._address or failed not in self._known or len(self._known) < 2:
+            return
+        self._use(self._known[(self._known.index(failed) + 1) % len(self._known)])
+
+    def _rank(self, address: str) -> bytes:
+        """The order in which this process prefers instances: rendezvous hashing."""
+        return hashlib.sha256(self._own + address.encode()).digest()
+
+    def _use(self, address: str) -> None:
         limits = transport_limits(calling=True)
         previous, self._calls = self._calls, SingleCalls(address, limits, self._identity)
         self._address = address
         if previous is not None:
             # What is under way ends by its own deadline.
-            await previous.close(_LOGIN_TIMEOUT_S)
+            farewell = asyncio.create_task(previous.close(_LOGIN_TIMEOUT_S), name="auth-farewell")
+            self._farewells.add(farewell)
+            farewell.add_done_callback(self._farewells.discard)
 
 
 def _read(kind: type[_Answer], raw: bytes) -> _Answer:

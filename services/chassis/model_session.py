@@ -60,7 +60,7 @@ class Session:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`authorization` is the metadata that `principal` was verified from."""
-        self._authorization = authorization
+        self._credential = authorization.partition(" ")[2].strip()
         self._address = current_address()
         self._handler = handler
         self._requests = requests
@@ -123,7 +123,9 @@ class Session:
             async with asyncio.TaskGroup() as tasks:
                 reader = tasks.create_task(self._read_all())
                 ticker = tasks.create_task(self._tick())
-                renewing = tasks.create_task(self._keep_api_key_renewed())
+                renewing: asyncio.Task[None] | None = None
+                if looks_like_key(self._credential):
+                    renewing = tasks.create_task(self._keep_api_key_renewed())
                 self._wake.set()
                 while not self._is_over():
                     if self._blocked and (unblocking is None or unblocking.done()):
@@ -132,7 +134,8 @@ class Session:
                     self._attention.clear()
                 reader.cancel()
                 ticker.cancel()
-                renewing.cancel()
+                if renewing is not None:
+                    renewing.cancel()
         except BaseExceptionGroup as group:
             # One failure ends the session; its siblings were only cancelled by it.
             raise group.exceptions[0] from None
@@ -203,7 +206,6 @@ class Session:
         if renewed.client_id != self._state.principal.client_id:
             raise protocol_fault("a session is renewed by the client that opened it")
         renewed.check_address(self._address)
-        self._authorization = authorization
         self._state.principal = renewed
 
     async def _keep_api_key_renewed(self) -> None:
@@ -214,11 +216,8 @@ class Session:
         """
         while True:
             await asyncio.sleep(_LOOK_AT_KEY_S)
-            credential = self._authorization.partition(" ")[2].strip()
-            if not looks_like_key(credential):
-                continue
             try:
-                renewed = await self._verifier.verify(credential)
+                renewed = await self._verifier.verify(self._credential)
                 renewed.check_address(self._address)
             except Fault:
                 continue

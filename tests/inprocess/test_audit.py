@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,12 +16,10 @@ from click.testing import CliRunner
 from anabranch.v1 import admin_pb2, admin_pb2_grpc, session_pb2
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.audit.command import audit
-from services.chassis.audit.detail import AuditDetail
 from services.chassis.audit.entry import Act
 from services.chassis.audit.file_sink import FileSink
 from services.chassis.audit.segments import segments_of
-from services.chassis.authn import Verifier
-from services.chassis.principal import Principal
+from services.chassis.encryption.keychain_document import new_keychain_text
 from services.chassis.settings import SettingsError
 from tests.support.audit import acts_in
 from tests.support.auth import bearer
@@ -137,25 +135,41 @@ async def test_requests_acts_and_refusals_are_in_the_trail_and_it_verifies(tmp_p
     assert "altered" in output
 
 
-async def test_a_tenant_decides_how_much_of_its_requests_is_written(tmp_path: Path) -> None:
-    details = {"silent": AuditDetail.NONE, "plain": AuditDetail.METADATA}
-    real = Verifier._principal
-
-    def principal(self: Verifier, claims: Any) -> Principal:
-        found = real(self, claims)
-        return replace(found, audit_detail=details.get(found.tenant, found.audit_detail))
-
-    with mock.patch.object(Verifier, "_principal", principal):
-        async with audited(tmp_path) as (running, directory):
-            assert running.router is not None
-            async with running.channel(running.router) as channel:
-                for number, tenant in enumerate(details):
-                    secret = await running.new_client(f"of-{tenant}", "generate", tenant=tenant)
-                    token = await running.token(f"of-{tenant}", secret)
-                    await model_stub(channel).Generate(ask(number), metadata=bearer(token))
-            await outcomes(directory, "model.generate", 1)
-    acts = [a for a in acts_in(directory) if a.action == "model.generate"]
-    assert [(a.tenant, "content" in a.details) for a in acts] == [("plain", False)]
+@pytest.mark.parametrize("keys", [True, False])
+async def test_a_tenant_decides_how_much_of_its_requests_is_written(
+    tmp_path: Path, keys: bool
+) -> None:
+    keychain = tmp_path / "keys.json"
+    keychain.write_text(new_keychain_text(None, "first"))
+    settings = {"encryption_keys_file": keychain} if keys else {}
+    details = {"silent": "NONE", "plain": "METADATA", "sealed": "CONTENT", "chinese": "CONTENT"}
+    async with audited(tmp_path, **settings) as (running, directory):
+        assert running.router is not None
+        async with running.channel(running.router) as channel:
+            for number, (tenant, detail) in enumerate(details.items()):
+                cipher = "CIPHER_SM4_GCM" if tenant == "chinese" else "CIPHER_AES_256_GCM"
+                detail = f"AUDIT_DETAIL_{detail}"
+                await running.set_tenant(tenant, audit_detail=detail, cipher=cipher)
+                secret = await running.new_client(f"of-{tenant}", "generate", tenant=tenant)
+                token = await running.token(f"of-{tenant}", secret)
+                answer = await model_stub(channel).Generate(ask(number), metadata=bearer(token))
+        acts = await outcomes(directory, "model.generate", 3)
+    assert [(a.tenant, "content" in a.details) for a in acts] == [
+        *(("plain", False), ("sealed", keys), ("chinese", keys)),
+    ]
+    written = b"".join(segment.path.read_bytes() for segment in segments_of(directory))
+    assert b"otters" not in written
+    code, output = run("content", directory, "request-3", "--keychain", keychain)
+    assert code == (0 if keys else 4)
+    if keys:
+        opened = json.loads(output)
+        assert PROMPT in opened["prompt"]
+        assert opened["answer"] == answer.choices[0].text
+        other = tmp_path / "other.json"
+        other.write_text(new_keychain_text(None, "other"))
+        code, output = run("content", directory, "request-3", "--keychain", other)
+        assert code == 4
+        assert "otters" not in output
 
 
 async def test_while_the_trail_cannot_be_written_no_act_is_done_and_requests_are_then_refused(

@@ -6,6 +6,7 @@ pyproject.toml.
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import time
@@ -20,10 +21,13 @@ from anabranch.cli.connection import EXIT_REFUSED
 from anabranch.cli.options import json_option
 from anabranch.cli.render import print_json, print_table
 from services.chassis.audit.audit_key import KeyFileError, read_public_key
-from services.chassis.audit.entry import CONTENT, ChainedEntry
+from services.chassis.audit.entry import CONTENT, CONTENT_FIELD, ChainedEntry
 from services.chassis.audit.head import Head, key_id, parse_head
 from services.chassis.audit.reading import Wanted, entries_in, follow, verify_path
 from services.chassis.audit.verify import Report
+from services.chassis.encryption.envelope import Envelope
+from services.chassis.encryption.errors import EncryptionError
+from services.chassis.encryption.keychain import Keychain
 
 _FOLLOW_S = 0.5
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -152,6 +156,47 @@ def show(directory: Path, follows: bool, as_json: bool, **wanted: Any) -> None:
         map(_row, found),
         "There is no such entry.",
     )
+
+
+@audit.command()
+@click.argument(
+    "directory", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIRECTORY"
+)
+@click.argument("request_id", metavar="REQUEST_ID")
+@click.option(
+    "--keychain",
+    "keys",
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="The keychain that the service which wrote the trail was given.",
+)
+def content(directory: Path, request_id: str, keys: Path) -> None:
+    """Open the sealed prompt and answer of a request, for a tenant that has them written down.
+
+    \b
+    Example:
+      anabranch audit content /var/lib/anabranch/audit 3f2a… --keychain keys.json
+    """
+    try:
+        envelope = Envelope(Keychain.read(keys))
+        sealed = [
+            (chained.entry.act.tenant, chained.entry.act.details[CONTENT])
+            for chained in entries_in(directory, Wanted())
+            if chained.entry.act.details.get("request_id") == request_id
+            and CONTENT in chained.entry.act.details
+        ]
+        if not sealed:
+            click.secho("No content of such a request is in the trail.", err=True, fg="red")
+            raise SystemExit(EXIT_REFUSED)
+        for tenant, text in sealed:
+            raw = base64.b64decode(str(text), validate=True)
+            plain = envelope.open(raw, tenant=tenant, field=CONTENT_FIELD)
+            # As JSON: what somebody wrote there must not steer the terminal.
+            click.echo(json.dumps(json.loads(plain), indent=2))
+    except (EncryptionError, ValueError) as refused:
+        click.secho(f"It cannot be opened: {refused}", err=True, fg="red")
+        raise SystemExit(EXIT_REFUSED) from None
 
 
 def _key(text: str) -> bytes:

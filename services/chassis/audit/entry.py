@@ -23,6 +23,9 @@ GENESIS = bytes(32)
 CONTENT = "content"
 """The detail that holds sealed prompts and answers; the only long one."""
 
+CONTENT_FIELD = "audit.content"
+"""What sealed prompts and answers are bound to, beside their tenant."""
+
 LONGEST_LINE = 256 * 1024
 """Bytes. No entry that `chain` places makes a longer line."""
 

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 from services.chassis.audit.audit_key import KeyFileError, signing_key
-from services.chassis.audit.entry import Act, Scalar
+from services.chassis.audit.entry import CONTENT_FIELD, Act, Scalar
 from services.chassis.audit.file_sink import FileSink
 from services.chassis.audit.head import Signer
 from services.chassis.audit.otlp_sink import OtlpSink
@@ -39,8 +39,6 @@ _log = logging.getLogger(__name__)
 OPENED = "trail.opened"
 RECOVERED = "trail.recovered"
 KEY_NAME = "audit.key"
-CONTENT_FIELD = "audit.content"
-"""What sealed prompts and answers are bound to, beside their tenant."""
 
 _PRUNE_EVERY_S = 3600.0
 _WRITTEN_WITHIN_S = 30.0

@@ -86,11 +86,30 @@ def new_keychain_text(
         raise EncryptionError(f"the keychain already holds {MAX_KEYS} keys; remove one first")
     current = key_id if known is None or make_current else known.current
     keys[key_id] = random_bytes(KEK_BYTES)
-    document = {
-        "current": current,
-        "keys": {name: base64.b64encode(key).decode() for name, key in keys.items()},
-    }
-    return json.dumps(document, indent=2) + "\n"
+    return _written(KeychainDocument(current, keys))
+
+
+def with_current(text: str, key_id: str) -> str:
+    """The text of the same keychain, in which this key seals. Raises EncryptionError."""
+    known = parse_keychain(text)
+    if key_id not in known.keys:
+        raise EncryptionError(f"the keychain holds no key {key_id!r}")
+    return _written(known._replace(current=key_id))
+
+
+def without_key(text: str, key_id: str) -> str:
+    """The text of the keychain without a key. Raises EncryptionError, also for the current one."""
+    known = parse_keychain(text)
+    if key_id not in known.keys:
+        raise EncryptionError(f"the keychain holds no key {key_id!r}")
+    if key_id == known.current:
+        raise EncryptionError(f"{key_id!r} is the current key: make another one current first")
+    return _written(known._replace(keys={n: k for n, k in known.keys.items() if n != key_id}))
+
+
+def _written(document: KeychainDocument) -> str:
+    keys = {name: base64.b64encode(key).decode() for name, key in document.keys.items()}
+    return json.dumps({"current": document.current, "keys": keys}, indent=2) + "\n"
 
 
 def check_key_id(key_id: str) -> None:
