@@ -40,8 +40,8 @@ BEFORE = f"""
 anabranch auth roles set chat --scope generate --model '*'
 anabranch auth clients create billing --tenant finance --role chat --secret-file old.secret
 anabranch auth keys create --client billing --secret-file old.key
-env -u ANABRANCH_CLIENT_SECRET ANABRANCH_CLIENT_ID=billing ANABRANCH_CLIENT_SECRET_FILE=old.secret \\
-    anabranch auth token issue > token.txt
+env -u ANABRANCH_CLIENT_SECRET ANABRANCH_CLIENT_ID=billing \\
+    ANABRANCH_CLIENT_SECRET_FILE=old.secret anabranch auth token issue > token.txt
 mkdir kept
 anabranch auth audit export kept | tail -n 1 > kept/auth-audit.key
 {sys.executable} -m tools.certs

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import ast
-import base64
 import functools
 import importlib
-import json
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,11 +17,8 @@ import pytest
 from anabranch.cli import main
 from anabranch.v1 import auth_pb2, errors_pb2, generation_pb2
 from services.chassis.audit.command import audit
-from services.chassis.audit.entry import Act, chain
-from services.chassis.audit.wiring import content_sealer
 from services.chassis.common_settings import CommonSettings
-from services.chassis.encryption.ciphers import CipherName
-from services.chassis.encryption.keychain_document import new_keychain_text
+from services.chassis.encryption.command import keychain
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
@@ -40,6 +33,8 @@ SERVICES = {
     "CLOUD": "services.cloud_proxy",
     "AUTH": "services.auth",
 }
+FURTHER: dict[str, click.Command] = {"audit": audit, "keychain": keychain}
+"""Commands that are found through entry points, whether those are installed or not."""
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
@@ -137,13 +132,16 @@ def test_every_name_in_capitals_is_a_setting_a_status_or_a_value(page: Path) -> 
     known = {name.upper() for name in CommonSettings.__dataclass_fields__}
     known |= set.union(*(settings(package) for package in SERVICES.values()))
     known |= {code.name for code in grpc.StatusCode}
-    known |= {name.removeprefix("ERROR_REASON_") for name in errors_pb2.ErrorReason.keys()}
+    known |= {
+        name.removeprefix("ERROR_REASON_")
+        for name in errors_pb2.ErrorReason.DESCRIPTOR.values_by_name
+    }
     for kind, prefix in (
         (generation_pb2.Residency, "RESIDENCY_"),
         (auth_pb2.AuditDetail, "AUDIT_DETAIL_"),
     ):
-        known |= {name.removeprefix(prefix) for name in kind.keys()}
-    known |= {"CERTS", "SCANNER", "FROM"}
+        known |= {name.removeprefix(prefix) for name in kind.DESCRIPTOR.values_by_name}
+    known |= {"CERTS", "SCANNER", "FROM", "DETAILS"}
     for name in re.findall(r"`((?!ANABRANCH_)[A-Z][A-Z_]{3,})(?:=[^`]*)?`", text(page)):
         assert name in known, name
 
@@ -152,10 +150,8 @@ def resolved(words: list[str]) -> tuple[click.Command, list[str]]:
     """The command that these words call, and the words behind its name."""
     found: click.Command = main
     while words and isinstance(found, click.Group):
-        if found is main and words[0] == "audit":
-            following: click.Command | None = audit
-        else:
-            following = found.get_command(click.Context(found), words[0])
+        following = FURTHER.get(words[0]) if found is main else None
+        following = following or found.get_command(click.Context(found), words[0])
         assert following is not None, words
         found, words = following, words[1:]
     return found, words
@@ -171,25 +167,3 @@ def test_every_command_that_a_page_shows_exists_with_its_options(page: Path) -> 
             options = {name for option in command.params for name in option.opts}
             for word in rest:
                 assert not word.startswith("--") or word.split("=")[0] in options, part
-
-
-def test_the_program_that_reads_sealed_contents_reads_them(tmp_path: Path) -> None:
-    (program,) = re.findall(r"```python\n(.*?)```", text(ROOT / "docs/security/audit.md"), re.S)
-    keys = tmp_path / "keys.json"
-    keys.write_text(new_keychain_text(None, "2026-11"))
-    seal = content_sealer(CommonSettings(encryption_keys_file=keys))
-    assert seal is not None
-    sealed = base64.b64encode(seal(b"the prompt", "finance", CipherName.SM4_GCM)).decode()
-    with_content = Act("model.generate", tenant="finance", details={"content": sealed})
-    first = chain(None, with_content, trail="router", time=1.0)
-    second = chain(first, Act("model.generate", tenant="finance"), trail="router", time=2.0)
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(keys)],
-        input=first.line() + second.line(),
-        env={"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        check=True,
-        timeout=60,
-    )
-    assert done.stdout.decode() == "1 the prompt\n"
-    assert json.loads(first.line())["entry"]["sequence"] == 1
