@@ -19,6 +19,9 @@ LONGEST_PERIOD = 31 * 86_400
 LARGEST_AMOUNT = 10**15
 """So that sums of microseconds and of micro-dollars stay exact where Redis counts in doubles."""
 
+MOST_QUOTA_TEXT = 1800
+"""Bytes of rules in a token, of whose 4 KiB they take 2400 in base64url."""
+
 SHORTEST_KEY_LIFE = 60
 LONGEST_KEY_LIFE = 3650 * 86_400
 EACH = "*"
@@ -66,7 +69,8 @@ def quota_problems(quota: Quota, nanoseconds: int) -> list[Problem]:
         if quota.tenant == EACH:
             problems.append(Problem("quota.tenant", "must be the tenant of the client"))
     if quota.model:
-        problems += model_problems("quota.model", [quota.model])
+        found = model_problems("quota.model", [quota.model])
+        problems += [Problem("quota.model", problem.description) for problem in found]
     if not 1 <= quota.amount <= LARGEST_AMOUNT:
         problems.append(Problem("quota.limit", f"must be from 1 to {LARGEST_AMOUNT}"))
     if not 1 <= quota.burst <= LARGEST_AMOUNT:
@@ -79,17 +83,29 @@ def quota_problems(quota: Quota, nanoseconds: int) -> list[Problem]:
 
 
 def too_many_quotas(quotas: Sequence[Quota], added: Quota) -> list[Problem]:
-    """A problem when some client's token would carry more rules than it may."""
+    """A problem when some client's token would carry more rules than it may, or longer ones: with a
+    quota for every tenant, not even an administrator could log in to take it back."""
     others = [quota for quota in quotas if quota.quota_id != added.quota_id]
     tenants = {quota.tenant for quota in others} | {added.tenant}
     if added.tenant != EACH:
         tenants = {added.tenant}
-    counts = [
-        1 + sum(1 for quota in others if quota.tenant in (tenant, EACH)) for tenant in tenants
+    problems: list[Problem] = []
+    held = [
+        [added, *(quota for quota in others if quota.tenant in (tenant, EACH))]
+        for tenant in tenants
     ]
-    if max(counts) > MAX_RULES:
-        return [Problem("quota", f"makes more than {MAX_RULES} quotas for one tenant")]
-    return []
+    if max(map(len, held)) > MAX_RULES:
+        problems.append(Problem("quota", f"makes more than {MAX_RULES} quotas for one tenant"))
+    if max(sum(map(_text_size, one)) for one in held) > MOST_QUOTA_TEXT:
+        rule = "makes the quotas of one tenant too long for a token; shorten their models"
+        problems.append(Problem("quota", rule))
+    return problems
+
+
+def _text_size(quota: Quota) -> int:
+    """Bytes of its rule in a token's claims, quoted and with a comma."""
+    rule = f"client {quota.unit} {quota.amount} {quota.period} {quota.burst} {quota.model}"
+    return len(rule) + 3
 
 
 def key_life_problems(field: str, nanoseconds: int) -> list[Problem]:

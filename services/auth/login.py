@@ -16,6 +16,7 @@ from services.auth.store import Store
 from services.chassis.audit.entry import Act
 from services.chassis.errors import Fault, Violation, invalid
 from services.chassis.peer_address import networks_of
+from services.chassis.principal import is_within
 
 
 def refuse(problems: list[Problem]) -> None:
@@ -25,7 +26,7 @@ def refuse(problems: list[Problem]) -> None:
 
 
 def wrong_login() -> Fault:
-    """One text for an unknown client, a wrong secret and a disabled client."""
+    """One text for an unknown client, a wrong secret, a disabled client and a wrong address."""
     return Fault(
         errors_pb2.ERROR_REASON_CREDENTIAL_REJECTED, "the client's credentials were not accepted"
     )
@@ -73,19 +74,20 @@ class Login:
         try:
             async with self._store.reading() as records:
                 client = await records.client(client_id)
-            secret_hash = client.secret_hash if client is not None else None
+            # Who may not log in at all, or not from there, costs and counts as a wrong secret does:
+            # a right one that leaked must not be told from a wrong one by trying it.
+            may = client is not None and not client.disabled and _is_within(peer, client.networks)
+            secret_hash = client.secret_hash if client is not None and may else None
             right = await self._passwords.matches(secret_hash, client_secret)
         except Fault:
             # We failed, not the caller: an outage must not use up its attempts.
             self._throttle.give_back(guesser)
             raise
-        if client is None or not right or client.disabled:
-            self._acts.note(replace(act, succeeded=False))
+        if client is None or not right:
+            tenant = "" if client is None else client.tenant
+            self._acts.note(replace(act, tenant=tenant, succeeded=False))
             raise wrong_login()
         self._throttle.give_back(guesser)
-        if not _is_within(peer, client.networks):
-            self._acts.note(replace(act, tenant=client.tenant, succeeded=False))
-            raise wrong_login()
         self._acts.note(replace(act, tenant=client.tenant))
         return client
 
@@ -98,4 +100,4 @@ def _is_within(peer: str, networks: Sequence[str]) -> bool:
         address = ipaddress.ip_address(peer)
     except ValueError:
         return False
-    return any(address in network for network in networks_of(networks))
+    return is_within(address, networks_of(networks))

@@ -57,8 +57,13 @@ class ApiKeyTokens:
             asking = asyncio.create_task(self._exchange.exchange(api_key), name="api-key")
             self._under_way[digest] = asking
             asking.add_done_callback(lambda done: self._settle(digest, done))
-        # Whoever leaves does not end it for the others.
-        return await asyncio.shield(asking)
+        try:
+            # Whoever leaves does not end it for the others.
+            return await asyncio.shield(asking)
+        except Fault as fault:
+            if fault.reason == errors_pb2.ERROR_REASON_CREDENTIAL_REJECTED:
+                raise rejected() from fault  # in the words for every other bad credential
+            raise
 
     async def close(self) -> None:
         """Gives up what is under way."""

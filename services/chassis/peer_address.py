@@ -10,12 +10,9 @@ import ipaddress
 from collections.abc import Iterable, Sequence
 from urllib.parse import unquote
 
-from services.chassis.principal import Address, Network
+from services.chassis.principal import NOWHERE, Address, Network, is_within
 
 FORWARDED_FOR = "x-forwarded-for"
-# For addresses that appear in no network: nothing allows them.
-NOWHERE: Address = ipaddress.IPv6Address("100::")
-"""Of the discard prefix (RFC 6666): stands for an address that cannot be read."""
 
 _MOST_HOPS = 32
 
@@ -23,14 +20,18 @@ _MOST_HOPS = 32
 def networks_of(texts: Iterable[str]) -> tuple[Network, ...]:
     """Networks in CIDR notation, or single addresses. Raises ValueError naming the first bad one.
 
-    Host bits must be zero: 10.0.0.1/8 is more likely a mistake than a network.
+    Host bits must be zero: 10.0.0.1/8 is more likely a mistake than a network. Neither is one of
+    IPv4 in IPv6 clothes, or with a zone: callers' addresses have neither here, and are in none.
     """
     found: list[Network] = []
     for text in texts:
         try:
-            found.append(ipaddress.ip_network(text))
+            network = ipaddress.ip_network(text)
+            if "%" in text or getattr(network.network_address, "ipv4_mapped", None) is not None:
+                raise ValueError(text)
         except ValueError:
             raise ValueError(f"{text!r} is not a network such as 10.0.0.0/8") from None
+        found.append(network)
     return tuple(found)
 
 
@@ -51,18 +52,14 @@ def caller_address(
     `forwarded_for` holds the values of the header in the order in which they came.
     """
     address = peer
-    if not trusted_proxies or not _within(address, trusted_proxies):
+    if not trusted_proxies or not is_within(address, trusted_proxies):
         return address
     hops = [hop.strip() for value in forwarded_for for hop in value.split(",")]
     for hop in reversed(hops[-_MOST_HOPS:]):
         address = _read(_without_port(hop))
-        if not _within(address, trusted_proxies):
+        if not is_within(address, trusted_proxies):
             return address
     return address
-
-
-def _within(address: Address, networks: Sequence[Network]) -> bool:
-    return any(address in network for network in networks)
 
 
 def _without_port(hop: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextvars
 import ipaddress
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -22,6 +23,14 @@ Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 RELAY = "relay"
 GENERATE = "generate"
+
+NOWHERE: Address = ipaddress.IPv6Address("100::")
+"""Of the discard prefix (RFC 6666): stands for an address that cannot be read."""
+
+
+def is_within(address: Address, networks: Iterable[Network]) -> bool:
+    """Whether one of the networks has this address. None has NOWHERE, not even ::/0."""
+    return address != NOWHERE and any(address in network for network in networks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +77,7 @@ class Principal:
         """
         if address is None or not self.networks:
             return
-        if not any(address in network for network in self.networks):
+        if not is_within(address, self.networks):
             raise Fault(
                 errors_pb2.ERROR_REASON_ACCESS_DENIED,
                 "the credential may not be used from this address",

@@ -37,11 +37,16 @@ class Front:
 
     def __init__(self, address: str, http: str, secret: str, data: Path) -> None:
         self.address = address
-        self.channel = grpc.aio.insecure_channel(address)
-        self.stub = AuthServiceStub(self.channel)
+        self.port = int(address.rpartition(":")[2])
+        self.use(grpc.aio.insecure_channel(address))
         self.http = f"http://{http}"
         self.secret = secret
         self.data = data
+
+    def use(self, channel: grpc.aio.Channel) -> None:
+        """Calls over this channel from now on."""
+        self.channel = channel
+        self.stub = AuthServiceStub(channel)
 
     async def token(self, client_id: str = "admin", secret: str = "", *scopes: str) -> str:
         request = pb.IssueTokenRequest(

@@ -46,7 +46,7 @@ def claims(tenant: str = "shop") -> TokenClaims:
 def test_a_token_verifies_with_its_published_key_and_names_type_and_key():
     key = new_signing_key(0.0)
     token = sign(claims(), key)
-    published = json.loads(jwks_json([(key.kid, key.public_bytes)]))["keys"][0]
+    published = json.loads(jwks_json([(key.kid, key.public_bytes, 1000.0)]))["keys"][0]
     assert "d" not in published
     assert jwt.get_unverified_header(token) == {"alg": "EdDSA", "typ": "at+jwt", "kid": key.kid}
     public = jwt.PyJWK.from_dict(published).key

@@ -19,7 +19,14 @@ from services.auth.core.clients import (
 )
 from services.auth.key_records import ApiKey
 from services.auth.login import refuse
-from services.auth.rpcs.wire import act, nanoseconds, page_of, page_token, timestamp
+from services.auth.rpcs.wire import (
+    act,
+    nanoseconds,
+    page_of,
+    page_token,
+    timestamp,
+    whole_seconds,
+)
 from services.chassis.principal import current_principal
 
 Context: TypeAlias = grpc.aio.ServicerContext
@@ -42,7 +49,7 @@ class ApiKeyRpcs:
         life = None
         if request.HasField("life"):
             problems += key_life_problems("life", nanoseconds(request.life))
-            life = int(request.life.seconds)
+            life = whole_seconds(request.life)
         refuse(problems)
         new = NewKey(
             request.client_id,

@@ -20,6 +20,7 @@ from services.chassis.principal import current_principal
 
 Context: TypeAlias = grpc.aio.ServicerContext
 _LONGEST_ACTION = 64
+_MOST_DIGITS = 18  # of a number that a database takes
 _READS_ALL = frozenset({"admin", "audit"})
 
 
@@ -39,8 +40,14 @@ class AuditRpcs:
             problems += name_problems(name, value) if value else []
         if len(request.action) > _LONGEST_ACTION:
             problems.append(Problem("action", f"must be at most {_LONGEST_ACTION} characters"))
+        if not request.action.isprintable():
+            problems.append(Problem("action", "must not hold control characters"))
+        times = [
+            unix_seconds(name, getattr(request, name), problems) if request.HasField(name) else None
+            for name in ("since", "until")
+        ]
         after, size = page_of(request.page_size, request.page_token, problems)
-        if after and not after.isdecimal():
+        if after and not (after.isdecimal() and len(after) <= _MOST_DIGITS):
             problems.append(Problem("page_token", "must be a next_page_token of this RPC"))
         refuse(problems)
         tenant = request.tenant
@@ -51,8 +58,8 @@ class AuditRpcs:
         wanted = Wanted(
             after=int(after) if after else None,
             oldest_first=request.oldest_first,
-            since=unix_seconds(request.since) if request.HasField("since") else None,
-            until=unix_seconds(request.until) if request.HasField("until") else None,
+            since=times[0],
+            until=times[1],
             client_id=request.client_id,
             action=request.action,
             tenant=tenant,

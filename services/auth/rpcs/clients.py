@@ -19,7 +19,15 @@ from services.auth.core.clients import (
 from services.auth.directory import Changes, Directory, NewClient
 from services.auth.login import refuse
 from services.auth.records import Client
-from services.auth.rpcs.wire import act, duration, nanoseconds, page_of, page_token, timestamp
+from services.auth.rpcs.wire import (
+    act,
+    duration,
+    nanoseconds,
+    page_of,
+    page_token,
+    timestamp,
+    whole_seconds,
+)
 from services.auth.rulebook import Rulebook
 from services.chassis.principal import current_principal
 
@@ -168,4 +176,4 @@ def _life(
     if not request.HasField("token_life"):
         return None
     problems += life_problems("token_life", nanoseconds(request.token_life))
-    return int(request.token_life.seconds)
+    return whole_seconds(request.token_life)

@@ -17,7 +17,14 @@ from services.auth.core.clients import (
 )
 from services.auth.core.roles import BUILT_IN
 from services.auth.login import refuse
-from services.auth.rpcs.wire import act, duration, nanoseconds, page_of, page_token
+from services.auth.rpcs.wire import (
+    act,
+    duration,
+    nanoseconds,
+    page_of,
+    page_token,
+    whole_seconds,
+)
 from services.auth.rule_records import Quota, Role, Tenant
 from services.auth.rulebook import Rulebook
 from services.auth.rules import RuleChanges
@@ -96,7 +103,7 @@ class RuleRpcs:
             asked.model,
             unit or Unit.REQUESTS,
             asked.limit,
-            int(asked.period.seconds),
+            whole_seconds(asked.period),
             asked.burst or asked.limit,
         )
         problems = quota_problems(quota, nanoseconds(asked.period))
@@ -125,9 +132,10 @@ class RuleRpcs:
     async def DeleteQuota(
         self, request: pb.DeleteQuotaRequest, context: Context
     ) -> pb.DeleteQuotaResponse:
-        if not 0 < len(request.quota_id) <= _LONGEST_QUOTA_ID:
+        quota_id = request.quota_id
+        if not 0 < len(quota_id) <= _LONGEST_QUOTA_ID or not quota_id.isprintable():
             refuse([Problem("quota_id", "must be a quota_id of ListQuotas")])
-        await self._changes.delete_quota(request.quota_id, act("quota.delete", request.quota_id))
+        await self._changes.delete_quota(quota_id, act("quota.delete", quota_id))
         return pb.DeleteQuotaResponse()
 
     async def SetTenant(

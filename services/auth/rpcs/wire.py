@@ -73,6 +73,11 @@ def nanoseconds(duration: Duration) -> int:
     return int(duration.seconds) * 1_000_000_000 + int(duration.nanos)
 
 
+def whole_seconds(duration: Duration) -> int:
+    """Its seconds, with those that are written as nanoseconds."""
+    return nanoseconds(duration) // 1_000_000_000
+
+
 def duration(seconds: float) -> Duration:
     found = Duration()
     found.FromNanoseconds(round(seconds * 1e9))
@@ -85,5 +90,10 @@ def timestamp(unix_seconds: float) -> Timestamp:
     return found
 
 
-def unix_seconds(moment: Timestamp) -> float:
-    return float(moment.ToNanoseconds() / 1e9)
+def unix_seconds(field: str, moment: Timestamp, problems: list[Problem]) -> float:
+    """A moment in unix seconds; the problem of one that no calendar has joins the others."""
+    try:
+        return float(moment.ToNanoseconds() / 1e9)
+    except ValueError:
+        problems.append(Problem(field, "must be a time from the year 1 to 9999"))
+        return 0.0
