@@ -1,4 +1,4 @@
-"""docs/security-cli.md can be followed to the letter: its commands, in order, on one service."""
+"""docs/security/cli.md can be followed to the letter: its commands, in order, on one service."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_every_command_of_the_page_works_in_its_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    page = (ROOT / "docs/security-cli.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/security/cli.md").read_text(encoding="utf-8")
     found = list(commands(page))
     groups = {tuple(command[:2]) for command in found}
     assert {("auth", name) for name in ("tenants", "roles", "clients", "keys", "quotas")} < groups

@@ -33,7 +33,7 @@ def auth() -> None:
 
     The auth service is named by --auth-target before `auth`, or by ANABRANCH_AUTH_TARGET. What
     revokes or deletes asks first; scripts say --yes. New secrets are alone on stdout, or in
-    --secret-file, and shown only once. docs/security-cli.md walks through a first day.
+    --secret-file, and shown only once. docs/security/cli.md walks through a first day.
     """
 
 

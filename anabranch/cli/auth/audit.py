@@ -103,8 +103,8 @@ def export(connection: Connection, /, directory: Path, as_json: bool) -> None:
 
     \b
     Example:
-      anabranch auth audit export /mnt/auditor/auth
-      anabranch audit verify /mnt/auditor/auth --public-key auth-audit.pub
+      anabranch auth audit export /mnt/auditor/auth | tail -n 1 > auth-audit.key
+      anabranch audit verify /mnt/auditor/auth --public-key "$(cat auth-audit.key)"
     """
     directory.mkdir(parents=True, exist_ok=True)
     draft = directory / f".{TRAIL}.part"
