@@ -343,8 +343,10 @@ class RevokeApiKeyResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class RotateSigningKeyRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("compromised",)
+    COMPROMISED_FIELD_NUMBER: _ClassVar[int]
+    compromised: bool
+    def __init__(self, compromised: _Optional[bool] = ...) -> None: ...
 
 class RotateSigningKeyResponse(_message.Message):
     __slots__ = ("kid", "active_at")

@@ -295,7 +295,8 @@ class AuthServiceServicer:
 
     def RotateSigningKey(self, request, context):
         """Publishes a new signing key; it signs after verifiers have had time to
-        learn it, and the old one stays until its last token is dead.
+        learn it, and the old one stays until its last token is dead. While one
+        waits to sign already, that one is returned.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from services.auth.core import rotation
@@ -50,6 +50,20 @@ class Keyring:
         """The public halves of all published keys as JSON text."""
         return self._jwks
 
+    def holds(self, kids: Collection[str]) -> bool:
+        """Whether these keys, and no others, are held here."""
+        return self._keys.keys() == set(kids)
+
+    async def learn(self) -> None:
+        """As `refresh`, but a key that cannot be opened here leaves the keys that there are.
+
+        Raises Fault when the database is away.
+        """
+        try:
+            await self.refresh()
+        except VaultError as unopened:
+            _log.error("keys could not be refreshed", extra={"cause": str(unopened)})
+
     async def refresh(self) -> None:
         """Learns what other replicas did, and makes or forgets keys that are due.
 
@@ -88,6 +102,22 @@ class Keyring:
         self._hold(stored)
         return self._keys[waiting.kid]
 
+    async def replace_all(self, act: Act) -> SigningKey:
+        """Removes every key, and publishes one that signs at once: the others may be stolen.
+
+        All tokens so far die with their keys, also in replicas and verifiers that hear of it later.
+        """
+        async with self._store.alone() as records:
+            gone = [key.kid for key in await records.signing_keys()]
+            await records.forget_signing_keys(gone)
+            now = self._clock()
+            fresh = await self._add(records, now)
+            details = {**act.details, "removed": " ".join(gone)}
+            await records.trail.append([replace(act, target=fresh.kid, details=details)], now)
+        _log.warning("every signing key was removed", extra={"kids": gone})
+        self._hold([fresh])
+        return self._keys[fresh.kid]
+
     async def keep_fresh(self, every: float) -> None:
         """Refreshes each `every` seconds until cancelled, through outages of the database.
 
@@ -97,13 +127,11 @@ class Keyring:
         while True:
             await asyncio.sleep(every)
             try:
-                await self.refresh()
+                await self.learn()
                 async with self._store.writing() as records:
                     await records.forget_revocations(self._clock() - 2 * AFTERLIFE)
             except Fault as fault:
                 _log.warning("keys could not be refreshed", extra={"cause": fault.message})
-            except VaultError as unopened:
-                _log.error("keys could not be refreshed", extra={"cause": str(unopened)})
 
     def _due(self, stored: list[StoredKey], now: float) -> float | None:
         return rotation.next_activation(stored, now, self._policy)

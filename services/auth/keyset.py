@@ -112,6 +112,10 @@ class StoredKeySet:
             revoked = await records.revoked_tokens(now - AFTERLIFE)
             disabled = await records.clients_disabled_since(since)
             keys = await records.keys.revoked_since(since)
+            kids = await records.signing_kids()
+        if not self._keyring.holds(kids):
+            # Another replica made or removed some: not only in its own time is that learnt here.
+            await self._keyring.learn()
         jwks = self._keyring.jwks
         return KeySet(
             jwks_json=jwks,

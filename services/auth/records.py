@@ -183,6 +183,10 @@ class Records:
             for row in found
         ]
 
+    async def signing_kids(self) -> list[str]:
+        """The ids of all signing keys."""
+        return list((await self._connection.execute(select(signing_keys.c.kid))).scalars())
+
     async def add_signing_key(self, key: StoredKey) -> None:
         await self._connection.execute(
             insert(signing_keys).values(

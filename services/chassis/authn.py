@@ -161,9 +161,11 @@ class Verifier:
         return principal
 
     def check_live(self, principal: Principal) -> None:
-        """Raises Fault CREDENTIAL_REJECTED when a known principal is expired or revoked."""
+        """Raises Fault CREDENTIAL_REJECTED when a known principal is expired or revoked, or the key
+        that vouched for it is gone."""
         if (
-            principal.expires_at + LEEWAY_S <= self._clock()
+            principal.signing_key not in self._keys
+            or principal.expires_at + LEEWAY_S <= self._clock()
             or principal.token_id in self._revoked
             or principal.client_id in self._disabled
             or (principal.api_key_id and principal.api_key_id in self._revoked_keys)
@@ -292,9 +294,9 @@ class Verifier:
             )
         except (jwt.PyJWTError, ValueError, TypeError) as exc:
             raise rejected() from exc
-        return self._principal(claims)
+        return self._principal(claims, kid)
 
-    def _principal(self, claims: Mapping[str, Any]) -> Principal:
+    def _principal(self, claims: Mapping[str, Any], kid: str) -> Principal:
         life = claims["exp"] - claims["iat"]
         if not 0 < life <= MAX_LIFE_S:
             raise rejected()
@@ -320,6 +322,7 @@ class Verifier:
             api_key_id=api_key_id,
             audit_detail=detail,
             cipher=cipher,
+            signing_key=kid,
         )
 
     def _remember(self, digest: bytes, principal: Principal) -> None:

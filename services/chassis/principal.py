@@ -41,6 +41,7 @@ class Principal:
     that it may call from; none means from everywhere. `quotas` hold for its requests.
     `api_key_id` names the key that the token was issued for, if one was. `audit_detail` and
     `cipher` say how its tenant wants its requests written down (audit/, encryption/).
+    `signing_key` is the id of the key that signed the token.
     """
 
     client_id: str
@@ -54,6 +55,7 @@ class Principal:
     api_key_id: str = ""
     audit_detail: AuditDetail = AuditDetail.METADATA
     cipher: CipherName = CipherName.AES_256_GCM
+    signing_key: str = ""
 
     def has(self, scope: str) -> bool:
         """Whether the token carries this scope."""

@@ -10,7 +10,9 @@ import click
 import grpc
 
 from anabranch.cli.auth import views
+from anabranch.cli.auth.asking import confirm
 from anabranch.cli.auth.calls import administrator
+from anabranch.cli.auth.options import yes_option
 from anabranch.cli.auth.times import show_age
 from anabranch.cli.connection import Connection
 from anabranch.cli.options import json_option
@@ -21,20 +23,32 @@ from anabranch.wire import seconds
 
 
 @click.command("rotate-signing-key")
+@click.option(
+    "--compromised",
+    is_flag=True,
+    help="The keys so far may be stolen: remove them now, and every token with them.",
+)
+@yes_option
 @json_option
 @click.pass_obj
-def rotate_signing_key(connection: Connection, /, as_json: bool) -> None:
+def rotate_signing_key(
+    connection: Connection, /, compromised: bool, yes: bool, as_json: bool
+) -> None:
     """Publish the next key that signs tokens; it signs once every service has had time to learn it.
 
     No token dies of it: the key before stays until the last one that it signed has ended. While
-    a key waits already, that one is shown and no other is made.
+    a key waits already, that one is shown and no other is made. With --compromised the new key
+    signs at once, and whoever has a token must log in again.
 
     \b
-    Example:
+    Examples:
       anabranch auth rotate-signing-key
+      anabranch auth rotate-signing-key --compromised --yes
     """
+    if compromised:
+        confirm("Every token that was ever issued will be refused.", yes=yes)
     with administrator(connection, as_json=as_json) as auth:
-        answer = auth.stub.RotateSigningKey(pb.RotateSigningKeyRequest())
+        answer = auth.stub.RotateSigningKey(pb.RotateSigningKeyRequest(compromised=compromised))
         active_at = views.moment(answer, "active_at")
         if as_json:
             print_json({"kid": answer.kid, "active_at": active_at})

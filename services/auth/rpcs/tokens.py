@@ -121,7 +121,10 @@ class TokenRpcs:
     async def RotateSigningKey(
         self, request: pb.RotateSigningKeyRequest, context: Context
     ) -> pb.RotateSigningKeyResponse:
-        key = await self._keyring.rotate(act("signing-key.rotate"))
+        if request.compromised:
+            key = await self._keyring.replace_all(act("signing-key.replace"))
+        else:
+            key = await self._keyring.rotate(act("signing-key.rotate"))
         self._keyset.changed()
         return pb.RotateSigningKeyResponse(kid=key.kid, active_at=timestamp(key.active_at))
 
