@@ -82,8 +82,12 @@ class Directory:
             # Said nothing of models: it may ask what its creator may, and that is written down.
             models = authority.models
         new = replace(new, models=models)
-        authority.check_tenant(new.tenant)
-        authority.check_grants(entitlement_of(new.scopes, models, new.roles, roles))
+        try:
+            authority.check_tenant(new.tenant)
+            authority.check_grants(entitlement_of(new.scopes, models, new.roles, roles))
+        except Fault as denied:
+            self._acts.note(refused(act, denied))
+            raise
         client, secret = await self._made(new)
         try:
             async with self._acts.changing(act) as change:
