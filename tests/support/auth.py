@@ -36,6 +36,7 @@ class Front:
     """One running auth service, its first administrator and the ways to call it."""
 
     def __init__(self, address: str, http: str, secret: str, data: Path) -> None:
+        self.address = address
         self.channel = grpc.aio.insecure_channel(address)
         self.stub = AuthServiceStub(self.channel)
         self.http = f"http://{http}"
