@@ -67,8 +67,8 @@ test-fast: setup ## The quick tests, four at a time, without vLLM and Consul: wi
 	@$(PYTHON) -m pytest -n 4 -m "not vllm and not cluster and not slow" tests/unit tests/contract tests/inprocess $(PYTEST)
 
 .PHONY: fuzz
-fuzz: setup ## Look for bytes that break readers, codecs and tokens: about 20 minutes, elsewhere each time
-	@$(PYTHON) -m pytest -n 2 --timeout 3600 --hypothesis-profile long tests/unit/test_cloud_fuzz.py tests/unit/test_fuzz_tokens.py $(PYTEST)
+fuzz: setup ## Look for bytes that break readers, codecs and tokens, and for steps that confuse the auth service: an hour
+	@$(PYTHON) -m pytest -n 2 --timeout 7200 --hypothesis-profile long tests/unit/test_cloud_fuzz.py tests/unit/test_fuzz_tokens.py tests/inprocess/test_auth_state_machine.py $(PYTEST)
 
 .PHONY: lint
 lint: setup ## Style, types, import rules, contracts

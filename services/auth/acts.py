@@ -87,14 +87,20 @@ class Acts:
     async def keep_written(self) -> None:
         """Writes what was noted, until cancelled; then once more."""
         pruned = self._clock()
+        writing: asyncio.Task[None] | None = None
         try:
             while True:
                 await asyncio.sleep(_FLUSH_EVERY_S)
-                await self._flush()
+                # Whole, whoever is cancelled: a batch cut off while it is committed may be there,
+                # and would be written again.
+                writing = asyncio.create_task(self._flush(), name="audit-flush")
+                await asyncio.shield(writing)
                 if self._clock() - pruned > _PRUNE_EVERY_S:
                     pruned = self._clock()
                     await self.prune()
         finally:
+            if writing is not None:
+                await asyncio.wait([writing])
             await self._flush()
 
     async def prune(self) -> None:

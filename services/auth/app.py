@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -49,8 +49,10 @@ FULL_NAME = "anabranch.v1.AuthService"
 
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Host]:
-    """The service, serving, until the block is left.
+async def running(
+    settings: Settings, *, clock: Callable[[], float] = time.time
+) -> AsyncIterator[Host]:
+    """The service, serving, until the block is left. `clock` returns unix seconds.
 
     Raises Fault when the database is away, SettingsError when the keychain is
     none, VaultError when its secrets were sealed under another key than it
@@ -59,20 +61,20 @@ async def running(settings: Settings) -> AsyncIterator[Host]:
     with Passwords(threads=settings.hash_threads, waiting=settings.hash_waiting) as passwords:
         async with open_store(settings.url) as store:
             vault = await asyncio.to_thread(_vault, settings)
-            keyring = Keyring(store, vault, settings.rotation, time.time)
+            keyring = Keyring(store, vault, settings.rotation, clock)
             rulebook = Rulebook(store)
             keyset = StoredKeySet(
                 store,
                 keyring,
                 max_age=settings.jwks_max_age,
-                clock=time.time,
+                clock=clock,
                 monotonic=time.monotonic,
             )
             acts = Acts(
                 store,
                 spool=settings.audit_spool,
                 retention=settings.audit_retention,
-                clock=time.time,
+                clock=clock,
             )
             throttle = LoginThrottle(
                 rate=settings.login_rate, burst=settings.login_burst, clock=time.monotonic
@@ -87,16 +89,18 @@ async def running(settings: Settings) -> AsyncIterator[Host]:
                 issuer=settings.issuer,
                 audience=settings.audience,
                 token_life=settings.token_life,
-                clock=time.time,
+                clock=clock,
             )
-            directory = Directory(store, acts, passwords, rulebook, keyset, time.time)
+            directory = Directory(store, acts, passwords, rulebook, keyset, clock)
             await reseal(store, vault)
             await keyring.refresh()
             await rulebook.refresh()
-            pepper = await sealed_secret(store, vault, PEPPER, time.time())
-            audit_key = await sealed_secret(store, vault, AUDIT_KEY, time.time())
-            api_keys = ApiKeys(store, acts, grants, rulebook, keyset, pepper, clock=time.time)
-            async with Host.open(SERVICE, settings, key_source=keyset, exchange=api_keys) as host:
+            pepper = await sealed_secret(store, vault, PEPPER, clock())
+            audit_key = await sealed_secret(store, vault, AUDIT_KEY, clock())
+            api_keys = ApiKeys(store, acts, grants, rulebook, keyset, pepper, clock=clock)
+            async with Host.open(
+                SERVICE, settings, key_source=keyset, exchange=api_keys, clock=clock
+            ) as host:
                 grants.verifies_with(host.verifier)
                 if host.audit.enabled:
                     # A second trail of the same, in files or at a collector.
@@ -113,7 +117,9 @@ async def running(settings: Settings) -> AsyncIterator[Host]:
                     ClientRpcs(directory, rulebook, token_life=settings.token_life),
                     ApiKeyRpcs(api_keys),
                     RuleRpcs(RuleChanges(store, acts, rulebook), rulebook),
-                    AuditRpcs(store, Signer(Ed25519PrivateKey.from_private_bytes(audit_key))),
+                    AuditRpcs(
+                        store, Signer(Ed25519PrivateKey.from_private_bytes(audit_key)), clock
+                    ),
                 )
                 host.add_servicer(
                     auth_pb2_grpc.add_AuthServiceServicer_to_server, servicer, FULL_NAME

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from anabranch.api_keys import looks_like_key
 from anabranch.v1 import errors_pb2
-from services.auth.acts import Acts
+from services.auth.acts import Acts, refused
 from services.auth.core.claims import Limits, claims_for
 from services.auth.core.roles import ADMIN
 from services.auth.entitlements import Entitlement, of_client, of_key, rules_for
@@ -85,13 +85,25 @@ class Grants:
         self._token_life = token_life
         self._clock = clock
 
+    def issue_at_login(self, client: Client, scopes: Sequence[str], *, peer: str) -> IssuedToken:
+        """As `issue`, to a client that has just logged in; given or refused, it is written down."""
+        act = Act("token.issue", client.client_id, client.tenant, client.client_id, peer=peer)
+        try:
+            issued = self.issue(client, scopes)
+        except Fault as fault:
+            self._acts.note(refused(act, fault))
+            raise
+        self._acts.note(act)
+        return issued
+
     def issue(
         self, client: Client, scopes: Sequence[str], *, key: ApiKey | None = None
     ) -> IssuedToken:
         """A token with these scopes, or with all of the client's when none is named.
 
-        With `key` it gives no more than that API key. Raises Fault: ACCESS_DENIED for a scope that
-        the client does not have, TOO_LARGE when its limits do not fit into a token.
+        With `key` it gives no more than that API key, and for no longer. Raises Fault:
+        ACCESS_DENIED for a scope that the client does not have, TOO_LARGE when its limits do not
+        fit into a token.
         """
         held = of_client(client, self._rulebook.now.roles)
         if key is not None:
@@ -102,6 +114,9 @@ class Grants:
                 errors_pb2.ERROR_REASON_ACCESS_DENIED,
                 f"the client does not have: {', '.join(missing)}",
             )
+        now, life = self._clock(), client.token_life or self._token_life
+        if key is not None and key.expires_at is not None:
+            life = min(life, max(1, int(key.expires_at) - int(now)))
         claims = claims_for(
             issuer=self._issuer,
             audience=self._audience,
@@ -109,8 +124,8 @@ class Grants:
             tenant=client.tenant,
             scopes=scopes or held.scopes,
             token_id=secrets.token_urlsafe(16),
-            now=self._clock(),
-            life=client.token_life or self._token_life,
+            now=now,
+            life=life,
             limits=self._limits(client, held, key),
         )
         try:

@@ -52,7 +52,7 @@ class Login:
         grant_type: str = "",
         problems: list[Problem] | None = None,
     ) -> Client:
-        """The client of these credentials.
+        """The client of these credentials; a refusal is in the audit trail, what follows is not.
 
         `peer` is the address that it is said from: who guesses there locks out nobody elsewhere.
         `problems` are further faults of the same request, reported together
@@ -88,7 +88,6 @@ class Login:
             self._acts.note(replace(act, tenant=tenant, succeeded=False))
             raise wrong_login()
         self._throttle.give_back(guesser)
-        self._acts.note(replace(act, tenant=client.tenant))
         return client
 
 

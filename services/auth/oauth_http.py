@@ -13,6 +13,7 @@ from typing import Protocol
 
 from aiohttp import web
 
+from anabranch.api_keys import looks_like_key
 from anabranch.v1 import errors_pb2
 from services.auth.core.clients import scope_problems
 from services.auth.core.roles import KNOWN_SCOPES
@@ -111,7 +112,7 @@ class OAuthEndpoints:
         client = await self._login.client(
             form.client_id, form.client_secret, peer=form.peer, problems=problems
         )
-        issued = self._grants.issue(client, scopes)
+        issued = self._grants.issue_at_login(client, scopes, peer=form.peer)
         return {
             "access_token": issued.access_token,
             "token_type": "Bearer",
@@ -122,6 +123,8 @@ class OAuthEndpoints:
     async def revoke(self, form: Form) -> None:
         token = form.required("token")
         client = await self._login.client(form.client_id, form.client_secret, peer=form.peer)
+        if looks_like_key(token):
+            raise OAuthError("unsupported_token_type", "an API key is ended by RevokeApiKey")
         await self._grants.revoke(token, self._grants.caller(client, form.peer))
 
     async def introspect(self, form: Form) -> Mapping[str, object]:

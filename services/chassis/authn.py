@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -49,8 +50,10 @@ LONG_POLL_S = 20.0
 REFRESH_ON_UNKNOWN_KEY_S = 30.0
 # Of revocations that come close together, one fetch learns several.
 _PAUSE_S = 0.02
-# An API key's next token is asked for so long before the present one ends.
+# An API key's next token is asked for so long before the present one ends, or in the last quarter
+# of a short one's life: sooner, and each request would ask for one.
 _EXCHANGE_AHEAD_S = 60.0
+_EXCHANGE_AHEAD_SHARE = 0.25
 _REQUIRED = ("exp", "iat", "sub", "client_id", "jti", "iss", "aud")
 
 
@@ -124,6 +127,7 @@ class Verifier:
         self._monotonic = monotonic
         self._cache: OrderedDict[bytes, Principal] = OrderedDict()
         self._cache_size = cache_size
+        self._renew_at: dict[bytes, float] = {}
         self._keys: dict[str, tuple[str, Any]] = {}
         self._revoked: frozenset[str] = frozenset()
         self._disabled: frozenset[str] = frozenset()
@@ -199,17 +203,20 @@ class Verifier:
         """The principal of the key's present token, which is replaced before it ends."""
         if self._api_keys is None:
             raise rejected()
-        if known is not None and self._clock() < known.expires_at - _EXCHANGE_AHEAD_S:
+        if known is not None and self._clock() < self._renew_at[digest]:
             return known
         try:
             token = await self._api_keys.token(api_key, digest)
         except Fault as fault:
             if known is not None and fault.reason != errors_pb2.ERROR_REASON_CREDENTIAL_REJECTED:
                 return known  # the auth service is away, and this one is good for a while
-            self._cache.pop(digest, None)
+            self._forget(digest)
             raise
         principal = await self._decode(token)
         self._remember(digest, principal)
+        life = principal.expires_at - self._clock()
+        ahead = min(_EXCHANGE_AHEAD_S, life * _EXCHANGE_AHEAD_SHARE)
+        self._renew_at[digest] = principal.expires_at - ahead
         return principal
 
     def _no_keys(self) -> Fault:
@@ -247,7 +254,9 @@ class Verifier:
                 "the auth service sent keys that cannot be read",
             ) from exc
         if any(keys.get(kid) != known for kid, known in self._keys.items()):
-            self._cache.clear()  # tokens of a key that is gone are no longer believed
+            # Tokens of a key that is gone are no longer believed.
+            self._cache.clear()
+            self._renew_at.clear()
         self._keys = keys
         self._revoked = found.revoked_token_ids
         self._disabled = found.disabled_client_ids
@@ -289,10 +298,16 @@ class Verifier:
                 algorithms=[algorithm],
                 issuer=self._issuer,
                 audience=self._audience,
-                leeway=LEEWAY_S,
-                options={"require": list(_REQUIRED)},
+                # Its times are checked below: by our clock, which need not be the machine's.
+                options={
+                    "require": list(_REQUIRED),
+                    "verify_exp": False,
+                    "verify_iat": False,
+                    "verify_nbf": False,
+                },
             )
-        except (jwt.PyJWTError, ValueError, TypeError) as exc:
+            _check_times(claims, self._clock())
+        except (jwt.PyJWTError, ValueError, TypeError, OverflowError) as exc:
             raise rejected() from exc
         return self._principal(claims, kid)
 
@@ -328,7 +343,21 @@ class Verifier:
     def _remember(self, digest: bytes, principal: Principal) -> None:
         self._cache[digest] = principal
         if len(self._cache) > self._cache_size:
-            self._cache.popitem(last=False)
+            self._forget(next(iter(self._cache)))
+
+    def _forget(self, digest: bytes) -> None:
+        self._cache.pop(digest, None)
+        self._renew_at.pop(digest, None)
+
+
+def _check_times(claims: Mapping[str, Any], now: float) -> None:
+    """Raises ValueError unless the token is alive at `now`, give or take the leeway."""
+    times = [claims["iat"], claims["exp"], claims.get("nbf", claims["iat"])]
+    if not all(type(moment) in (int, float) and math.isfinite(moment) for moment in times):
+        raise ValueError("a time is no number")
+    issued_at, ends_at, begins_at = times
+    if max(issued_at, begins_at) > now + LEEWAY_S or ends_at + LEEWAY_S <= now:
+        raise ValueError("it is not this token's time")
 
 
 def _texts(claim: Any) -> tuple[str, ...]:

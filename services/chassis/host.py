@@ -11,6 +11,7 @@ import asyncio
 import importlib.resources
 import logging
 import re
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -123,13 +124,14 @@ class Host:
         key_source: KeySource | None = None,
         exchange: KeyExchange | None = None,
         worker: Worker | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> AsyncIterator[Host]:
         """Opens what every service stands on; leaving shuts it down in order.
 
         `registry` replaces the one that the settings name (tests share one);
         `key_source` and `exchange` replace the auth service as the origin of verification keys
         and of tokens for API keys. `worker`: this process is one of several that share the
-        address.
+        address. `clock` returns the unix seconds by which credentials are judged.
         Raises what a background task raised, as an ExceptionGroup, and SettingsError when the
         certificate files cannot be used.
         """
@@ -149,6 +151,7 @@ class Host:
             key_source or auth,
             issuer=settings.issuer,
             audience=settings.audience,
+            clock=clock,
             exchange=exchange or (auth if key_source is None else None),
         )
         tokens = None

@@ -57,6 +57,7 @@ async def test_a_session_goes_on_with_new_tokens_for_its_key_until_that_is_revok
 ) -> None:
     # Every token counts as about to end, and every moment is one to look at it.
     monkeypatch.setattr("services.chassis.authn._EXCHANGE_AHEAD_S", 3600.0)
+    monkeypatch.setattr("services.chassis.authn._EXCHANGE_AHEAD_SHARE", 1.0)
     monkeypatch.setattr("services.chassis.model_session._LOOK_AT_KEY_S", 0.02)
     async with cluster(tmp_path) as running:
         assert running.router is not None

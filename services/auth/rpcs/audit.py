@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from typing import TypeAlias
 
 import grpc
@@ -27,9 +27,11 @@ _READS_ALL = frozenset({"admin", "audit"})
 class AuditRpcs:
     """QueryAudit."""
 
-    def __init__(self, store: Store, signer: Signer) -> None:
+    def __init__(self, store: Store, signer: Signer, clock: Callable[[], float]) -> None:
+        """`clock` returns unix seconds."""
         self._store = store
         self._signer = signer
+        self._clock = clock
 
     async def QueryAudit(
         self, request: pb.QueryAuditRequest, context: Context
@@ -73,7 +75,7 @@ class AuditRpcs:
             next_page_token=(page_token(str(shown[-1].sequence)) if len(found) > size else ""),
         )
         if last is not None:
-            answer.head.CopyFrom(_head(self._signer.sign(last, time=time.time())))
+            answer.head.CopyFrom(_head(self._signer.sign(last, time=self._clock())))
         return answer
 
 

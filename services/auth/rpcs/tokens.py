@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 import grpc
 
+from anabranch.api_keys import looks_like_key
 from anabranch.v1 import auth_pb2 as pb
 from services.auth.api_keys import ApiKeys
 from services.auth.core.claims import MAX_TOKEN_BYTES
@@ -53,7 +54,7 @@ class TokenRpcs:
             grant_type=request.grant_type,
             problems=scope_problems("scopes", request.scopes),
         )
-        issued = self._grants.issue(client, request.scopes)
+        issued = self._grants.issue_at_login(client, request.scopes, peer=peer())
         return pb.IssueTokenResponse(
             access_token=issued.access_token,
             token_type=_BEARER,
@@ -81,7 +82,10 @@ class TokenRpcs:
     async def RevokeToken(
         self, request: pb.RevokeTokenRequest, context: Context
     ) -> pb.RevokeTokenResponse:
-        refuse(_token_problems(request.token))
+        problems = _token_problems(request.token)
+        if looks_like_key(request.token):
+            problems.append(Problem("token", "is an API key, which RevokeApiKey ends"))
+        refuse(problems)
         await self._grants.revoke(request.token, _caller())
         return pb.RevokeTokenResponse()
 
