@@ -393,6 +393,6 @@ class AuthService(StateMachine):
 
 _LONG = settings.default is not None and settings.default.max_examples > 1000
 AuthService.TestCase.settings = settings(
-    max_examples=1000 if _LONG else 14, stateful_step_count=80 if _LONG else 50
+    max_examples=1000 if _LONG else 12, stateful_step_count=80 if _LONG else 50
 )
 TestAuthService = AuthService.TestCase
