@@ -32,7 +32,7 @@ from services.auth.key_records import ApiKey
 from services.auth.keyset import StoredKeySet
 from services.auth.login import wrong_login
 from services.auth.records import Client
-from services.auth.rulebook import Rulebook
+from services.auth.rulebook import read_roles
 from services.auth.store import Store
 from services.chassis.audit.entry import Act
 from services.chassis.errors import Fault
@@ -64,7 +64,6 @@ class ApiKeys:
         store: Store,
         acts: Acts,
         grants: Grants,
-        rulebook: Rulebook,
         keyset: StoredKeySet,
         pepper: bytes,
         *,
@@ -74,7 +73,6 @@ class ApiKeys:
         self._store = store
         self._acts = acts
         self._grants = grants
-        self._rulebook = rulebook
         self._keyset = keyset
         self._pepper = pepper
         self._clock = clock
@@ -89,7 +87,7 @@ class ApiKeys:
             client = await change.records.client(new.client_id)
             if client is None:
                 raise authority.no_such("client", client_id=new.client_id)
-            held = self._held(client)
+            held = of_client(client, await read_roles(change.records.rules))
             _check_within(held, client.tenant, new, authority)
             key = ApiKey(
                 key_id=key_id,
@@ -151,7 +149,9 @@ class ApiKeys:
             if key is None:
                 raise authority.no_such("API key", key_id=key_id)
             client = await change.records.client(key.client_id)
-            held = Entitlement((), ()) if client is None else self._held(client)
+            held = Entitlement((), ())
+            if client is not None:
+                held = of_client(client, await read_roles(change.records.rules))
             authority.check_manages(key.tenant, held)
             await change.records.keys.revoke(key_id, self._clock())
             change.concerns(tenant=key.tenant)
@@ -176,9 +176,6 @@ class ApiKeys:
             async with self._store.writing() as records:
                 await records.keys.used(key_id, now)
         return key, client
-
-    def _held(self, client: Client) -> Entitlement:
-        return of_client(client, self._rulebook.now.roles)
 
     def _mac(self, key_id: str, secret: str) -> bytes:
         return hmac.new(self._pepper, f"{key_id}|{secret}".encode(), hashlib.sha256).digest()

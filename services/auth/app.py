@@ -97,7 +97,7 @@ async def running(
             await rulebook.refresh()
             pepper = await sealed_secret(store, vault, PEPPER, clock())
             audit_key = await sealed_secret(store, vault, AUDIT_KEY, clock())
-            api_keys = ApiKeys(store, acts, grants, rulebook, keyset, pepper, clock=clock)
+            api_keys = ApiKeys(store, acts, grants, keyset, pepper, clock=clock)
             async with Host.open(
                 SERVICE, settings, key_source=keyset, exchange=api_keys, clock=clock
             ) as host:

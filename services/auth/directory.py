@@ -6,19 +6,22 @@ Secrets are made here and returned once; only their hashes are stored.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from anabranch.v1 import errors_pb2
 from services.auth.acts import Acts, Change, refused
 from services.auth.authority import Authority
+from services.auth.checks import role_problems
 from services.auth.core.roles import KNOWN_SCOPES
 from services.auth.entitlements import entitlement_of, of_client
 from services.auth.keyset import StoredKeySet
+from services.auth.login import refuse
 from services.auth.passwords import Passwords, new_secret
 from services.auth.records import Client
 from services.auth.rows import AlreadyThere
-from services.auth.rulebook import Rulebook
+from services.auth.rule_records import Role
+from services.auth.rulebook import Rulebook, read_roles
 from services.auth.store import Store
 from services.chassis.audit.entry import Act
 from services.chassis.errors import Fault
@@ -75,20 +78,17 @@ class Directory:
         self._clock = clock
 
     async def create(self, new: NewClient, authority: Authority, act: Act) -> tuple[Client, str]:
-        """The client and its secret. Raises Fault: ACCESS_DENIED, ALREADY_EXISTS."""
-        roles = self._rulebook.now.roles
-        models = new.models
-        if not models and not any(roles[name].models for name in new.roles if name in roles):
-            # Said nothing of models: it may ask what its creator may, and that is written down.
-            models = authority.models
-        networks = new.networks or authority.networks
-        new = replace(new, models=models, networks=networks)
+        """The client and its secret. Raises Fault: ACCESS_DENIED, ALREADY_EXISTS, and
+        INVALID_REQUEST for a role that is no more."""
         with self._acts.noting_refusal(act):
-            authority.check_tenant(new.tenant)
-            authority.check_grants(entitlement_of(new.scopes, models, new.roles, roles, networks))
-        client, secret = await self._made(new)
+            # First by what is known here, since a secret's hash is dear; then by what holds.
+            _completed(new, authority, self._rulebook.now.roles)
+        secret = new_secret()
+        secret_hash = await self._passwords.hash(secret)
         try:
             async with self._acts.changing(act) as change:
+                new = _completed(new, authority, await read_roles(change.records.rules))
+                client = self._made(new, secret_hash)
                 change.concerns(tenant=client.tenant, target=client.client_id)
                 await change.records.add_client(client)
         except AlreadyThere:
@@ -110,10 +110,12 @@ class Directory:
     async def change(
         self, client_id: str, changes: Changes, authority: Authority, act: Act
     ) -> Client:
-        """The client after the change. Raises Fault: ACCESS_DENIED, NOT_FOUND."""
+        """The client after the change. Raises Fault: ACCESS_DENIED, NOT_FOUND, and INVALID_REQUEST
+        for a role that is no more."""
         async with self._acts.changing(act) as change:
-            before = await self._managed(change, client_id, authority)
-            known = self._rulebook.now.roles
+            known = await read_roles(change.records.rules)
+            before = await _managed(change, client_id, authority, known)
+            refuse(role_problems("roles", changes.roles or (), known))
             wanted = entitlement_of(
                 before.scopes if changes.scopes is None else changes.scopes,
                 before.models if changes.models is None else changes.models,
@@ -137,7 +139,8 @@ class Directory:
     async def disable(self, client_id: str, authority: Authority, act: Act) -> None:
         """Ends the client and all of its tokens. Raises Fault: ACCESS_DENIED, NOT_FOUND."""
         async with self._acts.changing(act) as change:
-            await self._managed(change, client_id, authority)
+            known = await read_roles(change.records.rules)
+            await _managed(change, client_id, authority, known)
             await change.records.disable_client(client_id, self._clock())
         self._keyset.changed()
 
@@ -146,19 +149,10 @@ class Directory:
         secret = new_secret()
         secret_hash = await self._passwords.hash(secret)
         async with self._acts.changing(act) as change:
-            await self._managed(change, client_id, authority)
+            known = await read_roles(change.records.rules)
+            await _managed(change, client_id, authority, known)
             await change.records.change_client(client_id, secret_hash=secret_hash)
         return secret
-
-    async def _managed(self, change: Change, client_id: str, authority: Authority) -> Client:
-        """The client, if it is the caller's to manage. Raises Fault."""
-        client = await change.records.client(client_id)
-        if client is None:
-            raise authority.no_such("client", client_id=client_id)
-        authority.check_tenant(client.tenant)
-        change.concerns(tenant=client.tenant)
-        authority.check_manages(client.tenant, of_client(client, self._rulebook.now.roles))
-        return client
 
     async def bootstrap(self, announce: Callable[[str, str], None]) -> bool:
         """Creates the first administrator in an empty database; whether it did.
@@ -170,16 +164,16 @@ class Directory:
         async with self._store.reading() as records:
             if await records.any_client():
                 return False
-        client, secret = await self._made(
-            NewClient(
-                client_id=BOOTSTRAP_CLIENT,
-                tenant=BOOTSTRAP_TENANT,
-                display_name="First administrator",
-                scopes=sorted(KNOWN_SCOPES),
-                token_life=None,
-                models=(ANY,),
-            )
+        new = NewClient(
+            client_id=BOOTSTRAP_CLIENT,
+            tenant=BOOTSTRAP_TENANT,
+            display_name="First administrator",
+            scopes=sorted(KNOWN_SCOPES),
+            token_life=None,
+            models=(ANY,),
         )
+        secret = new_secret()
+        client = self._made(new, await self._passwords.hash(secret))
         async with self._store.alone() as records:
             if await records.any_client():
                 return False
@@ -189,18 +183,42 @@ class Directory:
             announce(client.client_id, secret)
         return True
 
-    async def _made(self, new: NewClient) -> tuple[Client, str]:
-        secret = new_secret()
-        client = Client(
+    def _made(self, new: NewClient, secret_hash: str) -> Client:
+        return Client(
             client_id=new.client_id or f"client-{secrets.token_hex(8)}",
             tenant=new.tenant,
             display_name=new.display_name,
             scopes=tuple(sorted(set(new.scopes))),
             token_life=new.token_life,
-            secret_hash=await self._passwords.hash(secret),
+            secret_hash=secret_hash,
             created_at=self._clock(),
             roles=tuple(sorted(set(new.roles))),
             models=tuple(sorted(set(new.models))),
             networks=tuple(sorted(set(new.networks))),
         )
-        return client, secret
+
+
+def _completed(new: NewClient, authority: Authority, roles: Mapping[str, Role]) -> NewClient:
+    """With what was not said taken from its creator, and so written down. Raises Fault for what
+    that one may not hand on."""
+    refuse(role_problems("roles", new.roles, roles))
+    models = new.models
+    if not models and not any(roles[name].models for name in new.roles):
+        models = authority.models
+    networks = new.networks or authority.networks
+    authority.check_tenant(new.tenant)
+    authority.check_grants(entitlement_of(new.scopes, models, new.roles, roles, networks))
+    return replace(new, models=models, networks=networks)
+
+
+async def _managed(
+    change: Change, client_id: str, authority: Authority, roles: Mapping[str, Role]
+) -> Client:
+    """The client, if it is the caller's to manage. Raises Fault."""
+    client = await change.records.client(client_id)
+    if client is None:
+        raise authority.no_such("client", client_id=client_id)
+    authority.check_tenant(client.tenant)
+    change.concerns(tenant=client.tenant)
+    authority.check_manages(client.tenant, of_client(client, roles))
+    return client

@@ -29,10 +29,10 @@ class OAuthError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """The fields, apart from the credentials, which are kept out of the repr, and the address that
+    """The fields, apart from the credentials; both are kept out of the repr. And the address that
     they came from."""
 
-    fields: Mapping[str, str]
+    fields: Mapping[str, str] = field(repr=False)
     client_id: str
     client_secret: str = field(repr=False)
     peer: str = ""

@@ -33,9 +33,14 @@ class Rules:
         return self.tenants.get(name) or Tenant(name)
 
 
+async def read_roles(records: RuleRecords) -> dict[str, Role]:
+    """Every role by name, the built-in ones too, as one transaction sees them."""
+    return {role.name: role for role in await records.roles()} | built_in_roles()
+
+
 async def read_rules(records: RuleRecords) -> Rules:
     """The rules as one transaction sees them."""
-    roles = {role.name: role for role in await records.roles()} | built_in_roles()
+    roles = await read_roles(records)
     tenants = {tenant.name: tenant for tenant in await records.tenants()}
     return Rules(roles, tuple(await records.quotas()), tenants)
 

@@ -3,6 +3,7 @@
 import base64
 import os
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from anabranch.v1.auth_pb2_grpc import AuthServiceStub
 from services.auth.app import running
 from services.auth.settings import Settings
 from services.auth.vault import Vault
+from services.chassis.authn import Verifier
 from services.chassis.errors import Fault, fault_from_rpc_error
 from tests.support.waiting import until as until
 
@@ -35,7 +37,11 @@ def basic(client_id: str, secret: str) -> dict[str, str]:
 class Front:
     """One running auth service, its first administrator and the ways to call it."""
 
-    def __init__(self, address: str, http: str, secret: str, data: Path) -> None:
+    def __init__(
+        self, address: str, http: str, secret: str, data: Path, own: Verifier | None = None
+    ) -> None:
+        """`own` is the service's verifier of the credentials that it is called with."""
+        self.own = own
         self.address = address
         self.port = int(address.rpartition(":")[2])
         self.use(grpc.aio.insecure_channel(address))
@@ -91,7 +97,9 @@ def sealed_before_keychains(secret: str, plain: bytes, *, kid: str) -> bytes:
 
 
 @asynccontextmanager
-async def auth(tmp_path: Path, **changes: Any) -> AsyncIterator[Front]:
+async def auth(
+    tmp_path: Path, *, clock: Callable[[], float] = time.time, **changes: Any
+) -> AsyncIterator[Front]:
     secret_file = tmp_path / "secret"
     settings = Settings(
         listen="127.0.0.1:0",
@@ -102,8 +110,9 @@ async def auth(tmp_path: Path, **changes: Any) -> AsyncIterator[Front]:
         drain_timeout=1.0,
         **changes,
     )
-    async with running(settings) as host:
-        front = Front(host.address, host.http_address, secret_file.read_text().strip(), tmp_path)
+    async with running(settings, clock=clock) as host:
+        secret = secret_file.read_text().strip()
+        front = Front(host.address, host.http_address, secret, tmp_path, host.verifier)
         async with front.channel:
             yield front
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -65,11 +66,13 @@ async def replicas(url: str, directory: Path, count: int = 2) -> AsyncIterator[l
 
 
 @asynccontextmanager
-async def follower(front: Front) -> AsyncIterator[Verifier]:
+async def follower(
+    front: Front, *, clock: Callable[[], float] = time.time
+) -> AsyncIterator[Verifier]:
     """Another service, which hears of everything from this replica alone."""
     source = AuthClient(front.address, None)
     await source.follow()
-    verifier = Verifier(source, issuer=ISSUER, audience="anabranch", exchange=source)
+    verifier = Verifier(source, issuer=ISSUER, audience="anabranch", clock=clock, exchange=source)
     following = asyncio.create_task(verifier.keep_fresh())
     try:
         yield verifier

@@ -185,6 +185,14 @@ class Watched:
                 ]
                 await asyncio.sleep(0.005)
 
+    async def all_know(self, kid: str) -> None:
+        """Waits until both verifiers have heard of a key, as its lead lets them in production."""
+
+        async def so() -> bool:
+            return all(kid in one._keys for one in (self.scene.own, self.scene.follower))
+
+        await until(so)
+
     async def published(self) -> set[str]:
         """The ids of the published keys."""
         found = await self.scene.stub.GetJwks(pb.GetJwksRequest())

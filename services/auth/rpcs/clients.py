@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TypeAlias
 
 import grpc
@@ -28,6 +29,7 @@ from services.auth.rpcs.wire import (
     timestamp,
     whole_seconds,
 )
+from services.auth.rule_records import Role
 from services.auth.rulebook import Rulebook
 from services.chassis.principal import current_principal
 
@@ -53,7 +55,7 @@ class ClientRpcs:
         if not request.scopes and not request.roles:
             problems.append(Problem("scopes", "must name at least one scope, or a role"))
         life = _life(request, problems)
-        problems += role_problems("roles", request.roles, self._rulebook.now.roles)
+        problems += role_problems("roles", request.roles, await self._roles())
         problems += model_problems("models", request.models)
         problems += network_problems("allowed_cidrs", request.allowed_cidrs)
         refuse(problems)
@@ -101,7 +103,7 @@ class ClientRpcs:
         problems += display_name_problems("display_name", request.display_name)
         problems += scope_problems("scopes", request.scopes)
         life = _life(request, problems)
-        problems += role_problems("roles", request.roles.items, self._rulebook.now.roles)
+        problems += role_problems("roles", request.roles.items, await self._roles())
         problems += model_problems("models", request.models.items)
         problems += network_problems("allowed_cidrs", request.allowed_cidrs.items)
         refuse(problems)
@@ -153,6 +155,11 @@ class ClientRpcs:
             act("client.rotate-secret", request.client_id),
         )
         return pb.RotateClientSecretResponse(client_secret=secret)
+
+    async def _roles(self) -> Mapping[str, Role]:
+        """The roles of this moment, those that another replica has just made too."""
+        await self._rulebook.refresh()
+        return self._rulebook.now.roles
 
     def _info(self, client: Client) -> pb.ClientInfo:
         return pb.ClientInfo(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TypeAlias
 
 import grpc
@@ -56,7 +57,10 @@ _CIPHERS = {
     pb.CIPHER_AES_256_GCM: "AES_256_GCM",
     pb.CIPHER_SM4_GCM: "SM4_GCM",
 }
-_LONGEST_QUOTA_ID = 300
+# Unit, tenant, client and model. What is none is neither looked up nor written down.
+_QUOTA_ID = re.compile(
+    r"(requests|tokens|cost)/([a-z0-9-]{3,63}|\*)/([a-z0-9-]{3,63}|\*?)/[A-Za-z0-9._:/@+-]{0,128}\*?"
+)
 
 
 class RuleRpcs:
@@ -133,7 +137,7 @@ class RuleRpcs:
         self, request: pb.DeleteQuotaRequest, context: Context
     ) -> pb.DeleteQuotaResponse:
         quota_id = request.quota_id
-        if not 0 < len(quota_id) <= _LONGEST_QUOTA_ID or not quota_id.isprintable():
+        if not _QUOTA_ID.fullmatch(quota_id):
             refuse([Problem("quota_id", "must be a quota_id of ListQuotas")])
         await self._changes.delete_quota(quota_id, act("quota.delete", quota_id))
         return pb.DeleteQuotaResponse()

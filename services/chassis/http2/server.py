@@ -14,7 +14,7 @@ import inspect
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -41,7 +41,7 @@ class CallDetails(grpc.HandlerCallDetails):  # type: ignore[misc]
     """What an interceptor knows of a call."""
 
     method: str
-    invocation_metadata: headers.Metadata
+    invocation_metadata: headers.Metadata = field(repr=False)
 
 
 class Server:
