@@ -253,10 +253,12 @@ class Verifier:
                 errors_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE,
                 "the auth service sent keys that cannot be read",
             ) from exc
-        if any(keys.get(kid) != known for kid, known in self._keys.items()):
-            # Tokens of a key that is gone are no longer believed.
-            self._cache.clear()
-            self._renew_at.clear()
+        gone = {kid for kid, known in self._keys.items() if keys.get(kid) != known}
+        if gone:
+            # Tokens of a key that is gone are no longer believed; of an API key, the next is asked.
+            for digest, principal in tuple(self._cache.items()):
+                if principal.signing_key in gone:
+                    self._forget(digest)
         self._keys = keys
         self._revoked = found.revoked_token_ids
         self._disabled = found.disabled_client_ids
