@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -19,6 +20,7 @@ from anabranch.v1 import errors_pb2
 from services.auth.records import Records
 from services.auth.store import Store
 from services.chassis.audit.entry import Act, Scalar
+from services.chassis.audit.refusals import MOST_PER_SECOND, OMITTED
 from services.chassis.audit.verify import PRUNED
 from services.chassis.errors import Fault, reason_name
 
@@ -45,14 +47,22 @@ class Acts:
     """The auth service's part in the audit trail of its database."""
 
     def __init__(
-        self, store: Store, *, spool: int, retention: float, clock: Callable[[], float]
+        self,
+        store: Store,
+        *,
+        spool: int,
+        retention: float,
+        clock: Callable[[], float],
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """At most `spool` noted acts wait; `retention` in seconds; `clock` returns unix seconds."""
         self._store = store
         self._limit = spool
         self._retention = retention
         self._clock = clock
+        self._monotonic = monotonic
         self._noted: deque[Act] = deque()
+        self._second = self._strangers = self._omitted = 0
         # Told of every act as well, once it is set: a second trail.
         self.mirror: Callable[[Act], object] | None = None
 
@@ -83,6 +93,21 @@ class Acts:
         """Writes the act soon. Raises Fault when too many wait already."""
         self._check_room()
         self._noted.append(act)
+
+    def note_stranger(self, act: Act) -> None:
+        """Writes soon that somebody was not let in.
+
+        Anybody can cause these: only so many are written in a second, and fewer while the trail
+        waits; the others are counted.
+        """
+        second = int(self._monotonic())
+        if second != self._second:
+            self._second, self._strangers = second, 0
+        self._strangers += 1
+        if self._strangers > MOST_PER_SECOND or 2 * len(self._noted) >= self._limit:
+            self._omitted += 1
+        else:
+            self._noted.append(act)
 
     async def keep_written(self) -> None:
         """Writes what was noted, until cancelled; then once more."""
@@ -120,6 +145,10 @@ class Acts:
             _log.warning("the audit trail was not pruned", extra={"cause": fault.message})
 
     async def _flush(self) -> None:
+        if self._omitted and len(self._noted) < self._limit:
+            details: dict[str, Scalar] = {"count": self._omitted}
+            self._noted.append(Act(OMITTED, succeeded=False, details=details))
+            self._omitted = 0
         while self._noted:
             batch = list(islice(self._noted, _AT_ONCE))
             try:

@@ -123,7 +123,8 @@ class ApiKeys:
             found = await self._good(api_key)
         if found is None:
             known = public_id(api_key) if is_well_formed(api_key) else ""
-            self._acts.note(Act("key.exchange", target=known, succeeded=False, peer=peer))
+            refusal = Act("key.exchange", target=known, succeeded=False, peer=peer)
+            self._acts.note_stranger(refusal)
             await asyncio.sleep(refused_in(loop.time() - began))
             raise wrong_login()
         key, client = found

@@ -85,7 +85,7 @@ class Login:
             raise
         if client is None or not right:
             tenant = "" if client is None else client.tenant
-            self._acts.note(replace(act, tenant=tenant, succeeded=False))
+            self._acts.note_stranger(replace(act, tenant=tenant, succeeded=False))
             raise wrong_login()
         self._throttle.give_back(guesser)
         return client

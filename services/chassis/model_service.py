@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 import grpc
 
 from anabranch.v1 import errors_pb2, generation_pb2, model_pb2
-from services.chassis.audit.requests import RequestAudit
+from services.chassis.audit.requests import COUNT_TOKENS, EMBED, RequestAudit
 from services.chassis.authn import Verifier
 from services.chassis.detached_sessions import ResumableSessions, ResumeLimits, session_lost
 from services.chassis.errors import Fault, Violation, invalid
@@ -33,6 +34,7 @@ from services.chassis.validation import generate_violations
 from services.chassis.workers import Worker
 
 SERVICE_NAME = "anabranch.v1.ModelService"
+_Reply = TypeVar("_Reply")
 _DEFAULT_PAGE = 100
 _MAX_PAGE = 1000
 _MAX_EMBED_INPUTS = 256
@@ -55,6 +57,7 @@ class ModelService:
     ) -> None:
         self._handler = handler
         self._quotas = quotas
+        self._audit = audit
         self._verifier = verifier
         self._worker = worker
         place = None if worker is None else (worker.index, worker.number)
@@ -183,13 +186,17 @@ class ModelService:
         current_principal().check_model(request.model)
         call = self._call_context(context)
         size = sum(len(text.encode()) for text in request.inputs)
-        return await metered_reply(
-            self._quotas,
-            call.caller,
+        return await self._audited(
+            EMBED,
             request.model,
-            tokens_of(size),
-            lambda: self._handler.embed(request, call),
-            _read_tokens,
+            lambda: metered_reply(
+                self._quotas,
+                call.caller,
+                request.model,
+                tokens_of(size),
+                lambda: self._handler.embed(request, call),
+                _read_tokens,
+            ),
         )
 
     async def _count_tokens(
@@ -211,14 +218,26 @@ class ModelService:
             raise invalid(faults)
         current_principal().check_model(request.model)
         call = self._call_context(context)
-        return await metered_reply(
-            self._quotas,
-            call.caller,
+        return await self._audited(
+            COUNT_TOKENS,
             request.model,
-            0,  # nothing is generated, nor read by a model
-            lambda: self._handler.count_tokens(request, call),
-            lambda _: None,
+            lambda: metered_reply(
+                self._quotas,
+                call.caller,
+                request.model,
+                0,  # nothing is generated, nor read by a model
+                lambda: self._handler.count_tokens(request, call),
+                lambda _: None,
+            ),
         )
+
+    async def _audited(
+        self, action: str, model: str, answer: Callable[[], Awaitable[_Reply]]
+    ) -> _Reply:
+        """The answer, which the audit trail tells of if there is one."""
+        if self._audit is None:
+            return await answer()
+        return await self._audit.watched_call(action, model, current_principal(), answer)
 
     async def _list_models(
         self, request: model_pb2.ListModelsRequest, context: grpc.aio.ServicerContext

@@ -13,7 +13,7 @@ import grpc
 import pytest
 from click.testing import CliRunner
 
-from anabranch.v1 import admin_pb2, admin_pb2_grpc, session_pb2
+from anabranch.v1 import admin_pb2, admin_pb2_grpc, model_pb2, session_pb2
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.audit.command import audit
 from services.chassis.audit.entry import Act
@@ -84,6 +84,15 @@ async def test_requests_acts_and_refusals_are_in_the_trail_and_it_verifies(tmp_p
             await session.write(session_pb2.SessionRequest(frames=[start]))
             requests = await outcomes(directory, "model.generate", 3)
             session.cancel()
+            counting = model_pb2.CountTokensRequest(model=MODEL, request=ask())
+            await stub.CountTokens(counting, metadata=bearer(shop))
+            (counted,) = await outcomes(directory, "model.count_tokens", 1)
+            assert (counted.client_id, counted.target, counted.succeeded) == ("shop", MODEL, True)
+            embedding = model_pb2.EmbedRequest(model=MODEL, inputs=[PROMPT])
+            answered = await stub.Embed(embedding, metadata=bearer(shop)).code()
+            (embedded,) = await outcomes(directory, "model.embed", 1)
+            assert embedded.succeeded is (answered is grpc.StatusCode.OK)
+            assert embedded.peer == "127.0.0.1"
             (backend,) = await running.backends()
             await operator.DrainBackend(
                 admin_pb2.DrainBackendRequest(backend_id=backend.backend_id), metadata=bearer(admin)

@@ -10,8 +10,8 @@ import base64
 import json
 import logging
 import time
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias, TypeVar
 
 from google.protobuf.message import DecodeError
 
@@ -22,14 +22,18 @@ from services.chassis.audit.trail import Trail
 from services.chassis.encryption.ciphers import CipherName
 from services.chassis.errors import Fault, reason_name
 from services.chassis.model_handler import Outlet
-from services.chassis.principal import Principal, current_address
+from services.chassis.principal import RELAY, Principal, current_address
 
 _log = logging.getLogger(__name__)
+
+Reply = TypeVar("Reply")
 
 Sealer: TypeAlias = Callable[[bytes, str, CipherName], bytes]
 """Encrypts (plain bytes, tenant, cipher) for a tenant."""
 
 GENERATE = "model.generate"
+EMBED = "model.embed"
+COUNT_TOKENS = "model.count_tokens"
 
 LONGEST_CONTENT = 64 * 1024
 """Bytes of prompt and answer together, before they are sealed."""
@@ -61,19 +65,56 @@ class RequestAudit:
         """
         if not self._trail.enabled or caller.audit_detail is AuditDetail.NONE:
             return None
+        self._check_room()
+        with_content = caller.audit_detail is AuditDetail.CONTENT
+        if with_content and self._sealer is None:
+            self._warn("no encryption is set up: contents are not written to the audit trail")
+            with_content = False
+        return WatchedRequest(self, request, caller, _peer(), target, self._clock(), with_content)
+
+    async def watched_call(
+        self, action: str, model: str, caller: Principal, answer: Callable[[], Awaitable[Reply]]
+    ) -> Reply:
+        """Answers a call that is no generation, and notes it: who asked which model, and how it
+        ended; its contents never. A relay's is the router's to note.
+
+        Raises what `answer` raises, and Fault DEPENDENCY_UNAVAILABLE while the trail has no room.
+        """
+        skipped = caller.audit_detail is AuditDetail.NONE or caller.has(RELAY)
+        if not self._trail.enabled or skipped:
+            return await answer()
+        self._check_room()
+        began = self._clock()
+        details: dict[str, Scalar] = {}
+        succeeded = False
+        try:
+            reply = await answer()
+            succeeded = True
+        except Fault as fault:
+            details["error"] = reason_name(fault.reason)
+            raise
+        finally:
+            details["ms"] = round((self._clock() - began) * 1000, 1)
+            self._trail.note(
+                Act(
+                    action,
+                    client_id=caller.client_id,
+                    tenant=caller.tenant,
+                    target=model,
+                    succeeded=succeeded,
+                    peer=_peer(),
+                    details=details,
+                )
+            )
+        return reply
+
+    def _check_room(self) -> None:
         if not self._trail.accepts:
             raise Fault(
                 errors_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE,
                 "the audit trail cannot be written at the moment; requests must wait for it",
                 retry_after=1.0,
             )
-        with_content = caller.audit_detail is AuditDetail.CONTENT
-        if with_content and self._sealer is None:
-            self._warn("no encryption is set up: contents are not written to the audit trail")
-            with_content = False
-        address = current_address()
-        peer = "" if address is None else str(address)
-        return WatchedRequest(self, request, caller, peer, target, self._clock(), with_content)
 
     def ended(self, watched: WatchedRequest, succeeded: bool, details: dict[str, Scalar]) -> None:
         """Notes a request that is over."""
@@ -243,6 +284,12 @@ class _Text:
 
     def text(self) -> str:
         return "".join(self._parts)
+
+
+def _peer() -> str:
+    """The caller's address; empty for a sibling process."""
+    address = current_address()
+    return "" if address is None else str(address)
 
 
 def _name(enum: type[object], number: int, prefix: str) -> str:
