@@ -117,6 +117,8 @@ async def _run(order: Order) -> Outcome:
                     status = "OK"
                 except grpc.aio.AioRpcError as error:
                     status = error.code().name
+                    if status == "UNAVAILABLE":
+                        status += f": {error.details()}"[:160]
                 outcome.times[kind].append(time.perf_counter() - began)
                 statuses[status] += 1
 

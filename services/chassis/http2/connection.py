@@ -172,6 +172,10 @@ class Connection(asyncio.Protocol):
                 self.misled()
                 self.reset(fault.stream, fault.code, fault.why)
 
+    def answered(self) -> None:
+        """A whole request was answered: the peer may say something to that."""
+        self._patience.useful()
+
     def bear(self, cost: float = 1.0) -> None:
         """Counts a frame that led to nothing. Raises ConnectionFault for one too many."""
         if not self._patience.bears(cost):

@@ -293,6 +293,9 @@ class ServerCall(Stream):
             return block
 
     def tail_sent(self) -> None:
+        if self.input_over and self.task is not None:
+            # A refusal without data is an answer, too: the peer may widen its windows for it.
+            self.connection.answered()
         if not self.input_over:
             # Whatever the caller still sends is of no use.
             self.connection.outgoing.raw(h2.reset(self.number, Code.NO_ERROR))
