@@ -24,6 +24,8 @@ PIP    := $(PYTHON) -m pip install --disable-pip-version-check --no-input --quie
 PYTEST ?=
 # Arguments of a benchmark; for example: make bench-dataplane BENCH="--quick"
 BENCH ?=
+# Arguments of `certs`.
+CERTS ?=
 # Compiled modules are kept, whatever the caller's habit: the tests start a hundred processes.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -65,8 +67,8 @@ test-fast: setup ## The quick tests, four at a time, without vLLM and Consul: wi
 	@$(PYTHON) -m pytest -n 4 -m "not vllm and not cluster and not slow" tests/unit tests/contract tests/inprocess $(PYTEST)
 
 .PHONY: fuzz
-fuzz: setup ## Look for bytes that break readers and codecs: about 20 minutes, elsewhere each time
-	@$(PYTHON) -m pytest -n 2 --timeout 3600 --hypothesis-profile long tests/unit/test_cloud_fuzz.py $(PYTEST)
+fuzz: setup ## Look for bytes that break readers, codecs and tokens, and for steps that confuse the auth service: an hour
+	@$(PYTHON) -m pytest -n 2 --timeout 7200 --hypothesis-profile long tests/unit/test_cloud_fuzz.py tests/unit/test_fuzz_tokens.py tests/inprocess/test_auth_state_machine.py $(PYTEST)
 
 .PHONY: lint
 lint: setup ## Style, types, import rules, contracts
@@ -85,6 +87,10 @@ protos: setup ## Generate the stubs and the protoset
 .PHONY: protos-check
 protos-check: setup ## Fail when the committed stubs differ from what the contracts generate
 	@$(PYTHON) -m tools.protos check
+
+.PHONY: certs
+certs: setup ## A local authority and a certificate per service in .run/certs, for TLS; again: renews them. CERTS="--days 7"
+	@$(PYTHON) -m tools.certs $(CERTS)
 
 .PHONY: stubs
 stubs: setup ## Stubs for Go, Java and C++ in .build/stubs (needs the network: buf's hosted plugins)
@@ -117,7 +123,7 @@ distclean: clean ## Remove everything that git does not track here: packages, Co
 ## Measure it
 
 .PHONY: bench
-bench: bench-dataplane bench-routing bench-overflow bench-cloud ## Every benchmark
+bench: bench-dataplane bench-routing bench-overflow bench-cloud bench-auth ## Every benchmark
 
 .PHONY: bench-dataplane
 bench-dataplane: setup-bench ## What the router costs beside other proxies; a first look: BENCH=--quick
@@ -134,6 +140,10 @@ bench-overflow: setup-bench ## What overflow serves and costs beside a static ca
 .PHONY: bench-cloud
 bench-cloud: setup-bench ## What a chunk costs in the cloud proxy beside SDKs; a first look: BENCH=--quick
 	@$(PYTHON) -m bench.cloud run $(BENCH)
+
+.PHONY: bench-auth
+bench-auth: setup-bench ## What authentication costs, and how soon a revocation holds; a first look: BENCH=--quick
+	@$(PYTHON) -m bench.auth run $(BENCH)
 
 .PHONY: setup-bench-litellm
 setup-bench-litellm: .tools/litellm/.installed ## LiteLLM for the benchmark, in an environment of its own

@@ -50,6 +50,22 @@ def client_arguments(environ: Mapping[str, str] | None = None, **given: Any) -> 
     return arguments | given
 
 
+def auth_arguments(environ: Mapping[str, str] | None = None, **given: Any) -> dict[str, Any]:
+    """Keyword arguments for an AuthAdmin, from the same places: its `target` is the auth service.
+
+    Raises ValueError as client_arguments, and when no auth service is named.
+    """
+    env = os.environ if environ is None else environ
+    arguments = client_arguments(environ, **given)
+    target = given.get("auth_target") or env.get("ANABRANCH_AUTH_TARGET")
+    if not target:
+        raise ValueError(
+            "no auth service is named: give --auth-target HOST:PORT, or set ANABRANCH_AUTH_TARGET"
+        )
+    arguments.pop("auth_target", None)
+    return arguments | {"target": target}
+
+
 def _secret(env: Mapping[str, str], name: str) -> str | None:
     value, file = env.get(name), env.get(f"{name}_FILE")
     if value and file:

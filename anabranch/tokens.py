@@ -49,6 +49,10 @@ class FixedToken:
     """A token or API key that never changes; the empty one stands for no credential."""
 
     def __init__(self, token: str = "") -> None:
+        """Raises ValueError, which does not quote it, when it cannot be sent as metadata."""
+        if not token.isascii() or (token and not token.isprintable()):
+            # gRPC would fail each call with an error that names no cause.
+            raise ValueError("the token is damaged: it holds line breaks or other characters")
         bearer = token if not token or token.lower().startswith("bearer ") else f"Bearer {token}"
         self._authorization = bearer
 

@@ -183,3 +183,29 @@ class Verdict(WireEnum):
     DISPATCH = 1
     WAIT = 2
     REFUSE = 3
+
+
+class AuditDetail(WireEnum):
+    """How much of a tenant's requests is written to the audit trail."""
+
+    UNSPECIFIED = 0
+    NONE = 1
+    METADATA = 2
+    CONTENT = 3
+
+
+class Cipher(WireEnum):
+    """With what a tenant's stored data is encrypted."""
+
+    UNSPECIFIED = 0
+    AES_256_GCM = 1
+    SM4_GCM = 2
+
+
+class QuotaUnit(WireEnum):
+    """What a quota counts."""
+
+    UNSPECIFIED = 0
+    REQUESTS = 1
+    TOKENS = 2
+    COST_MICROUSD = 3

@@ -86,7 +86,12 @@ class Processes:
         return address
 
     async def service(
-        self, name: str, module: str, prefix: str, settings: Mapping[str, str]
+        self,
+        name: str,
+        module: str,
+        prefix: str,
+        settings: Mapping[str, str],
+        arguments: Sequence[str] = (),
     ) -> str:
         """Starts a service on free ports; its address. `settings` are without prefix."""
         address, http = free_address(), free_address()
@@ -94,7 +99,7 @@ class Processes:
         given = {"REGISTRY": "none", **common, **settings}
         spec = ProcessSpec(
             name=name,
-            argv=(sys.executable, "-m", module),
+            argv=(sys.executable, "-m", module, *arguments),
             env={"PYTHONPATH": str(ROOT)} | {prefix + key: given[key] for key in given},
             probe="grpc",
             address=address,

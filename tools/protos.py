@@ -167,9 +167,15 @@ def _without_access(protoset: bytes) -> Iterator[str]:
     from anabranch.v1 import options_pb2
 
     access: Any = options_pb2.access  # protoc's .pyi gives an extension no usable type
-    for file in descriptor_pb2.FileDescriptorSet.FromString(protoset).file:
-        if not file.name.startswith(PACKAGE):
-            continue
+    files = descriptor_pb2.FileDescriptorSet.FromString(protoset).file
+    ours = [file for file in files if file.name.startswith(PACKAGE)]
+    asking = {
+        f".{file.package}.{message.name}"
+        for file in ours
+        for message in file.message_type
+        if message.name.endswith("Request") and any(f.name == "model" for f in message.field)
+    }
+    for file in ours:
         for service in file.service:
             for method in service.method:
                 name = f"{file.package}.{service.name}.{method.name}"
@@ -177,8 +183,12 @@ def _without_access(protoset: bytes) -> Iterator[str]:
                     yield f"{name} has no (access) option"
                     continue
                 rule = method.options.Extensions[access]
-                if rule.public and rule.any_scope:
+                if rule.public and (rule.any_scope or rule.own_tenant_scope):
                     yield f"{name} is public and names scopes"
+                if rule.own_tenant_scope and not rule.any_scope:
+                    yield f"{name} opens for a tenant's own, and for nobody else: name a scope"
+                if method.input_type in asking and not rule.model_bound:
+                    yield f"{name} names a model and is not model_bound"
 
 
 def lint() -> None:

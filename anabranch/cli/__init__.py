@@ -10,6 +10,7 @@ from __future__ import annotations
 import click
 
 from anabranch.cli.ask import chat, count, generate
+from anabranch.cli.auth import auth
 from anabranch.cli.cluster import backends, drain, explain, models, undrain
 from anabranch.cli.connection import Connection
 from anabranch.cli.extensions import ExtensibleGroup
@@ -37,7 +38,7 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
 @click.pass_context
 def main(context: click.Context, /, **given: object) -> None:
-    """Ask the models of an Anabranch cluster, and look after its router.
+    """Ask the models of an Anabranch cluster, and look after it.
 
     \b
     Examples:
@@ -45,6 +46,7 @@ def main(context: click.Context, /, **given: object) -> None:
       anabranch generate "Why is the sky blue?" --residency local-only
       anabranch chat --model qwen
       anabranch backends
+      anabranch auth clients list
 
     The options below can be given once as ANABRANCH_TARGET, ANABRANCH_AUTH_TARGET,
     ANABRANCH_CLIENT_ID, ANABRANCH_CLIENT_SECRET and ANABRANCH_TOKEN (the last two also as files:
@@ -64,6 +66,7 @@ for command in (
     undrain,
     explain,
     policy,
+    auth,
     version,
     completion,
 ):

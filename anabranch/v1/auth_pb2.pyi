@@ -343,8 +343,10 @@ class RevokeApiKeyResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class RotateSigningKeyRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("compromised",)
+    COMPROMISED_FIELD_NUMBER: _ClassVar[int]
+    compromised: bool
+    def __init__(self, compromised: _Optional[bool] = ...) -> None: ...
 
 class RotateSigningKeyResponse(_message.Message):
     __slots__ = ("kid", "active_at")
@@ -503,7 +505,7 @@ class ListTenantsResponse(_message.Message):
     def __init__(self, tenants: _Optional[_Iterable[_Union[Tenant, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class QueryAuditRequest(_message.Message):
-    __slots__ = ("since", "client_id", "action", "page_size", "page_token", "until", "tenant")
+    __slots__ = ("since", "client_id", "action", "page_size", "page_token", "until", "tenant", "oldest_first")
     SINCE_FIELD_NUMBER: _ClassVar[int]
     CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
     ACTION_FIELD_NUMBER: _ClassVar[int]
@@ -511,6 +513,7 @@ class QueryAuditRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     UNTIL_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
+    OLDEST_FIRST_FIELD_NUMBER: _ClassVar[int]
     since: _timestamp_pb2.Timestamp
     client_id: str
     action: str
@@ -518,7 +521,8 @@ class QueryAuditRequest(_message.Message):
     page_token: str
     until: _timestamp_pb2.Timestamp
     tenant: str
-    def __init__(self, since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., client_id: _Optional[str] = ..., action: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., until: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., tenant: _Optional[str] = ...) -> None: ...
+    oldest_first: bool
+    def __init__(self, since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., client_id: _Optional[str] = ..., action: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., until: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., tenant: _Optional[str] = ..., oldest_first: _Optional[bool] = ...) -> None: ...
 
 class QueryAuditResponse(_message.Message):
     __slots__ = ("records", "next_page_token", "head")
@@ -549,7 +553,7 @@ class AuditHead(_message.Message):
     def __init__(self, trail: _Optional[str] = ..., sequence: _Optional[int] = ..., hash: _Optional[bytes] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., key_id: _Optional[str] = ..., signature: _Optional[bytes] = ..., public_key: _Optional[bytes] = ...) -> None: ...
 
 class AuditRecord(_message.Message):
-    __slots__ = ("sequence", "time", "client_id", "action", "target", "succeeded", "details", "tenant", "hash", "previous_hash", "peer")
+    __slots__ = ("sequence", "time", "client_id", "action", "target", "succeeded", "details", "tenant", "hash", "previous_hash", "peer", "canonical")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
     CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
@@ -561,6 +565,7 @@ class AuditRecord(_message.Message):
     HASH_FIELD_NUMBER: _ClassVar[int]
     PREVIOUS_HASH_FIELD_NUMBER: _ClassVar[int]
     PEER_FIELD_NUMBER: _ClassVar[int]
+    CANONICAL_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     time: _timestamp_pb2.Timestamp
     client_id: str
@@ -572,4 +577,5 @@ class AuditRecord(_message.Message):
     hash: bytes
     previous_hash: bytes
     peer: str
-    def __init__(self, sequence: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., client_id: _Optional[str] = ..., action: _Optional[str] = ..., target: _Optional[str] = ..., succeeded: _Optional[bool] = ..., details: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., tenant: _Optional[str] = ..., hash: _Optional[bytes] = ..., previous_hash: _Optional[bytes] = ..., peer: _Optional[str] = ...) -> None: ...
+    canonical: bytes
+    def __init__(self, sequence: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., client_id: _Optional[str] = ..., action: _Optional[str] = ..., target: _Optional[str] = ..., succeeded: _Optional[bool] = ..., details: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., tenant: _Optional[str] = ..., hash: _Optional[bytes] = ..., previous_hash: _Optional[bytes] = ..., peer: _Optional[str] = ..., canonical: _Optional[bytes] = ...) -> None: ...

@@ -295,7 +295,8 @@ class AuthServiceServicer:
 
     def RotateSigningKey(self, request, context):
         """Publishes a new signing key; it signs after verifiers have had time to
-        learn it, and the old one stays until its last token is dead.
+        learn it, and the old one stays until its last token is dead. While one
+        waits to sign already, that one is returned.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -362,7 +363,7 @@ class AuthServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def QueryAudit(self, request, context):
-        """Reads the audit trail, newest first. Idempotent.
+        """Reads the audit trail, newest first by default. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -30,10 +30,11 @@ from bench.dataplane import lean_server, openai_server
 from bench.dataplane.chunks import CHUNKS, Answer, first_chunk, last_chunk
 from bench.dataplane.steps import LONGEST, Steps
 from services.chassis import process
+from services.chassis.common_settings import CommonSettings
 from services.chassis.errors import Fault
 from services.chassis.host import Host
 from services.chassis.model_handler import CallContext, Cancel, Outlet
-from services.chassis.settings import CommonSettings, setting
+from services.chassis.settings import setting
 
 SERVICE = "anabranch-engine"
 PREFIX = "ANABRANCH_FAKE_ENGINE_"

@@ -29,11 +29,13 @@ class OAuthError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """The fields, apart from the credentials, which are kept out of the repr."""
+    """The fields, apart from the credentials; both are kept out of the repr. And the address that
+    they came from."""
 
-    fields: Mapping[str, str]
+    fields: Mapping[str, str] = field(repr=False)
     client_id: str
     client_secret: str = field(repr=False)
+    peer: str = ""
 
     def required(self, name: str) -> str:
         """Raises OAuthError (invalid_request) when the field is missing or empty."""

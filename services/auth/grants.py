@@ -10,16 +10,23 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from anabranch.api_keys import looks_like_key
 from anabranch.v1 import errors_pb2
-from services.auth.core.claims import claims_for
-from services.auth.core.clients import ADMIN
+from services.auth.acts import Acts, refused
+from services.auth.core.claims import Limits, claims_for
+from services.auth.core.roles import ADMIN
+from services.auth.entitlements import Entitlement, of_client, of_key, rules_for
+from services.auth.key_records import ApiKey
 from services.auth.keyring import Keyring
 from services.auth.keyset import StoredKeySet
 from services.auth.records import Client
+from services.auth.rulebook import Rulebook
 from services.auth.store import Store
-from services.auth.tokens import issued_at, sign
-from services.chassis.authn import Principal, Verifier
+from services.auth.tokens import TokenTooLarge, issued_at, sign
+from services.chassis.audit.entry import Act
+from services.chassis.authn import Verifier
 from services.chassis.errors import Fault
+from services.chassis.principal import Principal
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +35,7 @@ class Caller:
 
     client_id: str
     administrator: bool
-
-
-def caller_of(identity: Principal | Client) -> Caller:
-    return Caller(identity.client_id, ADMIN in identity.scopes)
+    peer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +64,10 @@ class Grants:
     def __init__(
         self,
         store: Store,
+        acts: Acts,
         keyring: Keyring,
         keyset: StoredKeySet,
-        verifier: Verifier,
+        rulebook: Rulebook,
         *,
         issuer: str,
         audience: str,
@@ -71,37 +76,91 @@ class Grants:
     ) -> None:
         """`token_life` in seconds, for clients without one of their own; `clock` unix seconds."""
         self._store = store
+        self._acts = acts
         self._keyring = keyring
         self._keyset = keyset
-        self._verifier = verifier
+        self._rulebook = rulebook
         self._issuer = issuer
         self._audience = audience
         self._token_life = token_life
         self._clock = clock
 
-    def issue(self, client: Client, scopes: Sequence[str]) -> IssuedToken:
+    def issue_at_login(self, client: Client, scopes: Sequence[str], *, peer: str) -> IssuedToken:
+        """As `issue`, to a client that has just logged in; given or refused, it is written down."""
+        act = Act("token.issue", client.client_id, client.tenant, client.client_id, peer=peer)
+        try:
+            issued = self.issue(client, scopes)
+        except Fault as fault:
+            self._acts.note(refused(act, fault))
+            raise
+        self._acts.note(act)
+        return issued
+
+    def issue(
+        self, client: Client, scopes: Sequence[str], *, key: ApiKey | None = None
+    ) -> IssuedToken:
         """A token with these scopes, or with all of the client's when none is named.
 
-        Raises Fault (ACCESS_DENIED) for a scope that the client does not have.
+        With `key` it gives no more than that API key, and for no longer. Raises Fault:
+        ACCESS_DENIED for a scope that the client does not have, TOO_LARGE when its limits do not
+        fit into a token.
         """
-        missing = sorted(set(scopes) - set(client.scopes))
+        held = of_client(client, self._rulebook.now.roles)
+        if key is not None:
+            held = of_key(key, held)
+        missing = sorted(set(scopes) - set(held.scopes))
         if missing:
             raise Fault(
                 errors_pb2.ERROR_REASON_ACCESS_DENIED,
                 f"the client does not have: {', '.join(missing)}",
             )
+        now, life = self._clock(), client.token_life or self._token_life
+        if key is not None and key.expires_at is not None:
+            life = min(life, max(1, int(key.expires_at) - int(now)))
         claims = claims_for(
             issuer=self._issuer,
             audience=self._audience,
             client_id=client.client_id,
             tenant=client.tenant,
-            scopes=scopes or client.scopes,
+            scopes=scopes or held.scopes,
             token_id=secrets.token_urlsafe(16),
-            now=self._clock(),
-            life=client.token_life or self._token_life,
+            now=now,
+            life=life,
+            limits=self._limits(client, held, key),
         )
-        token = sign(claims, self._keyring.signer())
+        try:
+            token = sign(claims, self._keyring.signer())
+        except TokenTooLarge:
+            raise Fault(
+                errors_pb2.ERROR_REASON_TOO_LARGE,
+                "the client's models, networks and quotas do not fit into one token; "
+                "shorten them, or use patterns",
+                metadata={"client_id": client.client_id},
+            ) from None
         return IssuedToken(token, claims.expires_at - claims.issued_at, claims.scopes)
+
+    def _limits(self, client: Client, held: Entitlement, key: ApiKey | None) -> Limits:
+        rules = self._rulebook.now
+        tenant = rules.tenant(client.tenant)
+        return Limits(
+            models=held.models,
+            networks=client.networks,
+            quotas=tuple(
+                rule.as_text() for rule in rules_for(rules.quotas, client.tenant, client.client_id)
+            ),
+            api_key_id="" if key is None else key.key_id,
+            audit_detail=tenant.audit_detail,
+            cipher=tenant.cipher,
+        )
+
+    def caller(self, client: Client, peer: str) -> Caller:
+        """A client that has logged in, as one who asks about tokens."""
+        held = of_client(client, self._rulebook.now.roles)
+        return Caller(client.client_id, ADMIN in held.scopes, peer)
+
+    def verifies_with(self, verifier: Verifier) -> None:
+        """The process's own verifier, which can be made only once tokens can be issued here."""
+        self._verifier = verifier
 
     async def live(self, token: str, caller: Caller) -> LiveToken | None:
         """What a live token grants; None for a dead one, or one that is not the caller's business.
@@ -117,6 +176,9 @@ class Grants:
         async with self._store.reading() as records:
             client = await records.client(principal.client_id)
             revoked = await records.is_revoked(principal.token_id)
+            if principal.api_key_id:
+                key = await records.keys.key(principal.api_key_id)
+                revoked = revoked or key is None or key.revoked_at is not None
         if revoked or client is None or client.disabled:
             return None
         return LiveToken(principal, issued_at(token))
@@ -133,13 +195,18 @@ class Grants:
             raise Fault(
                 errors_pb2.ERROR_REASON_ACCESS_DENIED, "only its own client may revoke a token"
             )
-        async with self._store.writing() as records:
-            await records.revoke_token(
+        act = Act(
+            "token.revoke", caller.client_id, principal.tenant, principal.token_id, peer=caller.peer
+        )
+        async with self._acts.changing(act) as change:
+            await change.records.revoke_token(
                 principal.token_id, principal.client_id, principal.expires_at
             )
         self._keyset.changed()
 
     async def _verified(self, token: str) -> Principal | None:
+        if looks_like_key(token):
+            return None  # the verifier would take it, for a token that nobody asks about
         try:
             return await self._verifier.verify(token)
         except Fault as fault:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import replace
 
 from services.auth.core import rotation
 from services.auth.core.claims import AFTERLIFE
@@ -16,7 +17,8 @@ from services.auth.core.rotation import RotationPolicy
 from services.auth.records import Records, StoredKey
 from services.auth.store import Store
 from services.auth.tokens import SigningKey, jwks_json, new_signing_key, signing_key
-from services.auth.vault import Vault
+from services.auth.vault import Vault, VaultError
+from services.chassis.audit.entry import Act
 from services.chassis.errors import Fault
 
 _log = logging.getLogger(__name__)
@@ -48,6 +50,20 @@ class Keyring:
         """The public halves of all published keys as JSON text."""
         return self._jwks
 
+    def holds(self, kids: Collection[str]) -> bool:
+        """Whether these keys, and no others, are held here."""
+        return self._keys.keys() == set(kids)
+
+    async def learn(self) -> None:
+        """As `refresh`, but a key that cannot be opened here leaves the keys that there are.
+
+        Raises Fault when the database is away.
+        """
+        try:
+            await self.refresh()
+        except VaultError as unopened:
+            _log.error("keys could not be refreshed", extra={"cause": str(unopened)})
+
     async def refresh(self) -> None:
         """Learns what other replicas did, and makes or forgets keys that are due.
 
@@ -69,7 +85,7 @@ class Keyring:
                     stored.append(await self._add(records, active_at))
         self._hold(stored)
 
-    async def rotate(self) -> SigningKey:
+    async def rotate(self, act: Act) -> SigningKey:
         """Publishes the next key now, to sign after the time that verifiers need to learn it.
 
         While one is already waiting, that one is returned: asking again cannot
@@ -82,15 +98,36 @@ class Keyring:
             if waiting is None:
                 waiting = await self._add(records, now + self._policy.publish_ahead)
                 stored.append(waiting)
+            await records.trail.append([replace(act, target=waiting.kid)], now)
         self._hold(stored)
         return self._keys[waiting.kid]
 
+    async def replace_all(self, act: Act) -> SigningKey:
+        """Removes every key, and publishes one that signs at once: the others may be stolen.
+
+        All tokens so far die with their keys, also in replicas and verifiers that hear of it later.
+        """
+        async with self._store.alone() as records:
+            gone = [key.kid for key in await records.signing_keys()]
+            await records.forget_signing_keys(gone)
+            now = self._clock()
+            fresh = await self._add(records, now)
+            details = {**act.details, "removed": " ".join(gone)}
+            await records.trail.append([replace(act, target=fresh.kid, details=details)], now)
+        _log.warning("every signing key was removed", extra={"kids": gone})
+        self._hold([fresh])
+        return self._keys[fresh.kid]
+
     async def keep_fresh(self, every: float) -> None:
-        """Refreshes each `every` seconds until cancelled, through outages of the database."""
+        """Refreshes each `every` seconds until cancelled, through outages of the database.
+
+        A key that another replica sealed under a key-encryption key that this one was not told of
+        leaves this one with the keys that it has.
+        """
         while True:
             await asyncio.sleep(every)
             try:
-                await self.refresh()
+                await self.learn()
                 async with self._store.writing() as records:
                     await records.forget_revocations(self._clock() - 2 * AFTERLIFE)
             except Fault as fault:
@@ -114,8 +151,12 @@ class Keyring:
 
     def _hold(self, stored: list[StoredKey]) -> None:
         self._keys = {row.kid: self._keys.get(row.kid) or self._opened(row) for row in stored}
-        ordered = rotation.in_order(list(self._keys.values()))
-        self._jwks = jwks_json((key.kid, key.public_bytes) for key in ordered)
+        # Of the private keys, which are sealed: what else a row says anybody may have written who
+        # can write the database.
+        self._jwks = jwks_json(
+            (row.kid, self._keys[row.kid].public_bytes, row.created_at)
+            for row in rotation.in_order(stored)
+        )
 
     def _opened(self, row: StoredKey) -> SigningKey:
         private = self._vault.open(row.sealed_private_key, kid=row.kid)

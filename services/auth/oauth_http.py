@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from aiohttp import web
 
+from anabranch.api_keys import looks_like_key
 from anabranch.v1 import errors_pb2
-from services.auth.core.clients import KNOWN_SCOPES, scope_problems
+from services.auth.core.clients import scope_problems
+from services.auth.core.roles import KNOWN_SCOPES
 from services.auth.forms import Form, OAuthError, read_form
-from services.auth.grants import Grants, caller_of
+from services.auth.grants import Grants
 from services.auth.keyset import StoredKeySet
 from services.auth.login import Login
 from services.chassis.errors import Fault
+from services.chassis.peer_address import FORWARDED_FOR, caller_address, peer_address
+from services.chassis.principal import Network
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 FormHandler = Callable[[Form], Awaitable[Mapping[str, object] | None]]
@@ -48,8 +53,11 @@ class OAuthEndpoints:
         issuer: str,
         audience: str,
         jwks_cache: int,
+        trusted_proxies: Sequence[Network] = (),
     ) -> None:
-        """`jwks_cache`: seconds for which the JWK Set may be cached."""
+        """`jwks_cache`: seconds for which the JWK Set may be cached. `trusted_proxies` are
+        believed about where a request comes from."""
+        self._trusted_proxies = trusted_proxies
         self._login = login
         self._grants = grants
         self._keyset = keyset
@@ -60,9 +68,9 @@ class OAuthEndpoints:
     def hang(self, routes: Routes) -> None:
         routes.add_get("/.well-known/jwks.json", self.jwks)
         routes.add_get("/.well-known/oauth-authorization-server", self.metadata)
-        routes.add_post("/oauth/token", _form_endpoint(self.token, denied="invalid_scope"))
-        routes.add_post("/oauth/revoke", _form_endpoint(self.revoke))
-        routes.add_post("/oauth/introspect", _form_endpoint(self.introspect))
+        routes.add_post("/oauth/token", self._form_endpoint(self.token, denied="invalid_scope"))
+        routes.add_post("/oauth/revoke", self._form_endpoint(self.revoke))
+        routes.add_post("/oauth/introspect", self._form_endpoint(self.introspect))
 
     async def jwks(self, request: web.Request) -> web.Response:
         try:
@@ -101,8 +109,10 @@ class OAuthEndpoints:
             raise OAuthError("unsupported_grant_type", "only client_credentials is supported")
         scopes = form.fields.get("scope", "").split()
         problems = scope_problems("scope", scopes)
-        client = await self._login.client(form.client_id, form.client_secret, problems=problems)
-        issued = self._grants.issue(client, scopes)
+        client = await self._login.client(
+            form.client_id, form.client_secret, peer=form.peer, problems=problems
+        )
+        issued = self._grants.issue_at_login(client, scopes, peer=form.peer)
         return {
             "access_token": issued.access_token,
             "token_type": "Bearer",
@@ -112,13 +122,15 @@ class OAuthEndpoints:
 
     async def revoke(self, form: Form) -> None:
         token = form.required("token")
-        client = await self._login.client(form.client_id, form.client_secret)
-        await self._grants.revoke(token, caller_of(client))
+        client = await self._login.client(form.client_id, form.client_secret, peer=form.peer)
+        if looks_like_key(token):
+            raise OAuthError("unsupported_token_type", "an API key is ended by RevokeApiKey")
+        await self._grants.revoke(token, self._grants.caller(client, form.peer))
 
     async def introspect(self, form: Form) -> Mapping[str, object]:
         token = form.required("token")
-        client = await self._login.client(form.client_id, form.client_secret)
-        live = await self._grants.live(token, caller_of(client))
+        client = await self._login.client(form.client_id, form.client_secret, peer=form.peer)
+        live = await self._grants.live(token, self._grants.caller(client, form.peer))
         if live is None:
             return {"active": False}
         principal = live.principal
@@ -136,24 +148,33 @@ class OAuthEndpoints:
             "jti": principal.token_id,
         }
 
+    def _form_endpoint(
+        self, answer: FormHandler, *, denied: str = "unauthorized_client"
+    ) -> Handler:
+        """Reads the form, answers, and turns what is raised into the RFC's error body.
 
-def _form_endpoint(answer: FormHandler, *, denied: str = "unauthorized_client") -> Handler:
-    """Reads the form, answers, and turns what is raised into the RFC's error body.
+        `denied` is the endpoint's error for what the client is not allowed.
+        """
 
-    `denied` is the endpoint's error for what the client is not allowed.
-    """
+        async def handle(request: web.Request) -> web.Response:
+            try:
+                form = await read_form(request)
+                body = await answer(replace(form, peer=self._peer(request)))
+            except OAuthError as error:
+                return _refusal(error)
+            except Fault as fault:
+                return _refusal(_error_of(fault, denied), fault.retry_after)
+            text = json.dumps(body) if body is not None else ""
+            return web.Response(text=text, content_type="application/json", headers=_NO_STORE)
 
-    async def handle(request: web.Request) -> web.Response:
-        try:
-            body = await answer(await read_form(request))
-        except OAuthError as error:
-            return _refusal(error)
-        except Fault as fault:
-            return _refusal(_error_of(fault, denied), fault.retry_after)
-        text = json.dumps(body) if body is not None else ""
-        return web.Response(text=text, content_type="application/json", headers=_NO_STORE)
+        return handle
 
-    return handle
+    def _peer(self, request: web.Request) -> str:
+        """Where the request comes from: its connection, or what a trusted proxy says."""
+        host = request.remote or ""
+        peer = peer_address(f"ipv6:[{host}]:0" if ":" in host else f"ipv4:{host}:0")
+        forwarded = request.headers.getall(FORWARDED_FOR, [])
+        return str(caller_address(peer, forwarded, self._trusted_proxies))
 
 
 def _error_of(fault: Fault, denied: str = "unauthorized_client") -> OAuthError:

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import Row
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.auth.models import clients, revoked_tokens, signing_keys
-
-
-class AlreadyThere(Exception):
-    """A row with this primary key exists."""
+from services.auth.audit_records import AuditRecords
+from services.auth.key_records import ApiKey, KeyRecords, key_of
+from services.auth.models import api_keys, clients, revoked_tokens, signing_keys
+from services.auth.rows import AlreadyThere, as_bytes, joined, listed
+from services.auth.rule_records import RuleRecords
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,9 @@ class Client:
     secret_hash: str
     created_at: float
     disabled_at: float | None = None
+    roles: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"Client({self.client_id!r}, tenant={self.tenant!r}, scopes={self.scopes!r})"
@@ -57,10 +61,16 @@ class StoredKey:
 
 
 class Records:
-    """The rows, seen through one open transaction."""
+    """Clients, signing keys and revoked tokens, seen through one open transaction.
+
+    `keys`, `rules` and `trail` are the other tables, in the same transaction.
+    """
 
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
+        self.keys = KeyRecords(connection)
+        self.rules = RuleRecords(connection)
+        self.trail = AuditRecords(connection)
 
     async def client(self, client_id: str) -> Client | None:
         found = await self._connection.execute(
@@ -69,22 +79,30 @@ class Records:
         row = found.one_or_none()
         return _client(row) if row is not None else None
 
+    async def key_and_client(self, key_id: str) -> tuple[ApiKey, Client] | None:
+        """An API key and whom it stands for, in one question: it takes as many steps whether there
+        is such a key or not."""
+        found = await self._connection.execute(_KEY_AND_CLIENT.where(api_keys.c.key_id == key_id))
+        row = found.one_or_none()
+        if row is None:
+            return None
+        own = row._mapping
+        client = SimpleNamespace(**{c.name: own[_OF_CLIENT + c.name] for c in clients.c})
+        return key_of(row), _client(client)
+
     async def any_client(self) -> bool:
         found = await self._connection.execute(select(clients.c.client_id).limit(1))
         return found.first() is not None
 
-    async def clients_after(self, client_id: str, limit: int) -> list[Client]:
-        """The next clients in the order of their ids, compared as bytes on every database."""
-        column = clients.c.client_id
-        if self._connection.dialect.name == "postgresql":
-            # The database's own collation may skip hyphens; pages must not depend on it.
-            ordered = column.collate("C")
-        else:
-            ordered = column.collate("BINARY")
-        found = await self._connection.execute(
-            select(clients).where(ordered > client_id).order_by(ordered).limit(limit)
-        )
-        return [_client(row) for row in found]
+    async def clients_after(
+        self, client_id: str, limit: int, *, tenant: str | None = None
+    ) -> list[Client]:
+        """The next clients, of a tenant or of all, in the order of their ids."""
+        ordered = as_bytes(self._connection, clients.c.client_id)
+        asked = select(clients).where(ordered > client_id).order_by(ordered).limit(limit)
+        if tenant is not None:
+            asked = asked.where(clients.c.tenant == tenant)
+        return [_client(row) for row in await self._connection.execute(asked)]
 
     async def add_client(self, client: Client) -> None:
         """Raises AlreadyThere; the transaction is then fit only to be left."""
@@ -94,11 +112,14 @@ class Records:
                     client_id=client.client_id,
                     tenant=client.tenant,
                     display_name=client.display_name,
-                    scopes=" ".join(sorted(client.scopes)),
+                    scopes=joined(client.scopes),
                     token_life=client.token_life,
                     secret_hash=client.secret_hash,
                     created_at=client.created_at,
                     disabled_at=client.disabled_at,
+                    roles=joined(client.roles),
+                    models=joined(client.models),
+                    networks=joined(client.networks),
                 )
             )
         except IntegrityError:
@@ -109,7 +130,10 @@ class Records:
         client_id: str,
         *,
         display_name: str | None = None,
-        scopes: Sequence[str] = (),
+        scopes: Sequence[str] | None = None,
+        roles: Sequence[str] | None = None,
+        models: Sequence[str] | None = None,
+        networks: Sequence[str] | None = None,
         token_life: int | None = None,
         secret_hash: str | None = None,
     ) -> Client | None:
@@ -117,8 +141,8 @@ class Records:
         values: dict[str, object] = {}
         if display_name is not None:
             values["display_name"] = display_name
-        if scopes:
-            values["scopes"] = " ".join(sorted(set(scopes)))
+        lists = {"scopes": scopes, "roles": roles, "models": models, "networks": networks}
+        values |= {name: joined(given) for name, given in lists.items() if given is not None}
         if token_life is not None:
             values["token_life"] = token_life
         if secret_hash is not None:
@@ -159,6 +183,10 @@ class Records:
             for row in found
         ]
 
+    async def signing_kids(self) -> list[str]:
+        """The ids of all signing keys."""
+        return list((await self._connection.execute(select(signing_keys.c.kid))).scalars())
+
     async def add_signing_key(self, key: StoredKey) -> None:
         await self._connection.execute(
             insert(signing_keys).values(
@@ -168,6 +196,14 @@ class Records:
                 created_at=key.created_at,
                 active_at=key.active_at,
             )
+        )
+
+    async def replace_sealed_key(self, kid: str, sealed_private_key: bytes) -> None:
+        """The same private key, sealed otherwise."""
+        await self._connection.execute(
+            update(signing_keys)
+            .where(signing_keys.c.kid == kid)
+            .values(sealed_private_key=sealed_private_key)
         )
 
     async def forget_signing_keys(self, kids: Sequence[str]) -> None:
@@ -205,14 +241,26 @@ class Records:
         return int(done.rowcount)
 
 
-def _client(row: Row[tuple[object, ...]]) -> Client:
+_OF_CLIENT = "client__"
+_KEY_AND_CLIENT = select(
+    # The names of both tables' columns overlap.
+    api_keys,
+    clients.c.tenant,
+    *(column.label(_OF_CLIENT + column.name) for column in clients.c),
+).join(clients, clients.c.client_id == api_keys.c.client_id)
+
+
+def _client(row: Any) -> Client:
     return Client(
         client_id=row.client_id,
         tenant=row.tenant,
         display_name=row.display_name,
-        scopes=tuple(row.scopes.split()),
+        scopes=listed(row.scopes),
         token_life=row.token_life,
         secret_hash=row.secret_hash,
         created_at=row.created_at,
         disabled_at=row.disabled_at,
+        roles=listed(row.roles),
+        models=listed(row.models),
+        networks=listed(row.networks),
     )

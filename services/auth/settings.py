@@ -10,8 +10,9 @@ from sqlalchemy.engine import URL
 from services.auth.core.claims import MAX_TOKEN_LIFE, MIN_TOKEN_LIFE
 from services.auth.core.rotation import RotationPolicy
 from services.auth.store import database_url, sqlite_file
-from services.auth.vault import MIN_SECRET
-from services.chassis.settings import CommonSettings, Secret, SettingsError, setting
+from services.chassis.common_settings import CommonSettings
+from services.chassis.encryption.keychain import MIN_SECRET
+from services.chassis.settings import Secret, SettingsError, setting
 
 _DAY = 86_400.0
 
@@ -36,7 +37,13 @@ class Settings(CommonSettings):
     key_encryption_secret: Secret | None = setting(
         None,
         help="Encrypts the private signing keys in the database; at least 32 random characters, "
-        "the same on every replica. Empty: a key file beside the SQLite database.",
+        "the same on every replica. Empty: a key file beside the SQLite database. Beside "
+        "key_encryption_keys_file it only opens what was encrypted under it before.",
+    )
+    key_encryption_keys_file: Path | None = setting(
+        None,
+        help="A keychain, as JSON or YAML, whose current key encrypts the private signing keys in "
+        "the database; the others open what they encrypted. The same on every replica.",
     )
     bootstrap_secret_file: Path | None = setting(
         None,
@@ -69,10 +76,12 @@ class Settings(CommonSettings):
         5.0, minimum=0.1, maximum=60, help="How often replicas learn each other's key changes."
     )
     login_burst: int = setting(
-        100, minimum=1, help="Failed logins of one client that are answered at once."
+        100,
+        minimum=1,
+        help="Failed logins of one client, from one address, that are answered at once.",
     )
     login_rate: float = setting(
-        1.0, minimum=0.01, help="Further failed logins of one client per second."
+        1.0, minimum=0.01, help="Further failed logins of one client from there per second."
     )
     hash_threads: int = setting(
         2, minimum=1, maximum=64, help="Threads that check client secrets (argon2id)."
@@ -82,14 +91,18 @@ class Settings(CommonSettings):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         problems = []
         try:
             url = self.url
         except ValueError as refused:
             problems.append(str(refused))
         else:
-            if self.key_encryption_secret is None and sqlite_file(url) is None:
-                problems.append("key_encryption_secret is required with PostgreSQL")
+            given = self.key_encryption_secret or self.key_encryption_keys_file
+            if given is None and sqlite_file(url) is None:
+                problems.append(
+                    "key_encryption_keys_file or key_encryption_secret is required with PostgreSQL"
+                )
         secret = self.key_encryption_secret
         if secret is not None and len(secret.reveal()) < MIN_SECRET:
             problems.append(f"key_encryption_secret must have at least {MIN_SECRET} characters")

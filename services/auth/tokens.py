@@ -69,11 +69,20 @@ def issued_at(verified_token: str) -> int:
     return int(jwt.decode(verified_token, options={"verify_signature": False})["iat"])
 
 
-def jwks_json(public_keys: Iterable[tuple[str, bytes]]) -> str:
-    """A JWK Set (RFC 7517, RFC 8037) of (kid, 32 public bytes) pairs."""
+def jwks_json(public_keys: Iterable[tuple[str, bytes, float]]) -> str:
+    """A JWK Set (RFC 7517, RFC 8037) of (kid, 32 public bytes, unix time) triples.
+
+    `iat`, a member of our own, says when the key was made: operators ask how old keys are.
+    """
     keys = [
-        {**_thumbprint_members(public), "use": "sig", "alg": ALGORITHM, "kid": kid}
-        for kid, public in public_keys
+        {
+            **_thumbprint_members(public),
+            "use": "sig",
+            "alg": ALGORITHM,
+            "kid": kid,
+            "iat": int(created_at),
+        }
+        for kid, public, created_at in public_keys
     ]
     return json.dumps({"keys": keys}, separators=(",", ":"))
 

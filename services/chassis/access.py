@@ -17,10 +17,21 @@ from anabranch.v1 import admin_pb2, auth_pb2, model_pb2, options_pb2
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What an RPC demands: nothing, any credential, or one of some scopes."""
+    """What an RPC demands: nothing, any credential, or one of some scopes.
+
+    `own_tenant_scope` opens it too, for what is of the caller's own tenant. `model_bound`: the
+    model that the request names must be one that the caller may ask.
+    """
 
     public: bool = False
     any_scope: frozenset[str] = frozenset()
+    own_tenant_scope: frozenset[str] = frozenset()
+    model_bound: bool = False
+
+    @property
+    def scopes(self) -> frozenset[str]:
+        """Those that open it at all; empty: any credential does."""
+        return self.any_scope | self.own_tenant_scope if self.any_scope else frozenset()
 
 
 # The generated stubs type an extension as a plain descriptor.
@@ -43,7 +54,10 @@ def rules_of(files: Iterable[FileDescriptor]) -> Mapping[str, Access]:
                     continue
                 rule = options.Extensions[_ACCESS]
                 rules[f"/{service.full_name}/{method.name}"] = Access(
-                    rule.public, frozenset(rule.any_scope)
+                    rule.public,
+                    frozenset(rule.any_scope),
+                    frozenset(rule.own_tenant_scope),
+                    rule.model_bound,
                 )
     return rules
 

@@ -7,10 +7,13 @@ never lets a caller's request wait for more than a short deadline.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import grpc
@@ -23,6 +26,7 @@ from services.chassis.errors import Fault, fault_from_rpc_error
 from services.chassis.http2.single_calls import SingleCalls
 from services.chassis.registry import Registry
 from services.chassis.settings import Secret
+from services.chassis.tls import Tls
 
 _log = logging.getLogger(__name__)
 
@@ -36,41 +40,58 @@ _REISSUE_AFTER_S = 5.0
 _Answer = TypeVar("_Answer", bound=Message)
 
 
-class AuthClient:
-    """One connection to the auth service, moved when the registry says so."""
+# What another instance may do better.
+_ELSEWHERE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
 
-    def __init__(self, target: str, registry: Registry | None) -> None:
+
+class AuthClient:
+    """One connection to the auth service, moved when the registry says so, or when it fails.
+
+    Of several instances each process prefers another one, so that they share the work. With `tls`,
+    whoever is there must prove to be the auth service.
+    """
+
+    def __init__(self, target: str, registry: Registry | None, tls: Tls | None = None) -> None:
         self._target = target
         self._registry = registry
+        self._identity = None if tls is None else partial(tls.expecting, AUTH_SERVICE)
         self._calls: SingleCalls | None = None
         self._address = ""
+        self._known: tuple[str, ...] = ()
+        self._own = secrets.token_bytes(8)
+        self._farewells: set[asyncio.Task[None]] = set()
 
     async def follow(self) -> None:
         """Follows the registry until cancelled; returns at once for a configured target."""
         if self._target:
-            await self._use(self._target)
+            self._use(self._target)
             return
         if self._registry is None:
             return
         async for instances in self._registry.watch(AUTH_SERVICE):
-            addresses = sorted(instance.address for instance in instances)
-            if addresses and self._address not in addresses:
-                await self._use(addresses[0])
+            # Once an instance is known it is kept while all are away: it may be the first back.
+            self._known = tuple(sorted((i.address for i in instances), key=self._rank))
+            if self._known and self._address not in self._known:
+                self._use(self._known[0])
 
     @property
     def found(self) -> bool:
         """Whether an address is known."""
         return self._calls is not None
 
-    async def fetch(self) -> KeySet:
-        """The verification keys. Raises Fault."""
-        raw = await self._ask("GetJwks", auth_pb2.GetJwksRequest(), timeout=_CALL_TIMEOUT_S)
+    async def fetch(self, known_version: str = "", wait: float = 0.0) -> KeySet:
+        """The verification keys, see KeySource. Raises Fault."""
+        request = auth_pb2.GetJwksRequest(known_version=known_version)
+        request.wait.FromNanoseconds(round(wait * 1e9))
+        raw = await self._ask("GetJwks", request, timeout=wait + _CALL_TIMEOUT_S)
         found = _read(auth_pb2.GetJwksResponse, raw)
         return KeySet(
             jwks_json=found.jwks_json,
             max_age=found.max_age.ToNanoseconds() / 1e9,
             revoked_token_ids=frozenset(found.revoked_token_ids),
             disabled_client_ids=frozenset(found.disabled_client_ids),
+            revoked_api_key_ids=frozenset(found.revoked_api_key_ids),
+            version=found.version,
         )
 
     async def issue(self, request: auth_pb2.IssueTokenRequest) -> auth_pb2.IssueTokenResponse:
@@ -78,11 +99,19 @@ class AuthClient:
         raw = await self._ask("IssueToken", request, timeout=_LOGIN_TIMEOUT_S)
         return _read(auth_pb2.IssueTokenResponse, raw)
 
+    async def exchange(self, api_key: str) -> str:
+        """A token for an API key, see KeyExchange. Raises Fault."""
+        request = auth_pb2.ExchangeApiKeyRequest(api_key=api_key)
+        raw = await self._ask("ExchangeApiKey", request, timeout=_LOGIN_TIMEOUT_S)
+        return _read(auth_pb2.ExchangeApiKeyResponse, raw).access_token
+
     async def close(self) -> None:
         """Closes the connection."""
         if self._calls is not None:
             await self._calls.close()
             self._calls = None
+        if self._farewells:
+            await asyncio.wait(self._farewells)
 
     async def _ask(self, method: str, request: Message, *, timeout: float) -> bytes:
         if self._calls is None:
@@ -91,19 +120,34 @@ class AuthClient:
                 "the auth service has not been found yet",
                 retry_after=1.0,
             )
+        asked = self._address
         try:
             raw = request.SerializeToString()
             return await self._calls.ask(f"{_METHODS}{method}", raw, timeout=timeout)
         except grpc.aio.AioRpcError as error:
+            if error.code() in _ELSEWHERE:
+                self._leave(asked)
             raise fault_from_rpc_error(error) from error
 
-    async def _use(self, address: str) -> None:
+    def _leave(self, failed: str) -> None:
+        """Prefers the next instance to one that failed, if nobody has gone there already."""
+        if failed != self._address or failed not in self._known or len(self._known) < 2:
+            return
+        self._use(self._known[(self._known.index(failed) + 1) % len(self._known)])
+
+    def _rank(self, address: str) -> bytes:
+        """The order in which this process prefers instances: rendezvous hashing."""
+        return hashlib.sha256(self._own + address.encode()).digest()
+
+    def _use(self, address: str) -> None:
         limits = transport_limits(calling=True)
-        previous, self._calls = self._calls, SingleCalls(address, limits)
+        previous, self._calls = self._calls, SingleCalls(address, limits, self._identity)
         self._address = address
         if previous is not None:
             # What is under way ends by its own deadline.
-            await previous.close(_LOGIN_TIMEOUT_S)
+            farewell = asyncio.create_task(previous.close(_LOGIN_TIMEOUT_S), name="auth-farewell")
+            self._farewells.add(farewell)
+            farewell.add_done_callback(self._farewells.discard)
 
 
 def _read(kind: type[_Answer], raw: bytes) -> _Answer:

@@ -1,108 +1,60 @@
 """Verifies access tokens locally and says who calls; authorises the dispatched method.
 
 Tokens are JWTs of RFC 9068 signed with EdDSA or ES256; the keys come from a
-`KeySource` that a background loop polls, so no request waits for the auth
-service. It issues nothing and stores nothing.
+`KeySource` that a background loop follows, so no request waits for the auth
+service, but for the first one of an API key. It issues nothing and stores nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import hashlib
-import ipaddress
 import json
 import logging
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from anabranch.api_keys import looks_like_key
 from anabranch.v1 import errors_pb2
 from services.chassis.access import Access
+from services.chassis.api_key_exchange import ApiKeyTokens, KeyExchange
 from services.chassis.audit.detail import AuditDetail
+from services.chassis.encryption.ciphers import CipherName
 from services.chassis.errors import Fault
-from services.chassis.quotas.rules import QuotaRule
+from services.chassis.peer_address import networks_of
+from services.chassis.principal import (
+    Address,
+    Principal,
+    denied,
+    rejected,
+    set_current_caller,
+)
+from services.chassis.quotas.rules import read_rules
+from services.chassis.token_parsing import MAX_TOKEN_BYTES, MalformedToken, parse_token
 
 _log = logging.getLogger(__name__)
-
-Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 LEEWAY_S = 30
 MAX_LIFE_S = 600
 STALE_LIMIT_S = 3600.0
+LONG_POLL_S = 20.0
+"""The auth service answers at once when something was revoked, else after so long."""
 REFRESH_ON_UNKNOWN_KEY_S = 30.0
-MAX_TOKEN_BYTES = 4096
+# Of revocations that come close together, one fetch learns several.
+_PAUSE_S = 0.02
+# An API key's next token is asked for so long before the present one ends, or in the last quarter
+# of a short one's life: sooner, and each request would ask for one.
+_EXCHANGE_AHEAD_S = 60.0
+_EXCHANGE_AHEAD_SHARE = 0.25
 _REQUIRED = ("exp", "iat", "sub", "client_id", "jti", "iss", "aud")
-
-
-@dataclass(frozen=True, slots=True)
-class Principal:
-    """Who calls, as a verified token says. `expires_at` is in Unix seconds.
-
-    `models` are the patterns of models that it may ask; none means no model. `networks` are those
-    that it may call from; none means from everywhere. `quotas` hold for its requests.
-    `api_key_id` names the key that the token was issued for, if one was. `audit_detail` and
-    `cipher` say how its tenant wants its requests written down (audit/, encryption/).
-    """
-
-    client_id: str
-    tenant: str
-    scopes: frozenset[str]
-    expires_at: float
-    token_id: str
-    models: tuple[str, ...] = ()
-    networks: tuple[Network, ...] = ()
-    quotas: tuple[QuotaRule, ...] = ()
-    api_key_id: str = ""
-    audit_detail: AuditDetail = AuditDetail.METADATA
-    cipher: str = "AES_256_GCM"
-
-    def has(self, scope: str) -> bool:
-        """Whether the token carries this scope."""
-        return scope in self.scopes
-
-
-_current: contextvars.ContextVar[Principal | None] = contextvars.ContextVar(
-    "anabranch_principal", default=None
-)
-
-
-def current_principal() -> Principal:
-    """The caller of the RPC being handled.
-
-    Raises Fault CREDENTIAL_REJECTED in a public RPC, where nobody is known.
-    """
-    principal = _current.get()
-    if principal is None:
-        raise rejected()
-    return principal
-
-
-def set_current_principal(principal: Principal | None) -> None:
-    """Called by the authentication guard, once for each RPC."""
-    _current.set(principal)
-
-
-def rejected() -> Fault:
-    """One text for every bad credential, so that nothing can be learnt from it."""
-    return Fault(
-        errors_pb2.ERROR_REASON_CREDENTIAL_REJECTED,
-        "no valid credential: send metadata 'authorization: Bearer <token>' with a live token",
-    )
-
-
-def denied(needed: frozenset[str]) -> Fault:
-    """The credential is good, but carries none of the scopes that open the RPC."""
-    wanted = " or ".join(sorted(needed)) or "another identity"
-    return Fault(
-        errors_pb2.ERROR_REASON_ACCESS_DENIED, f"the credential does not allow this: needs {wanted}"
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +65,16 @@ class KeySet:
     max_age: float
     revoked_token_ids: frozenset[str] = frozenset()
     disabled_client_ids: frozenset[str] = frozenset()
+    revoked_api_key_ids: frozenset[str] = frozenset()
+    version: str = ""
 
 
 class KeySource(Protocol):
     """Where verification keys come from."""
 
-    async def fetch(self) -> KeySet:
-        """The keys now. Raises Fault when they cannot be had."""
+    async def fetch(self, known_version: str = "", wait: float = 0.0) -> KeySet:
+        """The keys now; with `wait`, once they are no longer `known_version`, or after so many
+        seconds. Raises Fault when they cannot be had."""
 
 
 def _public_keys(jwks_json: str) -> dict[str, tuple[str, Any]]:
@@ -147,7 +102,7 @@ def _public_keys(jwks_json: str) -> dict[str, tuple[str, Any]]:
 class Verifier:
     """Turns a bearer token into a Principal, or refuses it.
 
-    Results are cached by the SHA-256 of the whole token until it expires. Keys
+    Results are cached by the SHA-256 of the whole credential until it expires. Keys
     stay usable for an hour after the last successful fetch, so existing tokens
     survive an outage of the auth service.
     """
@@ -161,28 +116,35 @@ class Verifier:
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         cache_size: int = 10_000,
+        exchange: KeyExchange | None = None,
     ) -> None:
+        """`clock` returns unix seconds. Without an `exchange` no API key is accepted."""
         self._source = source
+        self._api_keys = None if exchange is None else ApiKeyTokens(exchange, monotonic)
         self._issuer = issuer
         self._audience = audience
         self._clock = clock
         self._monotonic = monotonic
         self._cache: OrderedDict[bytes, Principal] = OrderedDict()
         self._cache_size = cache_size
+        self._renew_at: dict[bytes, float] = {}
         self._keys: dict[str, tuple[str, Any]] = {}
         self._revoked: frozenset[str] = frozenset()
         self._disabled: frozenset[str] = frozenset()
+        self._revoked_keys: frozenset[str] = frozenset()
+        self._version = ""
         self._fetched_at: float | None = None
         self._forced_at = float("-inf")
         self._lock = asyncio.Lock()
 
-    async def verify(self, token: str) -> Principal:
-        """The principal of a live token.
+    async def verify(self, credential: str) -> Principal:
+        """The principal of a live token, or of a good API key.
 
         Raises Fault CREDENTIAL_REJECTED for any bad one, and
-        DEPENDENCY_UNAVAILABLE while no usable keys have ever been fetched.
+        DEPENDENCY_UNAVAILABLE while no usable keys have ever been fetched, or
+        an API key that is new here cannot be exchanged.
         """
-        if len(token) > MAX_TOKEN_BYTES:
+        if len(credential) > MAX_TOKEN_BYTES or not credential.isascii():
             raise rejected()
         if self._fetched_at is None:
             # A process that has just started may be called before its first poll.
@@ -192,29 +154,34 @@ class Verifier:
                 raise self._no_keys() from exc
         if self._fetched_at is None or self._monotonic() - self._fetched_at > STALE_LIMIT_S:
             raise self._no_keys()
-        digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+        digest = hashlib.sha256(credential.encode()).digest()
         principal = self._cache.get(digest)
-        if principal is None:
-            principal = await self._decode(token)
+        if looks_like_key(credential):
+            principal = await self._of_api_key(credential, digest, principal)
+        elif principal is None:
+            principal = await self._decode(credential)
             self._remember(digest, principal)
         self.check_live(principal)
         return principal
 
     def check_live(self, principal: Principal) -> None:
-        """Raises Fault CREDENTIAL_REJECTED when a known principal is expired or revoked."""
+        """Raises Fault CREDENTIAL_REJECTED when a known principal is expired or revoked, or the key
+        that vouched for it is gone."""
         if (
-            principal.expires_at + LEEWAY_S <= self._clock()
+            principal.signing_key not in self._keys
+            or principal.expires_at + LEEWAY_S <= self._clock()
             or principal.token_id in self._revoked
             or principal.client_id in self._disabled
+            or (principal.api_key_id and principal.api_key_id in self._revoked_keys)
         ):
             raise rejected()
 
     async def keep_fresh(self) -> None:
-        """Polls the keys until cancelled. Run it in the service's task group."""
+        """Follows the keys until cancelled. Run it in the service's task group."""
         failures = 0
         while True:
             try:
-                wait = await self._refresh()
+                wait = await self._follow()
                 failures = 0
             except Fault as fault:
                 failures += 1
@@ -227,6 +194,31 @@ class Verifier:
                 )
             await asyncio.sleep(wait)
 
+    async def close(self) -> None:
+        """Gives up what is under way."""
+        if self._api_keys is not None:
+            await self._api_keys.close()
+
+    async def _of_api_key(self, api_key: str, digest: bytes, known: Principal | None) -> Principal:
+        """The principal of the key's present token, which is replaced before it ends."""
+        if self._api_keys is None:
+            raise rejected()
+        if known is not None and self._clock() < self._renew_at[digest]:
+            return known
+        try:
+            token = await self._api_keys.token(api_key, digest)
+        except Fault as fault:
+            if known is not None and fault.reason != errors_pb2.ERROR_REASON_CREDENTIAL_REJECTED:
+                return known  # the auth service is away, and this one is good for a while
+            self._forget(digest)
+            raise
+        principal = await self._decode(token)
+        self._remember(digest, principal)
+        life = principal.expires_at - self._clock()
+        ahead = min(_EXCHANGE_AHEAD_S, life * _EXCHANGE_AHEAD_SHARE)
+        self._renew_at[digest] = principal.expires_at - ahead
+        return principal
+
     def _no_keys(self) -> Fault:
         return Fault(
             errors_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE,
@@ -234,20 +226,45 @@ class Verifier:
             retry_after=1.0,
         )
 
+    async def _follow(self) -> float:
+        """Learns the next key set; returns how long to wait before asking again, in seconds."""
+        if not self._version:
+            return await self._refresh()
+        asked, known = self._monotonic(), self._version
+        # Not under the lock: it takes long, and who needs a key now does not wait for it.
+        found = await self._source.fetch(known, LONG_POLL_S)
+        self._take(found)
+        if found.version != known:
+            return _PAUSE_S
+        # An answer that came early, with nothing new: too many ask there to be kept waiting.
+        return 0.0 if self._monotonic() - asked > found.max_age else max(found.max_age, 0.5)
+
     async def _refresh(self) -> float:
         async with self._lock:
             found = await self._source.fetch()
-            try:
-                self._keys = _public_keys(found.jwks_json)
-            except (ValueError, TypeError, AttributeError, jwt.PyJWTError) as exc:
-                raise Fault(
-                    errors_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE,
-                    "the auth service sent keys that cannot be read",
-                ) from exc
-            self._revoked = found.revoked_token_ids
-            self._disabled = found.disabled_client_ids
-            self._fetched_at = self._monotonic()
-            return max(found.max_age, 0.5)
+            self._take(found)
+            return 0.0 if found.version else max(found.max_age, 0.5)
+
+    def _take(self, found: KeySet) -> None:
+        try:
+            keys = _public_keys(found.jwks_json)
+        except (ValueError, TypeError, AttributeError, jwt.PyJWTError) as exc:
+            raise Fault(
+                errors_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE,
+                "the auth service sent keys that cannot be read",
+            ) from exc
+        gone = {kid for kid, known in self._keys.items() if keys.get(kid) != known}
+        if gone:
+            # Tokens of a key that is gone are no longer believed; of an API key, the next is asked.
+            for digest, principal in tuple(self._cache.items()):
+                if principal.signing_key in gone:
+                    self._forget(digest)
+        self._keys = keys
+        self._revoked = found.revoked_token_ids
+        self._disabled = found.disabled_client_ids
+        self._revoked_keys = found.revoked_api_key_ids
+        self._version = found.version
+        self._fetched_at = self._monotonic()
 
     async def _refresh_for_unknown_key(self) -> None:
         """At most one forced refresh in 30 s, whoever asks: an attacker names many keys."""
@@ -261,16 +278,12 @@ class Verifier:
 
     async def _decode(self, token: str) -> Principal:
         try:
-            header = jwt.get_unverified_header(token)
-        except jwt.PyJWTError as exc:
+            header = parse_token(token).header
+        except MalformedToken as exc:
             raise rejected() from exc
-        if str(header.get("typ", "")).lower() not in ("at+jwt", "application/at+jwt"):
+        if header["typ"].lower() not in ("at+jwt", "application/at+jwt"):
             raise rejected()
-        if "crit" in header:
-            raise rejected()
-        kid = header.get("kid")
-        if not isinstance(kid, str):
-            raise rejected()
+        kid = header["kid"]
         if kid not in self._keys:
             try:
                 await self._refresh_for_unknown_key()
@@ -287,53 +300,97 @@ class Verifier:
                 algorithms=[algorithm],
                 issuer=self._issuer,
                 audience=self._audience,
-                leeway=LEEWAY_S,
-                options={"require": list(_REQUIRED)},
+                # Its times are checked below: by our clock, which need not be the machine's.
+                options={
+                    "require": list(_REQUIRED),
+                    "verify_exp": False,
+                    "verify_iat": False,
+                    "verify_nbf": False,
+                },
             )
-        except (jwt.PyJWTError, ValueError, TypeError) as exc:
+            _check_times(claims, self._clock())
+        except (jwt.PyJWTError, ValueError, TypeError, OverflowError) as exc:
             raise rejected() from exc
-        return self._principal(claims)
+        return self._principal(claims, kid)
 
-    def _principal(self, claims: Mapping[str, Any]) -> Principal:
+    def _principal(self, claims: Mapping[str, Any], kid: str) -> Principal:
         life = claims["exp"] - claims["iat"]
-        texts = [claims[k] for k in ("client_id", "jti", "sub")] + [claims.get("tenant", "")]
-        if not 0 < life <= MAX_LIFE_S or not all(isinstance(t, str) for t in texts):
+        if not 0 < life <= MAX_LIFE_S:
             raise rejected()
-        scope = claims.get("scope", "")
-        if not isinstance(scope, str):
-            raise rejected()
+        try:
+            detail = AuditDetail(claims.get("audit", AuditDetail.METADATA))
+            networks = networks_of(_texts(claims.get("networks", [])))
+            quotas = read_rules(_texts(claims.get("quota", [])))
+            models = _texts(claims.get("models", []))
+            (api_key_id,) = _texts([claims.get("akid", "")])
+            cipher = CipherName(claims.get("cipher", CipherName.AES_256_GCM))
+        except ValueError as exc:
+            # Of a newer issuer: what is not understood must not be left out of account.
+            raise rejected() from exc
         return Principal(
             client_id=claims["client_id"],
             tenant=claims.get("tenant", ""),
-            scopes=frozenset(scope.split()),
+            scopes=frozenset(claims.get("scope", "").split()),
             expires_at=float(claims["exp"]),
             token_id=claims["jti"],
+            models=models,
+            networks=networks,
+            quotas=quotas,
+            api_key_id=api_key_id,
+            audit_detail=detail,
+            cipher=cipher,
+            signing_key=kid,
         )
 
     def _remember(self, digest: bytes, principal: Principal) -> None:
         self._cache[digest] = principal
         if len(self._cache) > self._cache_size:
-            self._cache.popitem(last=False)
+            self._forget(next(iter(self._cache)))
+
+    def _forget(self, digest: bytes) -> None:
+        self._cache.pop(digest, None)
+        self._renew_at.pop(digest, None)
+
+
+def _check_times(claims: Mapping[str, Any], now: float) -> None:
+    """Raises ValueError unless the token is alive at `now`, give or take the leeway."""
+    times = [claims["iat"], claims["exp"], claims.get("nbf", claims["iat"])]
+    if not all(type(moment) in (int, float) and math.isfinite(moment) for moment in times):
+        raise ValueError("a time is no number")
+    issued_at, ends_at, begins_at = times
+    if max(issued_at, begins_at) > now + LEEWAY_S or ends_at + LEEWAY_S <= now:
+        raise ValueError("it is not this token's time")
+
+
+def _texts(claim: Any) -> tuple[str, ...]:
+    """A claim that is a list of texts. Raises ValueError."""
+    if not isinstance(claim, list) or not all(isinstance(text, str) for text in claim):
+        raise ValueError("a claim is no list of texts")
+    return tuple(claim)
 
 
 def bearer_token(authorization: str) -> str:
     """The token of an `authorization` value. Raises Fault CREDENTIAL_REJECTED without one."""
     scheme, _, token = authorization.partition(" ")
-    if scheme.lower() != "bearer" or not token.strip():
+    token = token.strip(" ")
+    if scheme.lower() != "bearer" or not token:
         raise rejected()
-    return token.strip()
+    return token
 
 
-async def authenticate(verifier: Verifier, access: Access | None, authorization: str) -> (
-    Principal | None
-):  # fmt: skip
-    """Checks a credential against a method's rule; None for a public method.
+async def authenticate(
+    verifier: Verifier, access: Access | None, authorization: str, address: Address | None
+) -> Principal | None:
+    """Checks a credential and where it comes from against a method's rule; None for a public one.
 
     Raises Fault CREDENTIAL_REJECTED or ACCESS_DENIED. A method without a rule is denied.
     """
     if access is not None and access.public:
         return None
     principal = await verifier.verify(bearer_token(authorization))
-    if access is None or (access.any_scope and not access.any_scope & principal.scopes):
-        raise denied(access.any_scope if access else frozenset())
+    # Before anything is refused: whoever notes the refusal can say who it was.
+    set_current_caller(principal, address)
+    if access is None or (access.scopes and not access.scopes & principal.scopes):
+        raise denied(access.scopes if access else frozenset())
+    principal.check_address(address)
     return principal

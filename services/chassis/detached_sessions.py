@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from anabranch.v1 import errors_pb2, session_pb2
-from services.chassis.authn import Principal
 from services.chassis.caller_writes import reads_too_slowly
 from services.chassis.errors import Fault, Work
+from services.chassis.principal import Principal
 from services.chassis.session_state import SessionState
 
 _log = logging.getLogger(__name__)

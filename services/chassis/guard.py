@@ -20,8 +20,9 @@ from grpc_status import rpc_status
 
 from anabranch.v1 import errors_pb2
 from services.chassis.access import Access, access_of
-from services.chassis.authn import Principal, set_current_principal
 from services.chassis.errors import Fault, Violation, fault_of, invalid, reason_name, to_status
+from services.chassis.origin import Origin
+from services.chassis.principal import Address, Principal, set_current_caller
 
 _log = logging.getLogger("anabranch.access")
 
@@ -41,7 +42,9 @@ _UNKNOWN_METHOD = "/unknown"
 class Authenticator(Protocol):
     """Decides who calls."""
 
-    async def __call__(self, access: Access | None, authorization: str) -> Principal | None:
+    async def __call__(
+        self, access: Access | None, authorization: str, address: Address | None
+    ) -> Principal | None:
         """The caller; None for a public method. Raises Fault."""
 
 
@@ -50,6 +53,13 @@ class Observer(Protocol):
 
     def __call__(self, method: str, code: grpc.StatusCode, seconds: float) -> None:
         """Called once an RPC, after it ended."""
+
+
+class OnRefusal(Protocol):
+    """Is told of each RPC that failed."""
+
+    def __call__(self, method: str, fault: Fault, peer: str) -> None:
+        """Called once an RPC, before its caller hears of it."""
 
 
 class _Unreadable:
@@ -117,15 +127,19 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         max_seconds: float,
         max_message_bytes: int,
         max_concurrent: int,
+        origin: Origin,
         observer: Observer | None = None,
+        on_refusal: OnRefusal | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._authenticator = authenticator
+        self._origin = origin
         self._max_seconds = max_seconds
         self._max_message_bytes = max_message_bytes
         self._places = _Places(max_concurrent)
         self._public_streams = _Places(min(_MOST_PUBLIC_STREAMS, max_concurrent))
         self._observer = observer
+        self._on_refusal = on_refusal
         self._clock = clock
 
     async def intercept_service(
@@ -139,10 +153,13 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         method = handler_call_details.method
         if handler is None:
             method, handler = _UNKNOWN_METHOD, grpc.stream_stream_rpc_method_handler(_unknown)
-        authorization = ""
-        for key, value in handler_call_details.invocation_metadata or ():
-            if key == "authorization":
-                authorization = value
+        credentials = [
+            value
+            for key, value in handler_call_details.invocation_metadata or ()
+            if key == "authorization"
+        ]
+        # Of several none counts: whoever else looked at the call may have looked at another one.
+        authorization = credentials[0] if len(credentials) == 1 else ""
         return self._wrapped(handler, method, authorization)
 
     def _wrapped(
@@ -188,7 +205,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             try:
                 async with asyncio.timeout(self._limit(method)):
                     with self._counted(method):
-                        await self._admit(method, authorization, request)
+                        await self._admit(method, authorization, request, context)
                         result = await behaviour(request, context)
             except BaseException as exc:
                 await self._failed(exc, context, method, began)
@@ -204,7 +221,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             try:
                 async with asyncio.timeout(self._limit(method)):
                     with self._counted(method):
-                        await self._admit(method, authorization, request)
+                        await self._admit(method, authorization, request, context)
                         async for response in behaviour(request, context):
                             yield response
             except BaseException as exc:
@@ -225,9 +242,12 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         endless = public and self._limit(method) is None
         return (self._public_streams if endless else self._places).taken()
 
-    async def _admit(self, method: str, authorization: str, request: Any) -> None:
+    async def _admit(
+        self, method: str, authorization: str, request: Any, context: grpc.aio.ServicerContext
+    ) -> None:
         access = Access() if method == _UNKNOWN_METHOD else access_of(method)
-        set_current_principal(await self._authenticator(access, authorization))
+        address = self._origin.of(context)
+        set_current_caller(await self._authenticator(access, authorization, address), address)
         if isinstance(request, _Unreadable):
             raise request.fault
 
@@ -244,6 +264,8 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         if not isinstance(exc, Exception):
             return
         fault = fault_of(exc)
+        if self._on_refusal is not None:
+            self._on_refusal(method, fault, context.peer())
         self._ended(context, method, fault.code, began, fault)
         await context.abort_with_status(rpc_status.to_status(to_status(fault)))
 

@@ -8,11 +8,11 @@ it, in production and in tests alike. What the service does is not known here.
 from __future__ import annotations
 
 import asyncio
-import errno
 import importlib.resources
 import logging
 import re
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -22,51 +22,36 @@ from opentelemetry.metrics import Meter
 from opentelemetry.trace import Tracer
 
 from services.chassis import telemetry as telemetry_module
-from services.chassis.access import Access
+from services.chassis.api_key_exchange import KeyExchange
+from services.chassis.audit.refusals import Refusals
+from services.chassis.audit.requests import RequestAudit
+from services.chassis.audit.trail import Trail
+from services.chassis.audit.wiring import content_sealer, open_trail
 from services.chassis.auth_client import AuthClient, TokenSource
-from services.chassis.authn import KeySource, Principal, Verifier, authenticate
-from services.chassis.channels import transport_limits
+from services.chassis.authn import KeySource, Verifier
+from services.chassis.common_settings import CommonSettings
 from services.chassis.detached_sessions import ResumeLimits
-from services.chassis.guard import Guard
-from services.chassis.http2.server import Server
+from services.chassis.guarded_server import guarded_server
 from services.chassis.http_endpoint import HttpEndpoint
 from services.chassis.model_handler import ModelHandler
 from services.chassis.model_service import SERVICE_NAME, ModelService
 from services.chassis.model_streams import StreamLimits
+from services.chassis.ports import bind, registration, require_address, warn_of_certificates
+from services.chassis.quotas.gate import QuotaGate
 from services.chassis.reflection import add_reflection
-from services.chassis.registry import Registration, Registry, open_registry
-from services.chassis.settings import CommonSettings, SettingsError
+from services.chassis.registry import Registry, open_registry
+from services.chassis.tasks import Tasks
 from services.chassis.telemetry import Telemetry
+from services.chassis.tls import Tls, https_of
 from services.chassis.version import VERSION
-from services.chassis.workers.retirement import connection_age, retire
+from services.chassis.workers.retirement import REASON, retire
 from services.chassis.workers.worker import Worker
 
 _log = logging.getLogger(__name__)
 
 # What is left after the drain gets this long to end by itself before it is cut.
 _STOP_GRACE_S = 1.0
-
-
-class Tasks:
-    """The background work of a process, in one task group; a failure of one ends them all."""
-
-    def __init__(self, group: asyncio.TaskGroup) -> None:
-        self._group = group
-        self._running: set[asyncio.Task[Any]] = set()
-
-    def create_task(
-        self, work: Coroutine[Any, Any, Any], *, name: str | None = None
-    ) -> asyncio.Task[Any]:
-        """Starts work that the process awaits; an exception escaping it stops the process."""
-        task = self._group.create_task(work, name=name)
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-        return task
-
-    def cancel_all(self) -> None:
-        """Cancels whatever still runs; the group then waits for it."""
-        for task in tuple(self._running):
-            task.cancel()
+_AUDIT_S = 5.0
 
 
 class Host:
@@ -87,7 +72,9 @@ class Host:
         tokens: TokenSource | None,
         tasks: Tasks,
         http: HttpEndpoint,
+        audit: Trail,
         worker: Worker | None = None,
+        tls: Tls | None = None,
     ) -> None:
         self.service = service
         self.settings = settings
@@ -97,7 +84,10 @@ class Host:
         self.tokens = tokens
         self.tasks = tasks
         self.http = http
+        self.audit = audit
+        self._sealer = content_sealer(settings)
         self.worker = worker
+        self.tls = tls
         self.address = ""
         self.instance_id = settings.service_id
         self.model_service: ModelService | None = None
@@ -109,8 +99,18 @@ class Host:
         self._duration = telemetry.meter.create_histogram(
             "rpc.server.duration", unit="s", description="Duration of finished RPCs"
         )
-        self._server = self._new_server(shared=worker is not None)
-        self._private = self._new_server(private=True) if worker is not None else None
+        self._server = guarded_server(
+            settings,
+            verifier,
+            shared=worker is not None,
+            observer=self._observe,
+            on_refusal=Refusals(audit),
+        )
+        self._private = (
+            guarded_server(settings, verifier, siblings=True) if worker is not None else None
+        )
+        self._probed = guarded_server(settings, verifier) if settings.health_listen else None
+        self._health_address = ""
 
     @classmethod
     @asynccontextmanager
@@ -122,32 +122,46 @@ class Host:
         meta: Mapping[str, str] | None = None,
         registry: Registry | None = None,
         key_source: KeySource | None = None,
+        exchange: KeyExchange | None = None,
         worker: Worker | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> AsyncIterator[Host]:
         """Opens what every service stands on; leaving shuts it down in order.
 
         `registry` replaces the one that the settings name (tests share one);
-        `key_source` replaces the auth service as the origin of verification keys. `worker`:
-        this process is one of several that share the address.
-        Raises what a background task raised, as an ExceptionGroup.
+        `key_source` and `exchange` replace the auth service as the origin of verification keys
+        and of tokens for API keys. `worker`: this process is one of several that share the
+        address. `clock` returns the unix seconds by which credentials are judged.
+        Raises what a background task raised, as an ExceptionGroup, and SettingsError when the
+        certificate files cannot be used.
         """
+        tls = await asyncio.to_thread(Tls.open, settings)
         own_registry = registry is None
         registry = registry or open_registry(
             settings.registry,
             token=settings.registry_token,
             stale_for=settings.registry_stale_for,
         )
-        auth = AuthClient(settings.auth_target, registry)
+        auth = AuthClient(settings.auth_target, registry, tls)
         instance = settings.service_id or service
         if worker is not None:
             instance += f"-worker-{worker.index}"
         telemetry = telemetry_module.open(service, instance, settings.otlp_endpoint)
-        verifier = Verifier(key_source or auth, issuer=settings.issuer, audience=settings.audience)
+        verifier = Verifier(
+            key_source or auth,
+            issuer=settings.issuer,
+            audience=settings.audience,
+            clock=clock,
+            exchange=exchange or (auth if key_source is None else None),
+        )
         tokens = None
         if settings.client_id and settings.client_secret is not None:
             tokens = TokenSource(auth, settings.client_id, settings.client_secret)
         try:
-            async with asyncio.TaskGroup() as group:
+            async with (
+                open_trail(service, settings, telemetry.meter) as audit,
+                asyncio.TaskGroup() as group,
+            ):
                 tasks = Tasks(group)
                 host = cls(
                     service,
@@ -162,9 +176,17 @@ class Host:
                         settings.http_listen,
                         metrics=telemetry.prometheus_text,
                         ready=lambda: host.is_serving,
+                        tls=https_of(settings, tls),
                     ),
+                    audit=audit,
                     worker=worker,
+                    tls=tls,
                 )
+                tasks.create_task(audit.run(), name="audit")
+                if tls is not None:
+                    tls.observe(telemetry.meter)
+                    tls.on_renewed(host._renew_tls)
+                    tasks.create_task(tls.follow(), name="certificates")
                 if key_source is None:
                     tasks.create_task(auth.follow(), name="auth-address")
                 tasks.create_task(verifier.keep_fresh(), name="verification-keys")
@@ -172,8 +194,10 @@ class Host:
                     yield host
                 finally:
                     await host._shut_down()
+                    await audit.finish(_AUDIT_S)
                     tasks.cancel_all()
         finally:
+            await verifier.close()
             await auth.close()
             if own_registry:
                 await registry.close()
@@ -195,6 +219,11 @@ class Host:
         return self._serving
 
     @property
+    def health_address(self) -> str:
+        """host:port of the plaintext health port, once started; empty without one."""
+        return self._health_address
+
+    @property
     def http_address(self) -> str:
         """host:port of the HTTP endpoint, once started."""
         return self.http.address
@@ -206,8 +235,13 @@ class Host:
         limits: StreamLimits | None = None,
         remember_ids: int = 0,
         resume: ResumeLimits | None = None,
+        quotas: QuotaGate | None = None,
     ) -> ModelService:
-        """Serves ModelService with this handler. Before `start`."""
+        """Serves ModelService with this handler, to callers within their `quotas`. Before
+        `start`."""
+        if quotas is not None:
+            quotas.observe(self.meter)
+            self.tasks.create_task(quotas.run(), name="quotas")
         self.model_service = ModelService(
             handler,
             self.verifier,
@@ -215,6 +249,8 @@ class Host:
             remember_ids=remember_ids,
             resume=resume,
             worker=self.worker,
+            audit=RequestAudit(self.audit, self._sealer),
+            quotas=quotas,
         )
         if self._private is not None:
             self._private.add_generic_rpc_handlers((self.model_service.sibling_handler(),))
@@ -247,10 +283,13 @@ class Host:
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         protoset = importlib.resources.files("anabranch.v1").joinpath("anabranch.protoset")
         add_reflection(self._server, protoset.read_bytes(), self._services)
-        self._require_address()
+        if self._probed is not None:
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, self._probed)
+        require_address(self.settings)
+        if self.tls is not None:
+            warn_of_certificates(self.service, self.settings, self.tls)
         if self.worker is None or self._private is None:
             self.address = await self._bind()
-            await self._server.start()
             await self.http.start()
         else:
             self.address = self.settings.listen
@@ -272,23 +311,21 @@ class Host:
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         if self.worker is not None:
             await self._bind()
-            await self._server.start()
         self._serving = True
-        registration = Registration(
-            service=self.service,
-            id=self.instance_id,
-            address=self.settings.advertise or self.address,
-            meta={
-                "version": VERSION,
-                "zone": self.settings.zone,
-                **self._meta,
-            },
+        told = registration(
+            self.service,
+            self.instance_id,
+            self.settings,
+            address=self.address,
+            health=self._health_address,
+            tls=self.tls is not None,
+            meta={"version": VERSION, "zone": self.settings.zone, **self._meta},
         )
         if self.worker is not None:
-            self.worker.serving(registration)
+            self.worker.serving(told)
         else:
             self._registered = True
-            await self.registry.register(registration)
+            await self.registry.register(told)
         _log.info("serving", extra={"id": self.instance_id})
 
     async def stop_serving(self, reason: str) -> None:
@@ -303,6 +340,10 @@ class Host:
     async def _shut_down(self) -> None:
         limit = self.settings.drain_timeout
         if self.worker is not None and self.worker.retiring and self._serving:
+            if self._probed is not None:
+                # Its siblings answer there: whoever asks is not to hear that this one leaves.
+                self._probed.close_listeners()
+                self._probed.send_away(REASON)
             await retire(self.worker, self._server, self.model_service, limit)
         await self.stop_serving("shutting down")
         if self.model_service is not None:
@@ -315,57 +356,33 @@ class Host:
                     "drain time is over", extra={"cut_off": len(self.model_service.requests)}
                 )
         await self._server.stop(_STOP_GRACE_S)
-        if self._private is not None:
-            await self._private.stop(_STOP_GRACE_S)
+        for further in (self._private, self._probed):
+            if further is not None:
+                await further.stop(_STOP_GRACE_S)
         await self.http.close()
         _log.info("stopped", extra={"id": self.instance_id})
 
-    def _new_server(self, *, shared: bool = False, private: bool = False) -> Server:
-        settings = self.settings
-        return Server(
-            interceptors=[
-                Guard(
-                    self._authenticate,
-                    max_seconds=StreamLimits().max_timeout,
-                    max_message_bytes=settings.max_message_bytes,
-                    max_concurrent=settings.max_concurrent_rpcs,
-                    observer=None if private else self._observe,
-                )
-            ],
-            # What goes somewhat beyond a limit is refused by the guard, with details; only what
-            # goes far beyond is cut off by the transport, which has few words for it.
-            limits=transport_limits(2 * settings.max_message_bytes),
-            max_calls=2 * settings.max_concurrent_rpcs,
-            connection_age=connection_age(settings.drain_timeout) if shared else None,
-        )
-
-    def _require_address(self) -> None:
-        """Others cannot call a wildcard: it must be said what they should call."""
-        settings = self.settings
-        wildcard = settings.listen.rpartition(":")[0] in ("", "0.0.0.0", "[::]", "*")  # noqa: S104
-        if wildcard and not settings.advertise and settings.registry != "none":
-            raise SettingsError(
-                [
-                    f"ADVERTISE is required with LISTEN={settings.listen}: the host:port at "
-                    "which others reach this process"
-                ]
-            )
-
     async def _bind(self) -> str:
-        listen = self.settings.listen
-        try:
-            port = await self._server.listen(listen, reuse_port=self.worker is not None)
-        except OSError as exc:
-            why = "is the port in use?" if exc.errno == errno.EADDRINUSE else exc
-            raise OSError(f"cannot listen on {listen}: {why}") from exc
-        return f"{listen.rpartition(':')[0]}:{port}"
+        """Binds the service's own port and returns its address."""
+        tls = None if self.tls is None else self.tls.server_context
+        shared = self.worker is not None
+        address = await bind(self._server, self.settings.listen, reuse_port=shared, tls=tls)
+        if self._probed is not None:
+            self._health_address = await bind(
+                self._probed, self.settings.health_listen, reuse_port=shared
+            )
+            await self._probed.start()
+        await self._server.start()
+        return address
+
+    async def _renew_tls(self, authorities_changed: bool) -> None:
+        if authorities_changed:
+            # Whom the former authorities vouched for may finish, and must prove itself anew.
+            self._server.send_away("the trusted authorities have changed")
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for name in ("", *self._services):
             await self._health.set(name, status)
-
-    async def _authenticate(self, access: Access | None, authorization: str) -> Principal | None:
-        return await authenticate(self.verifier, access, authorization)
 
     def _observe(self, method: str, code: grpc.StatusCode, seconds: float) -> None:
         self._duration.record(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Awaitable, Callable
 from inspect import iscoroutinefunction
 from typing import cast
@@ -29,7 +30,8 @@ class HttpEndpoint:
     `listen` is host:port, or unix:/path for a socket file. `ready` decides what /readyz says;
     `metrics` renders the Prometheus text, as a coroutine or in a thread. A request body may
     have `max_body_bytes`; it must arrive, and the handler answer, within `request_timeout`
-    seconds. A connection may go `idle_timeout` seconds without a whole request head.
+    seconds. A connection may go `idle_timeout` seconds without a whole request head. With `tls`
+    it speaks HTTPS, but for a socket file.
     """
 
     def __init__(
@@ -41,7 +43,9 @@ class HttpEndpoint:
         max_body_bytes: int = 64 * 1024,
         request_timeout: float = 10.0,
         idle_timeout: float = 60.0,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
+        self._tls = tls
         self._listen = listen
         self._metrics = metrics
         self._ready = ready
@@ -89,7 +93,9 @@ class HttpEndpoint:
                 await web.UnixSite(self._runner, path).start()
                 self._address = self._listen
                 return
-            await web.TCPSite(self._runner, host or None, int(port), backlog=128).start()
+            await web.TCPSite(
+                self._runner, host or None, int(port), backlog=128, ssl_context=self._tls
+            ).start()
         except OSError:
             await self.close()
             raise

@@ -59,6 +59,18 @@ _SECRET_NAME = re.compile(
     r"(?i)(?:.*[_.-])?(?:secret|password|passwd|authorization|api[_-]?key|token|pepper|"
     r"cookie|credentials?|private[_-]?key)"
 )
+# One line per scrape and per connection says nothing that metrics do not; those of hpack show every
+# header, credentials in forms that no pattern knows.
+_CHATTY = (
+    "aiohttp.access",
+    "asyncio",
+    "consul",
+    "urllib3",
+    "sqlalchemy",
+    "aiosqlite",
+    "hpack",
+    "h2",
+)
 # What every LogRecord carries; anything else arrived through `extra`.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -83,8 +95,7 @@ def configure(
     root = logging.getLogger()
     root.setLevel(_number(level))
     root.handlers[:] = [handler]
-    # One line per scrape and per connection says nothing that metrics do not.
-    for chatty in ("aiohttp.access", "asyncio", "consul", "urllib3", "sqlalchemy", "aiosqlite"):
+    for chatty in _CHATTY:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     logging.captureWarnings(True)
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from anabranch.v1 import generation_pb2, model_pb2, session_pb2
-from services.chassis.authn import Principal
 from services.chassis.errors import Fault
 from services.chassis.prefix_log import PrefixLog
+from services.chassis.principal import Principal
 
 Cancel = Callable[[], None]
 

@@ -9,25 +9,32 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 import grpc
 
 from anabranch.v1 import errors_pb2, generation_pb2, model_pb2
-from services.chassis.authn import Verifier, current_principal
+from services.chassis.audit.requests import COUNT_TOKENS, EMBED, RequestAudit
+from services.chassis.authn import Verifier
 from services.chassis.detached_sessions import ResumableSessions, ResumeLimits, session_lost
 from services.chassis.errors import Fault, Violation, invalid
 from services.chassis.http2.server_call import ServerCall
 from services.chassis.model_handler import CallContext, ModelHandler
+from services.chassis.model_patterns import allows
 from services.chassis.model_session import HandOver, Session
 from services.chassis.model_streams import ActiveRequests, StreamLimits
 from services.chassis.plain_calls import PlainCalls, metadata_value
+from services.chassis.principal import current_principal
+from services.chassis.quotas.gate import QuotaGate
+from services.chassis.quotas.metered import metered_reply, tokens_of
 from services.chassis.session_handover import hand_over
 from services.chassis.session_wire import GrpcWire
 from services.chassis.validation import generate_violations
 from services.chassis.workers import Worker
 
 SERVICE_NAME = "anabranch.v1.ModelService"
+_Reply = TypeVar("_Reply")
 _DEFAULT_PAGE = 100
 _MAX_PAGE = 1000
 _MAX_EMBED_INPUTS = 256
@@ -45,13 +52,23 @@ class ModelService:
         remember_ids: int = 0,
         resume: ResumeLimits | None = None,
         worker: Worker | None = None,
+        audit: RequestAudit | None = None,
+        quotas: QuotaGate | None = None,
     ) -> None:
         self._handler = handler
+        self._quotas = quotas
+        self._audit = audit
         self._verifier = verifier
         self._worker = worker
         place = None if worker is None else (worker.index, worker.number)
         self.resumable = ResumableSessions(resume or ResumeLimits(), place)
-        self.requests = ActiveRequests(handler, limits or StreamLimits(), remember_ids=remember_ids)
+        self.requests = ActiveRequests(
+            handler,
+            limits or StreamLimits(),
+            remember_ids=remember_ids,
+            audit=audit,
+            quotas=quotas,
+        )
         self._plain = PlainCalls(self.requests)
         self._sessions: set[Session] = set()
         self._retiring: tuple[float, str] | None = None
@@ -119,7 +136,7 @@ class ModelService:
     async def _session(self, _: Any, call: ServerCall) -> None:
         wire = GrpcWire(call, self.requests.limits.write_stall)
         try:
-            await self._serve_session(wire)
+            await self._serve_session(wire, metadata_value(call, "authorization"))
         except HandOver as held:
             assert self._worker is not None, "there are no siblings"
             authorization = metadata_value(call, "authorization")
@@ -127,11 +144,12 @@ class ModelService:
 
     async def _session_from_sibling(self, _: Any, call: ServerCall) -> None:
         try:
-            await self._serve_session(GrpcWire(call, self.requests.limits.write_stall))
+            wire = GrpcWire(call, self.requests.limits.write_stall)
+            await self._serve_session(wire, metadata_value(call, "authorization"))
         except HandOver as held:
             raise session_lost() from held  # no caller goes round
 
-    async def _serve_session(self, wire: GrpcWire) -> None:
+    async def _serve_session(self, wire: GrpcWire, authorization: str) -> None:
         self.requests.check_open()
         session = Session(
             self._handler,
@@ -140,6 +158,7 @@ class ModelService:
             self._verifier,
             wire,
             self.resumable,
+            authorization=authorization,
         )
         self._sessions.add(session)
         if self._retiring is not None:
@@ -164,7 +183,21 @@ class ModelService:
             faults.append(Violation("dimensions", "must be 1 or more"))
         if faults:
             raise invalid(faults)
-        return await self._handler.embed(request, self._call_context(context))
+        current_principal().check_model(request.model)
+        call = self._call_context(context)
+        size = sum(len(text.encode()) for text in request.inputs)
+        return await self._audited(
+            EMBED,
+            request.model,
+            lambda: metered_reply(
+                self._quotas,
+                call.caller,
+                request.model,
+                tokens_of(size),
+                lambda: self._handler.embed(request, call),
+                _read_tokens,
+            ),
+        )
 
     async def _count_tokens(
         self, request: model_pb2.CountTokensRequest, context: grpc.aio.ServicerContext
@@ -183,12 +216,34 @@ class ModelService:
         ]
         if faults:
             raise invalid(faults)
-        return await self._handler.count_tokens(request, self._call_context(context))
+        current_principal().check_model(request.model)
+        call = self._call_context(context)
+        return await self._audited(
+            COUNT_TOKENS,
+            request.model,
+            lambda: metered_reply(
+                self._quotas,
+                call.caller,
+                request.model,
+                0,  # nothing is generated, nor read by a model
+                lambda: self._handler.count_tokens(request, call),
+                lambda _: None,
+            ),
+        )
+
+    async def _audited(
+        self, action: str, model: str, answer: Callable[[], Awaitable[_Reply]]
+    ) -> _Reply:
+        """The answer, which the audit trail tells of if there is one."""
+        if self._audit is None:
+            return await answer()
+        return await self._audit.watched_call(action, model, current_principal(), answer)
 
     async def _list_models(
         self, request: model_pb2.ListModelsRequest, context: grpc.aio.ServicerContext
     ) -> model_pb2.ListModelsResponse:
-        models = sorted(await self._handler.list_models(), key=lambda model: model.name)
+        listed = [m for m in await self._handler.list_models() if _may_see(m.name)]
+        models = sorted(listed, key=lambda model: model.name)
         after = _decode_page(request.page_token)
         if request.page_size < 0:
             raise invalid([Violation("page_size", "must not be negative")])
@@ -209,6 +264,17 @@ class ModelService:
             deadline=asyncio.get_running_loop().time() + allowed,
             traceparent=metadata_value(context, "traceparent"),
         )
+
+
+def _may_see(model: str) -> bool:
+    """Whether the caller hears of a model: one that it may ask, or any if it looks after them."""
+    principal = current_principal()
+    looks_after = not principal.scopes.isdisjoint(("relay", "admin"))
+    return looks_after or allows(principal.models, model)
+
+
+def _read_tokens(reply: model_pb2.EmbedResponse) -> int | None:
+    return reply.usage.prompt_tokens if reply.usage.source else None
 
 
 def _encode_page(name: str) -> str:

@@ -13,17 +13,22 @@ from collections.abc import Callable
 
 from google.protobuf.message import DecodeError
 
+from anabranch.api_keys import looks_like_key
 from anabranch.v1 import errors_pb2, relay_pb2
-from services.chassis.authn import Principal, Verifier, bearer_token
+from services.chassis.authn import Verifier, bearer_token
 from services.chassis.caller_writes import reads_too_slowly
 from services.chassis.detached_sessions import Elsewhere, ResumableSessions
 from services.chassis.errors import Fault, Violation, Work, invalid
 from services.chassis.guard import too_large
 from services.chassis.model_handler import ModelHandler
 from services.chassis.model_streams import ActiveRequests
+from services.chassis.principal import Principal, current_address
 from services.chassis.session_state import SessionState, protocol_fault
 from services.chassis.session_wire import SessionWire, WireLost
 from services.chassis.turn import Soon, turn_of
+
+# Well within what is left of a token when the verifier exchanges its key again.
+_LOOK_AT_KEY_S = 15.0
 
 
 class HandOver(Exception):
@@ -51,8 +56,12 @@ class Session:
         wire: SessionWire,
         resumable: ResumableSessions,
         *,
+        authorization: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`authorization` is the metadata that `principal` was verified from."""
+        self._credential = authorization.partition(" ")[2].strip()
+        self._address = current_address()
         self._handler = handler
         self._requests = requests
         self._limits = requests.limits
@@ -114,6 +123,9 @@ class Session:
             async with asyncio.TaskGroup() as tasks:
                 reader = tasks.create_task(self._read_all())
                 ticker = tasks.create_task(self._tick())
+                renewing: asyncio.Task[None] | None = None
+                if looks_like_key(self._credential):
+                    renewing = tasks.create_task(self._keep_api_key_renewed())
                 self._wake.set()
                 while not self._is_over():
                     if self._blocked and (unblocking is None or unblocking.done()):
@@ -122,6 +134,8 @@ class Session:
                     self._attention.clear()
                 reader.cancel()
                 ticker.cancel()
+                if renewing is not None:
+                    renewing.cancel()
         except BaseExceptionGroup as group:
             # One failure ends the session; its siblings were only cancelled by it.
             raise group.exceptions[0] from None
@@ -191,7 +205,23 @@ class Session:
         renewed = await self._verifier.verify(bearer_token(authorization))
         if renewed.client_id != self._state.principal.client_id:
             raise protocol_fault("a session is renewed by the client that opened it")
+        renewed.check_address(self._address)
         self._state.principal = renewed
+
+    async def _keep_api_key_renewed(self) -> None:
+        """A caller with an API key has nothing newer to send: its key is exchanged again here.
+
+        Once it is refused, running requests go on and new ones are refused, as with any token
+        that has ended.
+        """
+        while True:
+            await asyncio.sleep(_LOOK_AT_KEY_S)
+            try:
+                renewed = await self._verifier.verify(self._credential)
+                renewed.check_address(self._address)
+            except Fault:
+                continue
+            self._state.principal = renewed
 
     # Writing
 

@@ -7,19 +7,21 @@ handler and its outlet. Knows nothing of gRPC messages beyond the request itself
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import random
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Protocol
 
 from google.protobuf.message import DecodeError
 
 from anabranch.v1 import errors_pb2, generation_pb2
-from services.chassis.authn import Principal
+from services.chassis.audit.requests import RequestAudit, WatchedRequest
 from services.chassis.deadlines import Deadlines, Due
 from services.chassis.errors import Fault, Violation, Work, fault_of, invalid
 from services.chassis.model_handler import CallContext, Cancel, ModelHandler, Outlet
+from services.chassis.principal import Principal
+from services.chassis.quotas.gate import QuotaGate
+from services.chassis.quotas.metered import MeteredRequest
+from services.chassis.request_ids import RequestIds
 from services.chassis.validation import validate_generate
 
 
@@ -50,11 +52,12 @@ class Onward(Protocol):
 class ActiveRequest:
     """One request between handler and wire: passes output on until it has ended once."""
 
-    __slots__ = ("_cancel", "_due", "_owner", "_target", "chunks", "ended")
+    __slots__ = ("_cancel", "_due", "_owner", "_target", "_watched", "chunks", "ended")
 
     def __init__(self, owner: ActiveRequests, target: Outlet) -> None:
         self._owner = owner
         self._target = target
+        self._watched: WatchedRequest | None = None
         self._cancel: Cancel | None = None
         self._due: Due | None = None
         self.ended = False
@@ -83,6 +86,8 @@ class ActiveRequest:
         """The caller is gone: the handler stops, and nobody hears of it."""
         if self.ended:
             return
+        if self._watched is not None:
+            self._watched.abandoned()
         cancel = self._cancel
         self._end()
         if cancel is not None:
@@ -94,8 +99,19 @@ class ActiveRequest:
         chunk, before the last, and not once the request was cancelled."""
         return self._target.chunk
 
+    def watch(self, watched: WatchedRequest | None) -> None:
+        """What is to be written to the audit trail stands before the target."""
+        if watched is not None:
+            self._target = self._watched = watched
+
+    def meter(self, gate: QuotaGate) -> MeteredRequest:
+        """Puts a meter between it and its target. Before `begin`."""
+        meter = MeteredRequest(gate, self, self._target)
+        self._target = meter
+        return meter
+
     def begin(self, cancel: Cancel, deadlines: Deadlines, deadline: float, now: float) -> None:
-        """Called once the handler has taken the request."""
+        """Called once the handler has taken the request, or the meter in front of it."""
         if not self.ended:
             self._cancel = cancel
             self._due = deadlines.add(self, deadline, now)
@@ -130,14 +146,22 @@ class ActiveRequests:
     """All requests in progress, and the door that new ones come through."""
 
     def __init__(
-        self, handler: ModelHandler, limits: StreamLimits, *, remember_ids: int = 0
+        self,
+        handler: ModelHandler,
+        limits: StreamLimits,
+        *,
+        remember_ids: int = 0,
+        audit: RequestAudit | None = None,
+        quotas: QuotaGate | None = None,
     ) -> None:
         self._handler = handler
+        self._audit = audit
+        self._quotas = quotas
         self.limits = limits
         self._active: set[ActiveRequest] = set()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._bodies = _RequestIds(remember_ids) if remember_ids else None
+        self._bodies = RequestIds(remember_ids) if remember_ids else None
         self._deadlines: Deadlines | None = None
         # For ids only; asking the system for each would cost a call of its own.
         self._random = random.Random()  # noqa: S311
@@ -180,10 +204,12 @@ class ActiveRequests:
         traceparent: str = "",
         time_remaining: float | None = None,
         mask: frozenset[int] = frozenset(),
+        relayed: bool = False,
     ) -> ActiveRequest:
         """Starts a serialised GenerateRequest; a refusal goes to the target as well.
 
-        Never raises for what the request is; the target hears of it.
+        Never raises for what the request is; the target hears of it. One that is `relayed` is
+        written to the audit trail by the router that it came to.
         """
         active = ActiveRequest(self, target)
         self._active.add(active)
@@ -193,10 +219,18 @@ class ActiveRequests:
             # Kept, since asking for the loop costs a system call.
             deadlines = self._deadlines or self._running()
             request = self._read(raw, caller)
+            if self._audit is not None and not relayed:
+                active.watch(self._audit.watch(request, caller, target))
+            caller.check_model(request.model)
             now = deadlines.now()
             deadline = now + self._allowed(request, time_remaining)
             context = CallContext(caller, request.request_id, deadline, traceparent, mask)
-            active.begin(self._handler.open(request, context, active), deadlines, deadline, now)
+            if caller.quotas and self._quotas is not None:
+                meter = active.meter(self._quotas)
+                active.begin(meter.cancel, deadlines, deadline, now)
+                meter.open(self._handler, request, context)
+            else:
+                active.begin(self._handler.open(request, context, active), deadlines, deadline, now)
         except Exception as exc:  # noqa: BLE001 - the edge: whatever a handler raises becomes a status
             active.fail(fault_of(exc))
         return active
@@ -232,31 +266,3 @@ class ActiveRequests:
 def onward(outlet: Outlet) -> Onward:
     """The shortest way to a request's target, see ActiveRequest.onward."""
     return outlet.onward if isinstance(outlet, ActiveRequest) else outlet.chunk
-
-
-class _RequestIds:
-    """Remembers the bodies of the latest request ids, to refuse an id used for another."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._seen: OrderedDict[tuple[str, str], bytes] = OrderedDict()
-
-    def check(self, caller: Principal, request: generation_pb2.GenerateRequest) -> None:
-        asked = request
-        if request.HasField("timeout"):
-            # A repetition has less time left, which makes it no other request.
-            asked = generation_pb2.GenerateRequest()
-            asked.CopyFrom(request)
-            asked.ClearField("timeout")
-        body = hashlib.sha256(asked.SerializeToString(deterministic=True)).digest()
-        key = (caller.client_id, request.request_id)
-        known = self._seen.setdefault(key, body)
-        self._seen.move_to_end(key)
-        if len(self._seen) > self._size:
-            self._seen.popitem(last=False)
-        if known != body:
-            raise Fault(
-                errors_pb2.ERROR_REASON_REQUEST_ID_REUSED,
-                "this request_id was used before with another body",
-                metadata={"request_id": request.request_id},
-            )

@@ -14,12 +14,12 @@ from google.protobuf.message import DecodeError
 
 from anabranch.v1 import generation_pb2
 from services.chassis.answers import AnswerBuilder
-from services.chassis.authn import current_principal
 from services.chassis.caller_writes import CallerWrites, reads_too_slowly
 from services.chassis.coalescing import coalesce_chunks
 from services.chassis.errors import Fault, fault_of
 from services.chassis.model_handler import Outlet
 from services.chassis.model_streams import ActiveRequest, ActiveRequests
+from services.chassis.principal import current_principal
 
 # A chunk of one token is some 30 bytes on the wire, and with its object several times that: this
 # many make some 16 KiB, and joining them is worth the decoding.

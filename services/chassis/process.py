@@ -26,9 +26,10 @@ import uvloop
 
 from services.chassis import logs
 from services.chassis import settings as settings_module
+from services.chassis.common_settings import CommonSettings, WorkerSettings
 from services.chassis.errors import Fault
 from services.chassis.registry import open_registry
-from services.chassis.settings import CommonSettings, SettingsError, WorkerSettings
+from services.chassis.settings import SettingsError
 from services.chassis.workers import Assignment, Worker
 from services.chassis.workers.child import Program
 from services.chassis.workers.shared_port import reserved
@@ -238,6 +239,9 @@ async def _supervise(settings: WorkerSettings, program: Program) -> int:
     except CannotRunError as error:
         _log.error("cannot run", extra={"cause": str(error)})
         return ExitCode.BAD_SETTINGS if error.code == ExitCode.BAD_SETTINGS else ExitCode.FAILED
+    except SettingsError as error:
+        _log.error("cannot run", extra={"cause": "; ".join(error.problems)})
+        return ExitCode.BAD_SETTINGS
     except (OSError, ValueError) as error:
         _log.error("cannot run", extra={"cause": str(error)})
         return ExitCode.FAILED

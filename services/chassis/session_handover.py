@@ -13,6 +13,8 @@ import grpc
 from services.chassis.detached_sessions import session_lost
 from services.chassis.errors import fault_from_rpc_error
 from services.chassis.model_session import HandOver
+from services.chassis.origin import sibling_metadata
+from services.chassis.principal import current_address
 from services.chassis.session_wire import SessionWire
 from services.chassis.workers.siblings import Roster
 
@@ -30,7 +32,8 @@ async def hand_over(
     if channel is None:
         raise session_lost()
     try:
-        call = channel.stream_stream(_METHOD)(metadata=(("authorization", authorization),))
+        metadata = (("authorization", authorization), *sibling_metadata(current_address()))
+        call = channel.stream_stream(_METHOD)(metadata=metadata)
         try:
             await _carry(call, session.opening, wire)
         except grpc.aio.AioRpcError as error:

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from typing import Protocol
 
 from anabranch.v1 import errors_pb2, relay_pb2, session_pb2
-from services.chassis.authn import Principal, Verifier, denied
+from services.chassis.authn import Verifier
 from services.chassis.errors import Fault, Violation, invalid, to_status
 from services.chassis.model_handler import HoldsPrefixes, ModelHandler
 from services.chassis.model_streams import ActiveRequest, ActiveRequests
 from services.chassis.prefix_log import PrefixReader
+from services.chassis.principal import Principal, denied
 from services.chassis.session_output import SessionOutput, Wake
 
 _NO_MASK: frozenset[int] = frozenset()
@@ -221,7 +222,12 @@ class SessionState:
             )
             return
         request = self._requests.open(
-            frame.start, stream, caller, traceparent=frame.traceparent, mask=mask
+            frame.start,
+            stream,
+            caller,
+            traceparent=frame.traceparent,
+            mask=mask,
+            relayed=frame.HasField("on_behalf_of"),
         )
         if not request.ended:
             self._streams[number] = request

@@ -14,15 +14,13 @@ import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from services.chassis.setting_values import Secret, parse, type_name
 
 __all__ = [
-    "CommonSettings",
     "Secret",
     "SettingsError",
-    "WorkerSettings",
     "describe",
     "load",
     "setting",
@@ -201,70 +199,3 @@ def _default_text(field: dataclasses.Field[Any]) -> str:
     if isinstance(value, tuple):
         return ",".join(str(v) for v in value)
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CommonSettings:
-    """What every service's settings inherit; each overrides `listen` and `http_listen`."""
-
-    listen: str = setting(
-        "127.0.0.1:0", help="Address and port of the gRPC server, host:port; port 0 takes any."
-    )
-    http_listen: str = setting(
-        "127.0.0.1:0", help="Address and port of /metrics, /healthz and /readyz, host:port."
-    )
-    advertise: str = setting(
-        "",
-        help="The host:port told to others through the registry. "
-        "Empty: the bound address. Needed when listening on every interface.",
-    )
-    service_id: str = setting(
-        "", help="Unique name of this process in the registry. Empty: service name, host and port."
-    )
-    zone: str = setting("", help="Where this process runs; neighbours in the same zone are nearer.")
-    registry: str = setting(
-        "none",
-        help="How processes find each other: consul://host:port?dc=name&tls=true, or "
-        "static:service=host:port,service=host:port;… , or none.",
-    )
-    registry_token: Secret | None = setting(None, help="The registry's access token.")
-    registry_stale_for: float = setting(
-        3600.0, minimum=0, help="How long the last known set is used while the registry is down."
-    )
-    auth_target: str = setting(
-        "", help="host:port of the auth service. Empty: anabranch-auth from the registry."
-    )
-    issuer: str = setting(
-        "https://auth.anabranch.internal", help="The only accepted `iss` of access tokens."
-    )
-    audience: str = setting("anabranch", help="The only accepted `aud` of access tokens.")
-    client_id: str = setting("", help="This service's own identity, for calls to other services.")
-    client_secret: Secret | None = setting(None, help="The secret that belongs to the client id.")
-    log_level: Literal["debug", "info", "warning", "error"] = setting(
-        "info", help="The least severe level that is logged."
-    )
-    otlp_endpoint: str = setting(
-        "", help="Base URL of an OTLP/HTTP collector for traces and metrics. Empty: none."
-    )
-    drain_timeout: float = setting(
-        30.0, minimum=0, help="How long open requests may take to finish at shutdown."
-    )
-    max_concurrent_rpcs: int = setting(
-        1000, minimum=1, help="Calls served at once; further ones are refused at once."
-    )
-    max_message_bytes: int = setting(
-        4 * 1024 * 1024, minimum=64 * 1024, help="The largest gRPC message accepted, in bytes."
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerSettings(CommonSettings):
-    """What the settings of a service inherit that may run as several processes."""
-
-    workers: int = setting(
-        1,
-        minimum=1,
-        maximum=256,
-        help="Processes that share the port, each an event loop of its own; 1 needs no supervisor. "
-        "Limits of one process, such as concurrent RPCs, count for each.",
-    )

@@ -86,7 +86,10 @@ class FailureKind(StrEnum):
 
 
 class ProviderFailure(Exception):
-    """A provider did not answer as asked. `message` is ours or has been cleaned."""
+    """A provider did not answer as asked. `message` is ours or has been cleaned.
+
+    `cause` says it in our words: a provider's may quote the prompt, which only its caller may read.
+    """
 
     def __init__(
         self,
@@ -98,10 +101,12 @@ class ProviderFailure(Exception):
         code: str = "",
         field: str = "",
         retry: bool | None = None,
+        cause: str = "",
     ) -> None:
-        super().__init__(message)
+        super().__init__(cause or message)
         self.kind = kind
         self.message = message
+        self.cause = cause or message
         self.http_status = http_status
         self.retry_after = retry_after
         self.code = code

@@ -13,11 +13,11 @@ from contextlib import asynccontextmanager
 from anabranch.v1 import session_pb2
 from services.chassis.authn import KeySource
 from services.chassis.host import Host
+from services.chassis.quotas.gate import QuotaGate
 from services.chassis.redis_connection import redis_client
 from services.chassis.registry import Registry
 from services.chassis.version import VERSION
 from services.cloud_proxy.attempts import Attempts
-from services.cloud_proxy.budget_rules import UNLIMITED
 from services.cloud_proxy.budgets import open_budgets
 from services.cloud_proxy.candidates import Directory
 from services.cloud_proxy.config import Route
@@ -52,7 +52,6 @@ async def running(
     """
     routes = settings.routes()
     rules = settings.budgets()
-    redis_url = settings.redis_url if rules != UNLIMITED else None
     _warn(routes, settings)
     timers = Timers(
         first_token=settings.first_token_timeout,
@@ -68,7 +67,7 @@ async def running(
             connections=settings.max_in_flight,
             proxy=proxy,
         ) as http,
-        redis_client(redis_url, "ANABRANCH_CLOUD_REDIS_URL") as redis,
+        redis_client(settings.redis_url, "ANABRANCH_CLOUD_REDIS_URL") as redis,
         Host.open(
             SERVICE,
             settings,
@@ -111,7 +110,8 @@ async def running(
                 max_in_flight=settings.max_in_flight,
                 image_hosts=frozenset(settings.image_hosts),
                 gather=settings.gather,
-            )
+            ),
+            quotas=QuotaGate(redis),
         )
         if settings.warm:
             urls = [route.base_url for route in routes.values()]

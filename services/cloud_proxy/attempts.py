@@ -172,7 +172,7 @@ class _Failed(Exception):
     """One provider is out of the question, after so many attempts in all."""
 
     def __init__(self, failure: ProviderFailure, made: int, *, delivered: bool) -> None:
-        super().__init__(failure.message)
+        super().__init__(failure.cause)
         self.failure = failure
         self.made = made
         self.delivered = delivered
@@ -222,7 +222,8 @@ def log_failure(attempt: Attempt, facts: Mapping[str, object]) -> None:
                 **facts,
                 "provider": attempt.candidate.route.profile.name,
                 "failure": str(failure.kind),
-                "cause": failure.message,
+                "cause": failure.cause,
+                "code": failure.code,
                 "http_status": failure.http_status,
                 "provider_request_id": attempt.seen.request_id,
                 "key": attempt.key,

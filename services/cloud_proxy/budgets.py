@@ -15,9 +15,18 @@ from opentelemetry.metrics import CallbackOptions, Meter, Observation
 from redis.asyncio import Redis
 
 from services.chassis.budgets.leases import LeaseSource, ShareOfBudget
-from services.chassis.budgets.ledger import LEASED_AT_ONCE, Reservation
+from services.chassis.budgets.ledger import LEASED_AT_ONCE, Budget, Reservation
 from services.chassis.budgets.redis_leases import RedisLeases
 from services.chassis.budgets.supply import ASK_AGAIN_S, Supply
+from services.chassis.quotas import money
+from services.chassis.quotas.money import (
+    NO_QUOTAS,
+    KnownQuotas,
+    LeasesByKind,
+    Quotas,
+    is_quota,
+    names,
+)
 from services.cloud_proxy.budget_rules import BudgetRules, accounts_of
 
 LEASES_PREFIX = "anabranch:provider-budget:"
@@ -62,7 +71,8 @@ class Budgets:
         self._rules = rules
         self._now = epoch_clock
         self._patience = patience
-        self._supply = Supply(rules.budget_of, leases, epoch_clock, slices=slices)
+        self._supply = Supply(self._budget_of, leases, epoch_clock, slices=slices)
+        self._quotas = KnownQuotas(self._supply.forget)
 
     def limits(self, tenant: str, provider: str) -> bool:
         """Whether any budget applies."""
@@ -77,9 +87,13 @@ class Budgets:
         accounts = accounts_of(tenant, provider)
         return None if self._too_much(accounts, amount) else self._supply.reserve(accounts, amount)
 
-    async def reserve_soon(self, tenant: str, provider: str, amount: int) -> Reservation | None:
-        """As `reserve`, but waits a moment for a lease that is on its way."""
-        accounts = accounts_of(tenant, provider)
+    async def reserve_soon(
+        self, tenant: str, provider: str, amount: int, quotas: Quotas = NO_QUOTAS
+    ) -> Reservation | None:
+        """As `reserve`, but waits a moment for a lease that is on its way. It is paid from the
+        accounts of the caller's `quotas` as well."""
+        self._quotas.learn(quotas)
+        accounts = accounts_of(tenant, provider) + names(quotas)
         if self._too_much(accounts, amount):
             return None
         return await self._supply.reserve_soon(accounts, amount, self._patience)
@@ -92,9 +106,11 @@ class Budgets:
         """It cost nothing."""
         self._supply.release(reservation)
 
-    def shortages(self, tenant: str, provider: str, amount: int) -> list[Shortage]:
+    def shortages(
+        self, tenant: str, provider: str, amount: int, quotas: Quotas = NO_QUOTAS
+    ) -> list[Shortage]:
         """The accounts that do not cover so much now."""
-        accounts = accounts_of(tenant, provider)
+        accounts = accounts_of(tenant, provider) + names(quotas)
         found = (self._shortage(account, amount) for account in accounts)
         return [shortage for shortage in found if shortage is not None]
 
@@ -135,11 +151,16 @@ class Budgets:
 
     def _too_much(self, accounts: Iterable[str], amount: int) -> bool:
         """Whether a whole budget is too small: then nothing is leased for it, in vain."""
-        budgets = (self._rules.budget_of(account) for account in accounts)
+        budgets = (self._budget_of(account) for account in accounts)
         return any(budget is not None and amount > budget.microusd for budget in budgets)
 
+    def _budget_of(self, account: str) -> Budget | None:
+        if is_quota(account):
+            return self._quotas.budget_of(account)
+        return self._rules.budget_of(account)
+
     def _shortage(self, account: str, amount: int) -> Shortage | None:
-        budget = self._rules.budget_of(account)
+        budget = self._budget_of(account)
         if budget is None:
             return None
         now = self._now()
@@ -167,7 +188,10 @@ def open_budgets(
     """Budgets shared through Redis with other proxies; without it, all of them for this one."""
     if redis is None:
         return Budgets(rules, ShareOfBudget(1, epoch_clock), epoch_clock, slices=1)
-    leases = RedisLeases(redis, epoch_clock, prefix=LEASES_PREFIX)
+    leases = LeasesByKind(
+        quotas=RedisLeases(redis, epoch_clock, prefix=money.LEASES_PREFIX),
+        others=RedisLeases(redis, epoch_clock, prefix=LEASES_PREFIX),
+    )
     return Budgets(rules, leases, epoch_clock)
 
 

@@ -16,6 +16,7 @@ from anabranch.v1 import errors_pb2, model_pb2, session_pb2
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault
 from services.chassis.model_handler import CallContext, Cancel, Outlet
+from services.chassis.quotas.money import money_quotas
 from services.cloud_proxy import estimates
 from services.cloud_proxy.account import cost_of
 from services.cloud_proxy.answer import Embedded, ProviderFailure, ProviderUsage
@@ -108,7 +109,7 @@ class CloudProxy:
             writer,
             context,
             self._observer,
-            Money(self._budgets, context.caller.tenant),
+            self._money(context, request.model),
             sum(masked.counts.values()) if masked is not None else 0,
         )
         task = self._tasks.create_task(call.run(self._attempts), name=f"call {context.request_id}")
@@ -126,6 +127,11 @@ class CloudProxy:
 
         return lambda: call.cancelled(stop)
 
+    def _money(self, context: CallContext, model: str) -> Money:
+        """Of whoever asks for the model, by the name that the request has for it."""
+        caller = context.caller
+        return Money(self._budgets, caller.tenant, money_quotas(caller, model))
+
     async def embed(
         self, request: model_pb2.EmbedRequest, context: CallContext
     ) -> model_pb2.EmbedResponse:
@@ -137,7 +143,7 @@ class CloudProxy:
             return candidate.dialect.decode_embed(leaving, candidate.route, body)
 
         size = sum(estimates.tokens_of(len(text.encode())) for text in leaving.inputs)
-        money = Money(self._budgets, context.caller.tenant)
+        money = self._money(context, request.model)
         most = embedding_cost_at_most(leaving, route)
         ask = Ask("embeddings", decode, context, self._observer)
         dialect = self._directory.dialect(route)

@@ -139,7 +139,7 @@ class Observer:
             span.set_attribute("anabranch.provider_request_id", attempt.seen.request_id)
         if failure is not None:
             labels["error.type"] = str(failure.kind)
-            span.set_status(Status(StatusCode.ERROR, failure.message))
+            span.set_status(Status(StatusCode.ERROR, failure.cause))
             span.set_attribute("error.type", str(failure.kind))
         self._duration.record(attempt.seconds or 0.0, labels)
         span.end()

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anabranch.v1 import generation_pb2 as pb
-from services.chassis.settings import CommonSettings, Secret, SettingsError, setting
+from services.chassis.common_settings import CommonSettings
+from services.chassis.settings import Secret, SettingsError, setting
 from services.cloud_proxy.budget_rules import UNLIMITED, BudgetRules, read_budgets
 from services.cloud_proxy.config import Route, read_routes
 from services.cloud_proxy.configuration import BadConfiguration
@@ -54,7 +55,7 @@ class Settings(CommonSettings):
     )
     redis_url: Secret | None = setting(
         None,
-        help="Redis that cloud proxies share their budgets through, such as "
+        help="Redis that cloud proxies share budgets and callers' quotas through, such as "
         "redis://:password@host:6379/0. Empty: each process may spend all of them.",
     )
     max_in_flight: int = setting(
@@ -122,6 +123,7 @@ class Settings(CommonSettings):
         return filled
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         problems = []
         if not self.mask or ("none" in self.mask and len(self.mask) > 1):
             # What is left empty by mistake must not switch it off.

@@ -13,6 +13,7 @@ from anabranch.v1 import errors_pb2, model_pb2
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.budgets.ledger import Reservation
 from services.chassis.errors import Fault
+from services.chassis.quotas.money import NO_QUOTAS, Quotas, is_quota
 from services.cloud_proxy import estimates
 from services.cloud_proxy.answer import FailureKind, ProviderFailure
 from services.cloud_proxy.budget_rules import ALL
@@ -32,17 +33,18 @@ _WHY = {
 class Money:
     """What one request spends. One reservation at a time, for the provider that is asked next."""
 
-    __slots__ = ("_budgets", "_owed", "_reservation", "_tenant")
+    __slots__ = ("_budgets", "_owed", "_quotas", "_reservation", "_tenant")
 
-    def __init__(self, budgets: Budgets, tenant: str) -> None:
+    def __init__(self, budgets: Budgets, tenant: str, quotas: Quotas = NO_QUOTAS) -> None:
         self._budgets = budgets
         self._tenant = tenant
+        self._quotas = quotas
         self._reservation: Reservation | None = None
         self._owed = 0
 
     def is_limited(self, provider: str) -> bool:
         """Whether a budget applies there; else there is no need to know what a request costs."""
-        return self._budgets.limits(self._tenant, provider)
+        return bool(self._quotas) or self._budgets.limits(self._tenant, provider)
 
     async def reserve(self, provider: str, amount: int | None) -> None:
         """Sets `amount` micro-USD aside, waiting a moment if a lease is on its way. What was set
@@ -56,9 +58,10 @@ class Money:
             if self.is_limited(provider):
                 raise _not_known(provider)
             return
-        found = await self._budgets.reserve_soon(self._tenant, provider, amount)
+        found = await self._budgets.reserve_soon(self._tenant, provider, amount, self._quotas)
         if found is None:
-            raise _exhausted(self._budgets.shortages(self._tenant, provider, amount), amount)
+            lacking = self._budgets.shortages(self._tenant, provider, amount, self._quotas)
+            raise _exhausted(lacking, amount)
         self._reservation = found
 
     def __enter__(self) -> Self:
@@ -148,6 +151,8 @@ def _exhausted(shortages: list[Shortage], amount: int) -> Fault:
 def _told(shortage: Shortage) -> str:
     if shortage.account == ALL:
         return "the cloud budget of all tenants together"
+    if is_quota(shortage.account):
+        return f"the caller's quota {shortage.account}"
     kind, _, name = shortage.account.partition(":")
     return f"the cloud budget of {kind} {name}" if name else f"the cloud budget without a {kind}"
 

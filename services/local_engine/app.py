@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 
 from services.chassis.authn import KeySource
 from services.chassis.host import Host
+from services.chassis.quotas.gate import QuotaGate
+from services.chassis.redis_connection import redis_client
 from services.chassis.registry import Registry
 from services.chassis.version import VERSION
 from services.local_engine.engine import Engine
@@ -52,9 +54,12 @@ async def running(
         "capacity": str(settings.max_num_seqs),
     }
     try:
-        async with Host.open(
-            SERVICE, settings, meta=meta, registry=registry, key_source=key_source
-        ) as host:
+        async with (
+            redis_client(settings.redis_url, "ANABRANCH_ENGINE_REDIS_URL") as redis,
+            Host.open(
+                SERVICE, settings, meta=meta, registry=registry, key_source=key_source
+            ) as host,
+        ):
             handler = EngineHandler(
                 engine,
                 names=settings.names,
@@ -63,7 +68,7 @@ async def running(
                 metrics=EngineMetrics(host.meter),
                 max_waiting=settings.max_waiting,
             )
-            service = host.add_model_service(handler)
+            service = host.add_model_service(handler, quotas=QuotaGate(redis))
             await host.start()
             await engine.start()
             if settings.engine == "vllm":

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Literal
 
-from services.chassis.settings import CommonSettings, setting
+from services.chassis.common_settings import CommonSettings
+from services.chassis.settings import Secret, setting
 from services.local_engine.slow_spells import slow_spells
 from services.local_engine.step_model import StepModel
 
@@ -32,6 +33,11 @@ class Settings(CommonSettings):
     model_aliases: tuple[str, ...] = setting((), help="Other names that requests may use.")
     max_waiting: int = setting(
         2048, minimum=1, help="Requests that may wait here; further ones are refused as overload."
+    )
+    redis_url: Secret | None = setting(
+        None,
+        help="Redis that quotas of those who call engines directly are counted in, such as "
+        "redis://:password@host:6379/0. Empty: each engine counts for itself.",
     )
     prefix_events: bool = setting(
         True, help="Tell routers what the prefix cache holds; off, they assume it."
@@ -87,6 +93,7 @@ class Settings(CommonSettings):
     sim_load_seconds: float = setting(0.0, minimum=0, help="How long the simulation loads.")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.step_model:
             try:
                 StepModel.parse(self.step_model)

@@ -13,8 +13,8 @@ import grpc
 
 from anabranch.v1 import admin_pb2, admin_pb2_grpc, errors_pb2
 from services.chassis import logs
-from services.chassis.authn import current_principal
 from services.chassis.errors import Fault, Violation, invalid
+from services.chassis.principal import current_principal
 from services.chassis.validation import validate_generate
 from services.router.core import values
 from services.router.core.breaker import BreakerState

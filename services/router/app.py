@@ -14,15 +14,24 @@ from services.chassis.auth_client import TokenSource
 from services.chassis.budgets.leases import LeaseSource, ShareOfBudget
 from services.chassis.budgets.redis_leases import RedisLeases
 from services.chassis.detached_sessions import ResumeLimits
-from services.chassis.host import Host, Tasks
+from services.chassis.encryption.envelope import Envelope
+from services.chassis.encryption.errors import EncryptionError
+from services.chassis.encryption.keychain import Keychain
+from services.chassis.host import Host
 from services.chassis.model_streams import StreamLimits
+from services.chassis.quotas import money
+from services.chassis.quotas.gate import QuotaGate
+from services.chassis.quotas.money import LeasesByKind
 from services.chassis.redis_connection import redis_client
 from services.chassis.registry import Registry
 from services.chassis.settings import SettingsError
+from services.chassis.tasks import Tasks
+from services.chassis.tls import Tls
 from services.chassis.version import VERSION
 from services.chassis.workers import Worker
 from services.router.admin import RouterAdmin
 from services.router.admin_of_all import AdminOfAll
+from services.router.audited_admin import AuditedAdmin
 from services.router.core.policy import AdmissionRules, Objective, Policy
 from services.router.decisions import Decisions
 from services.router.handler import RouterHandler
@@ -34,6 +43,7 @@ from services.router.policy_updates import PolicyUpdates
 from services.router.pool import BACKEND_SERVICES, WORKERS, Pool
 from services.router.response_cache.cache import ResponseCache
 from services.router.response_cache.metrics import observe_cache
+from services.router.response_cache.stored_form import SealedForm
 from services.router.response_cache.stores import open_stores
 from services.router.session_metrics import observe_sessions
 from services.router.settings import PREFIX, SERVICE, Settings
@@ -51,7 +61,7 @@ async def running(
     """A router that serves until the context is left; with `worker`, as one of several processes.
 
     Raises SettingsError without an identity of its own: backends let nobody in
-    anonymously; and with every fault of a policy that cannot be used.
+    anonymously; and with every fault of a policy or keychain that cannot be used.
     """
     if not settings.client_id or settings.client_secret is None:
         raise SettingsError(
@@ -61,6 +71,7 @@ async def running(
             ]
         )
     policies = PolicyStore(_default_policy(settings))
+    sealed = await asyncio.to_thread(_sealed_form, settings)
     async with (
         redis_client(settings.redis_url, f"{PREFIX}REDIS_URL") as redis,
         open_stores(
@@ -68,6 +79,7 @@ async def running(
             redis=redis,
             directory=settings.cache_dir,
             disk_bytes=settings.cache_disk_bytes,
+            sealed=sealed,
         ) as stores,
         Host.open(SERVICE, settings, registry=registry, worker=worker) as host,
         open_source(
@@ -82,8 +94,11 @@ async def running(
         workers = settings.workers or 1
         leases: LeaseSource = ShareOfBudget(workers, time.time)
         if redis is not None:
-            leases = RedisLeases(redis, time.time, prefix=LEASES_PREFIX)
-        routing = assemble(host.tokens, host.tasks, policies.current, leases)
+            leases = LeasesByKind(
+                quotas=RedisLeases(redis, time.time, prefix=money.LEASES_PREFIX),
+                others=RedisLeases(redis, time.time, prefix=LEASES_PREFIX),
+            )
+        routing = assemble(host.tokens, host.tasks, policies.current, leases, tls=host.tls)
         pool = routing.pool
         cache = ResponseCache(routing.decisions.policy_now, stores, time.time, routing.loop.time)
         handler = RouterHandler(
@@ -104,6 +119,7 @@ async def running(
                 session_buffer_bytes=settings.session_buffer_bytes,
             ),
             remember_ids=_REMEMBERED_REQUEST_IDS,
+            quotas=QuotaGate(redis, lambda: max(pool.peers, workers)),
             resume=ResumeLimits(
                 window=settings.session_resume_window,
                 most_detached=settings.max_detached_sessions,
@@ -116,7 +132,8 @@ async def running(
         if of_all is not None:
             # What a sibling asks is asked of this worker alone, so no question goes round.
             host.add_private_servicer(add_admin, admin)
-        host.add_servicer(add_admin, of_all or admin, "anabranch.v1.RouterAdminService")
+        audited = AuditedAdmin(of_all or admin, host.audit)
+        host.add_servicer(add_admin, audited, "anabranch.v1.RouterAdminService")
         host.meter.create_observable_gauge(
             "anabranch.router.waiting",
             callbacks=[lambda _: [Observation(len(routing.line))]],
@@ -149,6 +166,16 @@ def running_worker(settings: Settings, worker: Worker) -> AbstractAsyncContextMa
     return running(settings, worker=worker)
 
 
+def _sealed_form(settings: Settings) -> SealedForm | None:
+    """How answers are stored; None when no keys are given. Raises SettingsError."""
+    if settings.encryption_keys_file is None:
+        return None
+    try:
+        return SealedForm(Envelope(Keychain.read(settings.encryption_keys_file)))
+    except EncryptionError as refused:
+        raise SettingsError([f"{PREFIX}ENCRYPTION_KEYS_FILE: {refused}"]) from None
+
+
 def _default_policy(settings: Settings) -> Policy:
     """What holds where no document says otherwise."""
     return Policy(
@@ -166,10 +193,11 @@ def assemble(
     leases: LeaseSource,
     *,
     seed: int | None = None,
+    tls: Tls | None = None,
 ) -> Routing:
     """What the requests of a router share, each part told of the others' changes."""
     clock = time.monotonic
-    pool = Pool(tokens, tasks, clock, seed=seed)
+    pool = Pool(tokens, tasks, clock, seed=seed, tls=tls)
     decisions = Decisions(pool, policy, clock, seed)
     line = WaitingLine(lambda: decisions.policy_now().admission, clock)
     spending = Spending(policy, leases, time.time)

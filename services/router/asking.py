@@ -14,7 +14,7 @@ from services.router.core.feasibility import ASSUMED_OUTPUT
 from services.router.core.policy import PriorityClass
 from services.router.core.values import Residency, Resume
 from services.router.decisions import Decisions
-from services.router.spending import Spending
+from services.router.spending import Payer, Spending
 
 _RESIDENCIES: dict[int, Residency] = {
     pb.RESIDENCY_UNSPECIFIED: Residency.LOCAL_FIRST,
@@ -40,19 +40,20 @@ _NOBODY: frozenset[str] = frozenset()
 
 class Asking:
     """What a request asks for. `name` is the model's name there, `model` what that stands for,
-    `resolved` the same where that is another one; `tenant` is who pays; `max_cost` is what is left
-    of the most that it may cost; `blocks` names the beginnings of its prompt."""
+    `resolved` the same where that is another one; `tenant` is whose it is and `payer` who pays;
+    `max_cost` is what is left of the most that it may cost; `blocks` names the beginnings of its
+    prompt."""
 
     __slots__ = (
         *("_affinity", "_backend_id", "_cloud_allowed", "_decisions", "blocks", "max_cost"),
         *("_billed_tokens", "_max_output", "_prompt_tokens", "_request", "_spending", "_ttft_slo"),
-        *("klass", "model", "name", "residency", "resolved", "tenant", "terms"),
+        *("klass", "model", "name", "residency", "payer", "resolved", "tenant", "terms"),
     )
 
     def __init__(
         self,
         request: pb.GenerateRequest,
-        tenant: str,
+        payer: Payer,
         decisions: Decisions,
         spending: Spending,
         model: str = "",
@@ -60,7 +61,8 @@ class Asking:
         """`model` is what the request's name was found to stand for before, if it was."""
         self._decisions = decisions
         self._spending = spending
-        self.tenant = tenant
+        self.payer = payer
+        self.tenant = payer.tenant
         self.residency = Residency.LOCAL_FIRST
         self.klass = PriorityClass.INTERACTIVE
         self._ttft_slo: float | None = None
@@ -81,7 +83,7 @@ class Asking:
         self.model = model or decisions.resolve(name, self._affinity)
         self.resolved = "" if self.model == name else self.model
         self.terms = decisions.terms(self.model)
-        self._cloud_allowed = policy.tenant(tenant).cloud
+        self._cloud_allowed = policy.tenant(self.tenant).cloud
         self._max_output = _longest_output(request) if request.HasField("sampling") else 0
         self._prompt_tokens = estimated_prompt_tokens(request)
         self._request = request
@@ -93,7 +95,7 @@ class Asking:
         limits of its own make a request pickier than its neighbours."""
         if self.max_cost is not None or (self._ttft_slo is not None and not resuming):
             return None
-        return (self.tenant, self.residency, self._backend_id)
+        return (self.payer.accounts, self.residency, self._backend_id)
 
     def spend(self, amount: int) -> None:
         """So much more of what it may cost is set aside or spent; a negative amount comes back."""
@@ -104,7 +106,7 @@ class Asking:
         """Whether a verdict means to wait: for capacity, or for money that is being asked for."""
         if isinstance(verdict, values.Dispatch):
             return False
-        coming = bool(verdict.money) and self._spending.ask_for(self.tenant, verdict.money)
+        coming = bool(verdict.money) and self._spending.ask_for(self.payer, verdict.money)
         return coming or isinstance(verdict, values.Wait)
 
     def values(
@@ -128,7 +130,7 @@ class Asking:
             slo = max(slo - elapsed, 0.001) if resume is Resume.FRESH else None
         budget = None
         if values.Tier.CLOUD in self.residency.tiers:
-            budget = self._spending.available(self.tenant)
+            budget = self._spending.available(self.payer)
         billed = 0
         if budget is not None or self.max_cost is not None:
             # Only where money matters: it takes a walk through the request.

@@ -25,6 +25,7 @@ from services.router.observation import Observation
 from services.router.receipt import ReceiptBuilder
 from services.router.receivers import Receiver
 from services.router.resume import can_resume, last_chunk, rest_of
+from services.router.spending import payer_of
 from services.router.waiting_line import Turn
 
 
@@ -62,8 +63,8 @@ class Exchange:
         self._observation = observation
         self._running = running
         self._receipt = ReceiptBuilder(routing.clock)
-        tenant = context.caller.tenant
-        self._asking = Asking(request, tenant, routing.decisions, routing.spending, model)
+        payer = payer_of(context.caller, request.model)
+        self._asking = Asking(request, payer, routing.decisions, routing.spending, model)
         self._phase = _Phase.WAITING
         self._resume = values.Resume.FRESH
         self._next_request = request

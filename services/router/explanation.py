@@ -13,6 +13,7 @@ from services.router.core import values
 from services.router.legs import Routing
 from services.router.receipt import OVERFLOWS, TIERS, write_seconds
 from services.router.refusals import refused
+from services.router.spending import payer_of_tenant
 
 if TYPE_CHECKING:
     from google.protobuf.duration_pb2 import Duration
@@ -25,7 +26,7 @@ def explain(
 ) -> admin_pb2.ExplainRouteResponse:
     """What would be done with a tenant's request now."""
     decisions = routing.decisions
-    asking = Asking(request, tenant, decisions, routing.spending)
+    asking = Asking(request, payer_of_tenant(tenant), decisions, routing.spending)
     asked, terms = asking.values(), asking.terms
     decision = decisions.decide(asked, terms)
     response = admin_pb2.ExplainRouteResponse(

@@ -25,6 +25,7 @@ from services.router.legs import Routing
 from services.router.observation import Observer
 from services.router.refusals import refused
 from services.router.response_cache.cache import ResponseCache
+from services.router.spending import payer_of
 
 Reply = TypeVar("Reply", bound=Message)
 _UNARY_ATTEMPTS = 3
@@ -131,7 +132,8 @@ class RouterHandler:
     ) -> Reply:
         """Asks backends of the model in turn. Both RPCs are idempotent."""
         routing = self._routing
-        asking = Asking(about, context.caller.tenant, routing.decisions, routing.spending)
+        payer = payer_of(context.caller, about.model)
+        asking = Asking(about, payer, routing.decisions, routing.spending)
         asked = asking.values()
         failure: Fault | None = None
         for uplink in routing.decisions.open_to(asked, asking.terms)[:_UNARY_ATTEMPTS]:

@@ -155,8 +155,8 @@ def _set_aside(
     routing: Routing, asking: Asking, request: pb.GenerateRequest, verdict: Dispatch
 ) -> Reservation:
     """Money for the cloud, more than which the proxy may not spend where a budget limits it."""
-    limited = routing.spending.available(asking.tenant) is not None
-    reservation = routing.spending.reserve(asking.tenant, verdict.cost)
+    limited = routing.spending.available(asking.payer) is not None
+    reservation = routing.spending.reserve(asking.payer, verdict.cost)
     if reservation is None:
         raise refusals.no_budget("the cloud budget was used up in this moment")
     own = asking.max_cost

@@ -107,7 +107,9 @@ class Observation:
         self._observer.failures.add(1, {"error.type": reason})
         if self._span is not None:
             self._span.set_attribute("error.type", reason)
-            self._span.set_status(Status(StatusCode.ERROR, fault.message))
+            # A provider's words may quote the prompt, which only its caller may read.
+            words = None if "provider" in fault.metadata else fault.message
+            self._span.set_status(Status(StatusCode.ERROR, words))
         self._end()
 
     def _end(self) -> None:

@@ -9,8 +9,8 @@ import asyncio
 import logging
 
 from anabranch.v1 import admin_pb2
-from services.chassis.authn import current_principal
 from services.chassis.errors import Violation, invalid
+from services.chassis.principal import current_principal
 from services.router.policy.problems import BadPolicy
 from services.router.policy.source import PolicySource
 from services.router.policy.store import PolicyStore

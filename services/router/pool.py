@@ -11,8 +11,9 @@ import random
 from collections.abc import AsyncIterator, Callable, Collection
 
 from services.chassis.auth_client import TokenSource
-from services.chassis.host import Tasks
 from services.chassis.registry import Instance, Registry
+from services.chassis.tasks import Tasks
+from services.chassis.tls import Tls
 from services.router.core import values
 from services.router.core.policy import Affinity, BreakerRules
 from services.router.core.prefix import PrefixIndex
@@ -35,10 +36,12 @@ class Pool:
         clock: Callable[[], float],
         *,
         seed: int | None = None,
+        tls: Tls | None = None,
     ) -> None:
         self._tokens = tokens
         self._tasks = tasks
         self._clock = clock
+        self._tls = tls
         # Spreads reconnects; nothing secret hangs on it.
         self._random = random.Random(seed)  # noqa: S311
         self._uplinks: dict[str, Uplink] = {}
@@ -58,6 +61,11 @@ class Pool:
     def affinity(self) -> bool:
         """Whether prompts go where their beginnings are cached."""
         return self._affinity.enabled
+
+    @property
+    def peers(self) -> int:
+        """Router processes that are known, this one included."""
+        return self._peers
 
     def set_rules(self, breaker: BreakerRules, affinity: Affinity) -> None:
         """Other rules from now on."""
@@ -133,7 +141,13 @@ class Pool:
         elif present is not None:
             self._unlist(instance.id)
         uplink = Uplink(
-            instance, self._tokens, self._changed, self._clock, self._random, self.prefixes
+            instance,
+            self._tokens,
+            self._changed,
+            self._clock,
+            self._random,
+            self.prefixes,
+            self._tls,
         )
         uplink.backend.breaker.set_rules(self._breaker)
         uplink.backend.tracker.set_peers(self._peers)

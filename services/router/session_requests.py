@@ -13,8 +13,8 @@ from google.rpc import status_pb2
 
 from anabranch.v1 import relay_pb2, session_pb2
 from anabranch.v1.generation_pb2 import PiiKind
-from services.chassis.authn import Principal
 from services.chassis.errors import Fault, Work, fault_from_status
+from services.chassis.principal import Principal
 from services.router import refusals
 from services.router.core.breaker import UNKNOWN
 from services.router.core.prefix import PrefixIndex

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.chassis.settings import Secret, SettingsError, WorkerSettings, setting
+from services.chassis.common_settings import WorkerSettings
+from services.chassis.settings import Secret, SettingsError, setting
 from services.router.policy.place import Place, has_key_values, parse_place
 
 SERVICE = "anabranch-router"
@@ -80,11 +81,12 @@ class Settings(WorkerSettings):
     )
     redis_url: Secret | None = setting(
         None,
-        help="Redis that routers share answers and cloud budgets through, such as "
+        help="Redis that routers share answers, quotas and cloud budgets through, such as "
         "redis://:password@host:6379/0. Empty: each process for itself.",
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         try:
             place = parse_place(self.policy)
         except ValueError as refused:

@@ -9,18 +9,21 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable
+from functools import partial
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from anabranch.v1 import errors_pb2, relay_pb2
 from services.chassis.auth_client import TokenSource
-from services.chassis.channels import DEFAULT_MAX_MESSAGE_BYTES, open_channel, transport_limits
+from services.chassis.channels import DEFAULT_MAX_MESSAGE_BYTES, transport_limits
 from services.chassis.errors import Fault, fault_from_rpc_error, fault_of
 from services.chassis.http2.client import ClientCall, connect
 from services.chassis.http2.frames import Code
 from services.chassis.registry import Instance
+from services.chassis.tls import Tls
 from services.chassis.turn import Soon, turn_of
+from services.router.backend_channel import BackendChannel
 from services.router.core.prefix import PrefixIndex
 from services.router.core.values import Health
 from services.router.known_backend import KnownBackend
@@ -51,10 +54,13 @@ class Uplink:
         clock: Callable[[], float],
         jitter: random.Random,
         prefixes: PrefixIndex,
+        tls: Tls | None = None,
     ) -> None:
         self.backend = KnownBackend(instance, on_change, clock)
         self._address = instance.address
-        self.channel = open_channel(instance.address)
+        # A certificate proves a service, so that a backend may be at any address.
+        self._identity = None if tls is None else partial(tls.expecting, instance.service)
+        self._channel = BackendChannel(instance, tls, _CLOSE_GRACE_S)
         self.listed = True
         self._over = False
         self._tokens = tokens
@@ -67,6 +73,11 @@ class Uplink:
         self.requests = SessionRequests(
             self.backend, prefixes, self._flush_soon.set, self._leave_if_idle
         )
+
+    @property
+    def channel(self) -> grpc.aio.Channel:
+        """For a single call that begins now."""
+        return self._channel.current()
 
     def end_if_silent(self) -> None:
         """Gives the session up when its backend has work and brings no token for too long.
@@ -110,7 +121,7 @@ class Uplink:
         finally:
             self._over = True
             self._session_over(backend_lost("its session was closed"))
-            await self.channel.close(_CLOSE_GRACE_S)
+            await self._channel.close()
 
     async def _one_session(self) -> Fault:
         """Runs one session to its end and says why it ended."""
@@ -121,7 +132,9 @@ class Uplink:
         limits = transport_limits(calling=True)
         try:
             async with asyncio.timeout(_READY_TIMEOUT_S):
-                connection = await connect(self._address, limits)
+                connection = await connect(
+                    self._address, limits, self._identity() if self._identity else None
+                )
         except TimeoutError:
             return backend_lost("the backend could not be reached in time")
         except OSError as unreachable:

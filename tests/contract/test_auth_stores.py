@@ -17,14 +17,19 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from anabranch.v1 import errors_pb2
 from services.auth.core.rotation import RotationPolicy
+from services.auth.key_records import ApiKey
 from services.auth.keyring import Keyring
 from services.auth.models import metadata
 from services.auth.records import AlreadyThere, Client
+from services.auth.resealing import reseal
 from services.auth.store import Store, database_url, open_store
 from services.auth.vault import Vault, VaultError
+from services.chassis.audit.entry import Act
+from services.chassis.encryption.keychain import Keychain
 from services.chassis.errors import Fault
+from tests.support.auth import sealed_before_keychains
 from tests.support.postgres import binaries, postgres_server
-from tests.support.waiting import BOUND_S
+from tests.support.waiting import BOUND_S, until
 
 CLIENT = Client("orders", "shop", "Orders", ("generate",), None, "$argon2id$x", 1000.25)
 POLICY = RotationPolicy(period=86_400, publish_ahead=900)
@@ -81,6 +86,24 @@ async def test_a_client_comes_back_as_it_was_stored(store: Store) -> None:
     async with store.reading() as records:
         assert await records.client("orders") == CLIENT
         assert await records.client("nobody") is None
+
+
+async def test_a_key_comes_back_with_its_own_client_and_an_unknown_one_with_none(
+    store: Store,
+) -> None:
+    key = ApiKey(
+        *("k" * 16, CLIENT.client_id, "Key", ("relay",), ("model-*",), b"mac", "admin", 2000.5),
+        expires_at=3000.0,
+        tenant=CLIENT.tenant,
+    )
+    other = replace(CLIENT, client_id="other", tenant="else")
+    async with store.writing() as records:
+        for client in (CLIENT, other):
+            await records.add_client(client)
+        await records.keys.add(key)
+    async with store.reading() as records:
+        assert await records.key_and_client(key.key_id) == (key, CLIENT)
+        assert await records.key_and_client("u" * 16) is None
 
 
 async def test_a_second_client_of_the_same_id_is_refused_and_the_first_is_kept(
@@ -178,7 +201,7 @@ async def test_the_migrations_build_exactly_the_tables_that_the_code_expects(url
 
 
 async def test_replicas_that_start_together_migrate_once_and_share_one_key(url: str) -> None:
-    vault = Vault("v" * 32)
+    vault = Vault.under("v" * 32)
 
     async def replica() -> str:
         async with open_store(database_url(url)) as own:
@@ -209,25 +232,124 @@ async def _open_and_close(url: URL) -> None:
 async def test_keys_are_sealed_in_the_database_and_open_only_with_their_secret(
     store: Store,
 ) -> None:
-    ring = Keyring(store, Vault("v" * 32), POLICY, lambda: 5000.0)
+    ring = Keyring(store, Vault.under("v" * 32), POLICY, lambda: 5000.0)
     await ring.refresh()
     async with store.reading() as records:
         (stored,) = await records.signing_keys()
     private = ring.signer().private_key.private_bytes_raw()
     assert private not in stored.sealed_private_key
     with pytest.raises(VaultError):
-        await Keyring(store, Vault("w" * 32), POLICY, lambda: 5000.0).refresh()
+        await Keyring(store, Vault.under("w" * 32), POLICY, lambda: 5000.0).refresh()
+
+
+SECRET = "v" * 32
+OLD, NEW = {"2026-05": bytes(range(32))}, {"2026-11": bytes(range(32, 64))}
+
+
+async def sealed_keys(store: Store) -> dict[str, bytes]:
+    async with store.reading() as records:
+        return {key.kid: key.sealed_private_key for key in await records.signing_keys()}
+
+
+async def private_key(store: Store, vault: Vault) -> tuple[str, bytes]:
+    """What a replica that starts with this vault signs with."""
+    await reseal(store, vault)
+    ring = Keyring(store, vault, POLICY, lambda: 5000.0)
+    await ring.refresh()
+    return ring.signer().kid, ring.signer().private_key.private_bytes_raw()
+
+
+async def test_a_database_from_before_keychains_is_moved_to_one_and_then_from_key_to_key(
+    store: Store,
+) -> None:
+    kid, private = await private_key(store, Vault.under(SECRET))
+    async with store.writing() as records:
+        await records.replace_sealed_key(kid, sealed_before_keychains(SECRET, private, kid=kid))
+
+    old = Keychain(OLD, "2026-05")
+    with pytest.raises(VaultError, match="key_encryption_secret is needed once more"):
+        await reseal(store, Vault(old))
+    assert (await sealed_keys(store))[kid][:1] == b"\x01", "a start that fails changes nothing"
+
+    first_to_rotated = [
+        Vault.under(SECRET),
+        Vault(old.and_secret(SECRET), SECRET),
+        Vault(old),
+        Vault(Keychain(OLD | NEW, "2026-05")),
+        Vault(Keychain(OLD | NEW, "2026-11")),
+        Vault(Keychain(NEW, "2026-11")),
+    ]
+    for vault in first_to_rotated:
+        assert await private_key(store, vault) == (kid, private)
+        (sealed,) = (await sealed_keys(store)).values()
+        assert vault.is_current(sealed)
+        assert private not in sealed
+
+
+async def test_a_key_that_is_removed_too_early_is_missed_by_name(store: Store) -> None:
+    await private_key(store, Vault(Keychain(OLD, "2026-05")))
+    before = await sealed_keys(store)
+    with pytest.raises(VaultError, match="'2026-05'"):
+        await reseal(store, Vault(Keychain(NEW, "2026-11")))
+    assert await sealed_keys(store) == before
+
+
+async def test_what_is_current_is_not_written_again(store: Store) -> None:
+    vault = Vault(Keychain(OLD, "2026-05"))
+    await private_key(store, vault)
+    before = await sealed_keys(store)
+    assert await reseal(store, vault) == 0
+    assert await sealed_keys(store) == before
+
+
+async def test_replicas_that_start_together_reseal_once(url: str) -> None:
+    async with open_store(database_url(url)) as first:
+        kid, private = await private_key(first, Vault(Keychain(OLD, "2026-05")))
+
+    async def replica() -> int:
+        async with open_store(database_url(url)) as own:
+            vault = Vault(Keychain(OLD | NEW, "2026-11"))
+            moved = await reseal(own, vault)
+            assert await private_key(own, vault) == (kid, private)
+            return moved
+
+    assert sorted(await asyncio.gather(*(replica() for _ in range(4)))) == [0, 0, 0, 1]
+
+
+async def test_a_replica_that_was_not_told_of_a_key_goes_on_with_the_keys_it_has(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    late = Keyring(store, Vault(Keychain(OLD, "2026-05")), POLICY, lambda: 5000.0)
+    await late.refresh()
+    kid = late.signer().kid
+    early = Keyring(store, Vault(Keychain(OLD | NEW, "2026-11")), POLICY, lambda: 5000.0)
+    await early.refresh()
+    published = (await early.rotate(Act("signing-key.rotate"))).kid
+
+    with pytest.raises(VaultError, match="'2026-11'"):
+        await late.refresh()
+
+    async def told_so() -> bool:
+        return "keys could not be refreshed" in caplog.text
+
+    keeping = asyncio.create_task(late.keep_fresh(0.001))
+    await until(told_so, during=[keeping])
+    assert not keeping.done()
+    assert late.signer().kid == kid
+    assert published not in late.jwks
+    keeping.cancel()
+    await asyncio.gather(keeping, return_exceptions=True)
 
 
 async def test_a_rotation_is_published_first_signs_later_and_ends_the_old_key_last(
     store: Store,
 ) -> None:
     now = 5000.0
-    ring = Keyring(store, Vault("v" * 32), POLICY, lambda: now)
+    ring = Keyring(store, Vault.under("v" * 32), POLICY, lambda: now)
     await ring.refresh()
     old = ring.signer().kid
-    new = await ring.rotate()
-    assert (await ring.rotate()).kid == new.kid
+    new = await ring.rotate(Act("signing-key.rotate"))
+    assert (await ring.rotate(Act("signing-key.rotate"))).kid == new.kid
     assert ring.signer().kid == old
     assert new.kid in ring.jwks
     now += POLICY.publish_ahead

@@ -7,17 +7,21 @@ from pathlib import Path
 
 import pytest
 
+from services.chassis.encryption.envelope import Envelope
+from services.chassis.encryption.keychain import Keychain
 from services.chassis.redis_connection import open_redis
 from services.chassis.settings import Secret
 from services.router.response_cache.disk_tier import DiskTier
 from services.router.response_cache.entry import Entry, pack
+from services.router.response_cache.key import AnswerKey
 from services.router.response_cache.memory import MemoryTier
 from services.router.response_cache.redis_tier import RedisTier
+from services.router.response_cache.stored_form import SealedForm
 from services.router.response_cache.tiers import Tier, TierFailed
 from tests.support.redis import RedisServer, binary, redis_server
 
-KEY = bytes(range(32))
-OTHER = bytes(32)
+KEY = AnswerKey(bytes(range(32)), "shop")
+OTHER = AnswerKey(bytes(32), "shop")
 ANSWER = Entry(1234.5, 3, b"an answer, \x00\xff")
 LONGEST = 1000
 
@@ -47,34 +51,38 @@ class InMemory:
     def __init__(self) -> None:
         self._memory = MemoryTier(1 << 20)
 
-    async def get(self, key: bytes, longest: int) -> Entry | None:
+    async def get(self, key: AnswerKey, longest: int) -> Entry | None:
         entry = self._memory.get(key)
         return entry if entry is not None and entry.size <= longest else None
 
-    async def put(self, key: bytes, entry: Entry, ttl: float) -> None:
+    async def put(self, key: AnswerKey, entry: Entry, ttl: float) -> None:
         self._memory.put(key, entry)
+
+
+IN_REDIS = [
+    pytest.mark.cluster,
+    pytest.mark.skipif(binary() is None, reason="no Redis server installed"),
+]
+SEALED = SealedForm(Envelope(Keychain({"k": bytes(range(32))}, "k")))
 
 
 @pytest.fixture(
     params=[
         "memory",
         "disk",
-        pytest.param(
-            "redis",
-            marks=[
-                pytest.mark.cluster,
-                pytest.mark.skipif(binary() is None, reason="no Redis server installed"),
-            ],
-        ),
+        "sealed-disk",
+        pytest.param("redis", marks=IN_REDIS),
+        pytest.param("sealed-redis", marks=IN_REDIS),
     ]
 )
 async def tier(
     request: pytest.FixtureRequest, tmp_path: Path, clock: Clock
 ) -> AsyncIterator[Tier | InMemory]:
+    form = SEALED if request.param.startswith("sealed") else None
     if request.param == "memory":
         yield InMemory()
-    elif request.param == "disk":
-        disk = DiskTier(tmp_path / "cache", 1 << 20, clock)
+    elif request.param.endswith("disk"):
+        disk = DiskTier(tmp_path / "cache", 1 << 20, clock, form)
         await disk.open()
         yield disk
         await disk.close()
@@ -83,7 +91,7 @@ async def tier(
         with server.client() as own:
             own.flushall()
         client = open_redis(server.url)
-        shared = RedisTier(client)
+        shared = RedisTier(client, form)
         await shared.open()
         yield shared
         await shared.close()
@@ -112,6 +120,12 @@ async def test_an_answer_longer_than_asked_for_is_none(tier):
     assert await tier.get(KEY, ANSWER.size) == ANSWER
 
 
+async def test_a_large_answer_is_one(tier):
+    large = Entry(1.0, 9000, bytes(range(256)) * 800)
+    await tier.put(KEY, large, 60)
+    assert await tier.get(KEY, large.size) == large
+
+
 async def test_an_empty_answer_is_one(tier):
     empty = Entry(1.0, 0, b"")
     await tier.put(KEY, empty, 60)
@@ -134,8 +148,8 @@ def answer(size: int) -> Entry:
     return Entry(1.0, 1, bytes(size))
 
 
-def key(number: int) -> bytes:
-    return number.to_bytes(32)
+def key(number: int) -> AnswerKey:
+    return AnswerKey(number.to_bytes(32), "shop")
 
 
 @pytest.fixture
@@ -284,9 +298,13 @@ async def test_a_body_that_changed_on_disk_is_no_answer(on_disk):
     await disk.open()
     await disk.put(KEY, ANSWER, 60)
     assert disk._writing is not None
-    changed = pack(KEY, ANSWER)[:-1] + b"!"
+    changed = pack(KEY.digest, ANSWER)[:-1] + b"!"
     await disk._writing.execute("UPDATE answers SET body = ?", (changed,))
+    held = disk.held
     assert await disk.get(KEY, LONGEST) is None
+    await disk.put(OTHER, ANSWER, 60)
+    assert disk.held == held, "it made room"
+    assert await disk.get(OTHER, LONGEST) == ANSWER
 
 
 async def test_a_place_that_cannot_be_written_is_said_and_tried_again(on_disk, directory):
@@ -336,7 +354,7 @@ async def test_garbage_is_no_answer_and_another_type_a_failure(shared, redis):
     with redis.client() as own:
         own.set(name(KEY), b"garbage")
         assert await shared.get(KEY, LONGEST) is None
-        own.delete(name(KEY))
+        assert not own.exists(name(KEY)), "it is removed"
         own.lpush(name(KEY), b"a list")
     with pytest.raises(TierFailed):
         await shared.get(KEY, LONGEST)
@@ -360,8 +378,8 @@ async def test_a_wrong_password_is_a_failure(redis):
     await client.aclose()
 
 
-def name(key: bytes) -> str:
-    return f"anabranch:answer:{key.hex()}"
+def name(key: AnswerKey) -> str:
+    return f"anabranch:answer:{key.digest.hex()}"
 
 
 def test_a_url_that_is_none_is_refused_without_being_quoted():

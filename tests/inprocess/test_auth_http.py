@@ -112,4 +112,4 @@ async def test_discovery_names_this_issuer_and_its_public_keys(front: Front) -> 
         assert answer.headers["Cache-Control"] == "public, max-age=300"
         grpc_keys = json.loads((await front.stub.GetJwks(pb.GetJwksRequest())).jwks_json)
         assert json.loads(await answer.text()) == grpc_keys
-        assert set(grpc_keys["keys"][0]) == {"kty", "crv", "x", "use", "alg", "kid"}
+        assert set(grpc_keys["keys"][0]) == {"kty", "crv", "x", "use", "alg", "kid", "iat"}

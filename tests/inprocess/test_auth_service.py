@@ -18,9 +18,12 @@ from anabranch.v1 import auth_pb2 as pb
 from anabranch.v1 import errors_pb2
 from anabranch.v1.auth_pb2_grpc import AuthServiceStub
 from services.auth.app import running
+from services.auth.core.roles import SCOPES
 from services.auth.settings import Settings
-from services.chassis.settings import Secret
-from tests.support.auth import ISSUER, Front, auth, bearer, refused, until
+from services.auth.vault import VaultError
+from services.chassis.encryption.keychain_document import new_keychain_text
+from services.chassis.settings import Secret, SettingsError
+from tests.support.auth import ISSUER, Front, auth, bearer, real_key, refused, until
 
 KEK = Secret("k" * 32)
 
@@ -41,7 +44,7 @@ async def test_a_login_yields_a_token_that_other_services_can_verify(front: Fron
         )
     )
     assert (issued.token_type, issued.expires_in.seconds) == ("Bearer", 300)
-    assert list(issued.scopes) == ["admin", "generate", "relay"]
+    assert list(issued.scopes) == sorted(SCOPES)
     keys = await front.stub.GetJwks(pb.GetJwksRequest())
     assert keys.issuer == ISSUER
     (key,) = jwt.PyJWKSet.from_json(keys.jwks_json).keys
@@ -50,6 +53,7 @@ async def test_a_login_yields_a_token_that_other_services_can_verify(front: Fron
     )
     assert claims["client_id"] == claims["sub"] == "admin"
     assert claims["tenant"] == "operators"
+    assert claims["models"] == ["*"]
     assert claims["exp"] - claims["iat"] == 300
     assert len(issued.access_token) < 4096
 
@@ -279,17 +283,6 @@ async def test_a_new_signing_key_is_published_before_it_signs(front: Front) -> N
     assert await front.active(token)
 
 
-async def test_what_is_not_built_says_so(front: Front) -> None:
-    for call, request in [
-        (front.stub.CreateApiKey, pb.CreateApiKeyRequest()),
-        (front.stub.ExchangeApiKey, pb.ExchangeApiKeyRequest()),
-        (front.stub.QueryAudit, pb.QueryAuditRequest()),
-    ]:
-        fault = await refused(front.as_admin(call, request))
-        assert fault.code == grpc.StatusCode.UNIMPLEMENTED
-        assert fault.metadata["feature"]
-
-
 # Start
 
 
@@ -332,6 +325,40 @@ async def test_replicas_on_one_database_honour_each_others_tokens_and_revocation
         assert await two.active(token)
         await one.as_admin(one.stub.RevokeToken, pb.RevokeTokenRequest(token=token))
         assert not await two.active(token)
+
+
+async def test_a_service_moves_from_the_file_beside_its_database_to_a_keychain(
+    tmp_path: Path,
+) -> None:
+    keys = tmp_path / "keys.json"
+    keys.write_text(new_keychain_text(None, "2026-05"))
+    async with auth(tmp_path) as front:
+        token = await front.token()
+    secret = front.secret
+    kid, _ = real_key(tmp_path)
+    assert jwt.get_unverified_header(token)["kid"] == kid
+
+    for change in (None, "2026-11"):
+        if change is not None:
+            keys.write_text(new_keychain_text(keys.read_text(), change))
+        async with auth(tmp_path, key_encryption_keys_file=keys) as front:
+            assert jwt.get_unverified_header(await front.token(secret=secret))["kid"] == kid
+        # From here on the keychain is enough.
+        (tmp_path / "auth.db.key").unlink(missing_ok=True)
+
+    keys.write_text(new_keychain_text(None, "unrelated"))
+    with pytest.raises(VaultError, match="'2026-11'"):
+        async with auth(tmp_path, key_encryption_keys_file=keys):
+            pass
+    assert not (tmp_path / "auth.db.key").exists()
+
+
+async def test_a_keychain_that_is_none_is_a_bad_setting(tmp_path: Path) -> None:
+    keys = tmp_path / "keys.json"
+    keys.write_text("{}")
+    with pytest.raises(SettingsError, match=r"keys\.json: a keychain must have `current`"):
+        async with auth(tmp_path, key_encryption_keys_file=keys):
+            pass
 
 
 async def test_no_secret_reaches_log_or_metrics(

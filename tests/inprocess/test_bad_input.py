@@ -214,7 +214,7 @@ def _claims(**changes) -> dict:
     now = int(time.time())
     return {
         "iss": ISSUER, "aud": "anabranch", "sub": "shop", "client_id": "shop", "tenant": "shop",
-        "scope": "generate", "jti": "x", "iat": now, "exp": now + 300, **changes,
+        "scope": "generate", "jti": "x", "iat": now, "exp": now + 300, "models": ["*"], **changes,
     }  # fmt: skip
 
 

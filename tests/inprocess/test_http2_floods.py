@@ -554,3 +554,16 @@ async def test_a_request_of_which_only_half_comes_ends(monkeypatch):
                 break
             await attacker._read()
         assert await attacker.status(1) == "DEADLINE_EXCEEDED"
+
+
+async def test_who_answers_refusals_with_a_frame_each_is_no_attacker(at, monkeypatch):
+    """As grpc's own client is, a thousand times a second: it widens its window for each answer."""
+    monkeypatch.setattr("services.chassis.http2.abuse._PER_SECOND", 0.0)
+    monkeypatch.setattr("services.chassis.http2.abuse._BURST", 50.0)
+    async with at.attacker() as caller:
+        for number in range(1, 1001, 2):
+            caller.open(number, request("/t.T/Missing"))
+            caller.data(number, message(b""), end=True)
+            assert await caller.status(number) == "UNIMPLEMENTED"
+            caller.send(h2.window_update(0, 1))
+        await caller.in_step()

@@ -10,8 +10,12 @@ import pytest
 
 from anabranch.v1 import errors_pb2, model_pb2, session_pb2
 from anabranch.v1 import generation_pb2 as pb
-from services.chassis.settings import Secret
+from services.chassis.encryption.ciphers import CipherName
+from services.chassis.encryption.keychain_document import new_keychain_text
+from services.chassis.settings import Secret, SettingsError
+from services.router import app
 from services.router.core.policy import Objective, Policy, TenantRules, Variant
+from services.router.settings import Settings
 from tests.support import scripted_backends
 from tests.support.auth import bearer
 from tests.support.inprocess import MODEL, Cluster, cluster, model_stub
@@ -190,17 +194,44 @@ async def test_a_private_request_never_gets_a_cloud_answer_nor_the_reverse(tmp_p
         assert (again.receipt.tier, again.receipt.cache) == (pb.TIER_LOCAL, MEMORY)
 
 
-async def test_a_restart_with_a_disk_forgets_nothing(tmp_path):
+@pytest.mark.parametrize("cipher", [None, *CipherName])
+async def test_a_restart_with_a_disk_forgets_nothing(tmp_path, cipher):
     settings = kept(tmp_path, cache_dir=tmp_path / "answers")
+    if cipher is not None:
+        keys = tmp_path / "keys.json"
+        keys.write_text(new_keychain_text(None, "2026-11"))
+        settings |= {"encryption_keys_file": keys}
     async with cluster(tmp_path, router=kept(tmp_path)) as running:
+        if cipher is not None:
+            await running.set_tenant("shop", cipher=f"CIPHER_{cipher}")
         async with running.one_more_router(**settings) as router, caller(running, router) as c:
             await ready(c)
             first = await c.answer(ask())
+        text = first.choices[0].text.encode()
+        written = b"".join(path.read_bytes() for path in (tmp_path / "answers").iterdir())
+        assert len(text) > 10
+        assert (text in written) == (cipher is None)
         async with running.one_more_router(**settings) as router, caller(running, router) as c:
             again = await c.answer(ask())
             assert again.receipt.cache == pb.CACHE_SOURCE_DISK
             assert again.choices == first.choices
             assert (await c.answer(ask())).receipt.cache == MEMORY
+
+
+def with_identity(**more) -> Settings:
+    return Settings(client_id="router", client_secret=Secret("s"), registry="none", **more)
+
+
+async def test_keys_that_cannot_be_used_are_bad_settings(tmp_path):
+    async def refused(settings: Settings) -> list[str]:
+        with pytest.raises(SettingsError) as caught:
+            async with app.running(settings):
+                pass
+        return caught.value.problems
+
+    keys = tmp_path / "keys.json"
+    (missing,) = await refused(with_identity(encryption_keys_file=keys))
+    assert missing.startswith(f"ANABRANCH_ROUTER_ENCRYPTION_KEYS_FILE: {keys}: cannot be read")
 
 
 async def ready(c: Tenant) -> None:

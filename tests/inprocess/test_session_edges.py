@@ -10,11 +10,11 @@ import pytest
 
 from anabranch.v1 import errors_pb2, session_pb2
 from anabranch.v1 import generation_pb2 as pb
+from services.chassis.common_settings import CommonSettings
 from services.chassis.errors import fault_from_rpc_error
 from services.chassis.host import Host
 from services.chassis.model_handler import Outlet
 from services.chassis.model_streams import StreamLimits
-from services.chassis.settings import CommonSettings
 from tests.support.auth import bearer, until
 from tests.support.inprocess import model_stub
 from tests.support.local_keys import LocalKeys

@@ -12,11 +12,11 @@ import pytest
 
 from anabranch.v1 import generation_pb2 as pb
 from anabranch.v1 import session_pb2
+from services.chassis.common_settings import CommonSettings
 from services.chassis.host import Host
 from services.chassis.model_handler import Outlet
 from services.chassis.model_streams import StreamLimits
 from services.chassis.prefix_log import PrefixLog
-from services.chassis.settings import CommonSettings
 from tests.support.auth import bearer, until
 from tests.support.inprocess import model_stub
 from tests.support.local_keys import LocalKeys

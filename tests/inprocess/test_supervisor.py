@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from services.chassis.common_settings import WorkerSettings
 from services.chassis.registry.static_registry import MemoryRegistry
-from services.chassis.settings import WorkerSettings
 from services.chassis.workers.child import Program
 from services.chassis.workers.shared_port import reserved
 from services.chassis.workers.supervisor import CannotRunError, Supervisor

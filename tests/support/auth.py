@@ -1,7 +1,9 @@
 """A running auth service for tests, its first administrator and the ways to call it."""
 
 import base64
+import os
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,12 +12,16 @@ from typing import Any
 import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from anabranch.v1 import auth_pb2 as pb
 from anabranch.v1.auth_pb2_grpc import AuthServiceStub
 from services.auth.app import running
 from services.auth.settings import Settings
 from services.auth.vault import Vault
+from services.chassis.authn import Verifier
 from services.chassis.errors import Fault, fault_from_rpc_error
 from tests.support.waiting import until as until
 
@@ -31,12 +37,22 @@ def basic(client_id: str, secret: str) -> dict[str, str]:
 class Front:
     """One running auth service, its first administrator and the ways to call it."""
 
-    def __init__(self, address: str, http: str, secret: str, data: Path) -> None:
-        self.channel = grpc.aio.insecure_channel(address)
-        self.stub = AuthServiceStub(self.channel)
+    def __init__(
+        self, address: str, http: str, secret: str, data: Path, own: Verifier | None = None
+    ) -> None:
+        """`own` is the service's verifier of the credentials that it is called with."""
+        self.own = own
+        self.address = address
+        self.port = int(address.rpartition(":")[2])
+        self.use(grpc.aio.insecure_channel(address))
         self.http = f"http://{http}"
         self.secret = secret
         self.data = data
+
+    def use(self, channel: grpc.aio.Channel) -> None:
+        """Calls over this channel from now on."""
+        self.channel = channel
+        self.stub = AuthServiceStub(channel)
 
     async def token(self, client_id: str = "admin", secret: str = "", *scopes: str) -> str:
         request = pb.IssueTokenRequest(
@@ -68,11 +84,22 @@ def real_key(data: Path) -> tuple[str, Ed25519PrivateKey]:
     kid, sealed = connection.execute("SELECT kid, sealed_private_key FROM signing_keys").fetchone()
     connection.close()
     secret = (data / "auth.db.key").read_text().strip()
-    return kid, Ed25519PrivateKey.from_private_bytes(Vault(secret).open(sealed, kid=kid))
+    return kid, Ed25519PrivateKey.from_private_bytes(Vault.under(secret).open(sealed, kid=kid))
+
+
+def sealed_before_keychains(secret: str, plain: bytes, *, kid: str) -> bytes:
+    """A private key as databases have it that were made before there were keychains."""
+    info = b"anabranch auth signing keys v1"
+    key = HKDF(SHA256(), 32, salt=None, info=info).derive(secret.encode())
+    nonce = os.urandom(12)
+    bound_to = b"signing_key|" + kid.encode() + b"|1"
+    return b"\x01" + nonce + AESGCM(key).encrypt(nonce, plain, bound_to)
 
 
 @asynccontextmanager
-async def auth(tmp_path: Path, **changes: Any) -> AsyncIterator[Front]:
+async def auth(
+    tmp_path: Path, *, clock: Callable[[], float] = time.time, **changes: Any
+) -> AsyncIterator[Front]:
     secret_file = tmp_path / "secret"
     settings = Settings(
         listen="127.0.0.1:0",
@@ -83,8 +110,9 @@ async def auth(tmp_path: Path, **changes: Any) -> AsyncIterator[Front]:
         drain_timeout=1.0,
         **changes,
     )
-    async with running(settings) as host:
-        front = Front(host.address, host.http_address, secret_file.read_text().strip(), tmp_path)
+    async with running(settings, clock=clock) as host:
+        secret = secret_file.read_text().strip()
+        front = Front(host.address, host.http_address, secret, tmp_path, host.verifier)
         async with front.channel:
             yield front
 

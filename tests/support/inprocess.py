@@ -21,6 +21,7 @@ from services.auth import app as auth_app
 from services.auth import settings as auth_settings
 from services.chassis.channels import open_channel
 from services.chassis.host import Host
+from services.chassis.quotas.rules import QuotaRule, Subject, Unit
 from services.chassis.settings import Secret
 from services.cloud_proxy import app as cloud_app
 from services.cloud_proxy import settings as cloud_settings
@@ -29,6 +30,7 @@ from services.local_engine import settings as engine_settings
 from services.local_engine.sim_engine import SimEngine
 from services.router import app as router_app
 from services.router import settings as router_settings
+from tests.support import tls
 from tests.support.auth import bearer, until
 
 _names = itertools.count(1)
@@ -62,9 +64,10 @@ class Cluster:
     router: Host | None = None
     engines: list[Engine] = field(default_factory=list)
     cloud: Host | None = None
+    certificates: Path | None = None
 
     async def token(self, client_id: str = "admin", secret: str = "") -> str:
-        async with open_channel(self.auth.address) as channel:
+        async with self.channel(self.auth) as channel:
             issued = await auth_pb2_grpc.AuthServiceStub(channel).IssueToken(
                 auth_pb2.IssueTokenRequest(
                     client_id=client_id, client_secret=secret or self.admin_secret
@@ -74,23 +77,53 @@ class Cluster:
 
     async def new_client(self, client_id: str, *scopes: str, tenant: str = "shop") -> str:
         """Creates a client and returns its secret."""
-        async with open_channel(self.auth.address) as channel:
+        async with self.channel(self.auth) as channel:
             created = await auth_pb2_grpc.AuthServiceStub(channel).CreateClient(
                 auth_pb2.CreateClientRequest(client_id=client_id, tenant=tenant, scopes=scopes),
                 metadata=bearer(await self.token()),
             )
         return str(created.client_secret)
 
+    async def set_tenant(self, name: str, **how: Any) -> None:
+        """Says how a tenant's requests are audited and encrypted; fields of auth.proto's Tenant."""
+        async with open_channel(self.auth.address) as channel:
+            await auth_pb2_grpc.AuthServiceStub(channel).SetTenant(
+                auth_pb2.SetTenantRequest(tenant=auth_pb2.Tenant(name=name, **how)),
+                metadata=bearer(await self.token()),
+            )
+
+    async def set_quota(self, tenant: str, client_id: str, rule: QuotaRule) -> None:
+        """Gives a tenant, or a client of it, a quota that holds from the next tokens."""
+        unit = {
+            Unit.REQUESTS: auth_pb2.QUOTA_UNIT_REQUESTS,
+            Unit.TOKENS: auth_pb2.QUOTA_UNIT_TOKENS,
+            Unit.COST: auth_pb2.QUOTA_UNIT_COST_MICROUSD,
+        }[rule.unit]
+        quota = auth_pb2.Quota(
+            tenant=tenant,
+            client_id=client_id if rule.subject is Subject.CLIENT else "",
+            model=rule.model,
+            unit=unit,
+            limit=rule.limit,
+            burst=rule.burst,
+        )
+        quota.period.FromSeconds(rule.period)
+        async with open_channel(self.auth.address) as channel:
+            await auth_pb2_grpc.AuthServiceStub(channel).SetQuota(
+                auth_pb2.SetQuotaRequest(quota=quota), metadata=bearer(await self.token())
+            )
+
     def channel(self, host: Host) -> grpc.aio.Channel:
-        return open_channel(host.address)
+        if self.certificates is None:
+            return open_channel(host.address)
+        return open_channel(host.address, credentials=tls.credentials(self.certificates))
 
     async def add_engine(self, **changes: Any) -> Engine:
         stack = AsyncExitStack()
         settings = engine_settings.Settings(
-            **self.common(f"engine-{next(_names)}"),
             engine="sim",
             served_model_name=changes.pop("model", MODEL),
-            **changes,
+            **(self.common(f"engine-{next(_names)}") | changes),
         )
         simulation = engine_app.make_engine(settings)
         assert isinstance(simulation, SimEngine)
@@ -139,7 +172,7 @@ class Cluster:
 
     async def backends(self) -> list[admin_pb2.BackendStatus]:
         assert self.router is not None
-        async with open_channel(self.router.address) as channel:
+        async with self.channel(self.router) as channel:
             listed = await admin_pb2_grpc.RouterAdminServiceStub(channel).ListBackends(
                 admin_pb2.ListBackendsRequest(), metadata=bearer(await self.token())
             )
@@ -153,7 +186,10 @@ class Cluster:
         await until(ready)
 
     def common(self, service_id: str) -> dict[str, Any]:
+        service = f"anabranch-{service_id.partition('-')[0]}"
+        secured = tls.settings(self.certificates, service) if self.certificates else {}
         return {
+            **secured,
             "listen": "127.0.0.1:0",
             "http_listen": "127.0.0.1:0",
             "registry": self.registry,
@@ -168,8 +204,12 @@ async def cluster(
     *,
     engines: Sequence[dict[str, Any]] = ({},),
     router: dict[str, Any] | None = None,
+    certificates: Path | None = None,
 ) -> AsyncIterator[Cluster]:
-    """Auth, sim engines and a router, ready; the cloud proxy is added where wanted."""
+    """Auth, sim engines and a router, ready; the cloud proxy is added where wanted.
+
+    `certificates`: a directory that tools.certs made; all of them demand one of their callers.
+    """
     registry = f"memory:{directory}-{next(_names)}"
     secret_file = directory / "admin-secret"
     async with AsyncExitStack() as stack:
@@ -182,10 +222,12 @@ async def cluster(
                     data_dir=directory / "auth",
                     bootstrap_secret_file=secret_file,
                     drain_timeout=1.0,
+                    **(tls.settings(certificates, auth_app.SERVICE) if certificates else {}),
                 )
             )
         )
         running = Cluster(directory, registry, stack, auth, secret_file.read_text().strip())
+        running.certificates = certificates
         for changes in engines:
             await running.add_engine(**changes)
         await running.add_router(**(router or {}))

@@ -9,10 +9,10 @@ from typing import Any
 
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.answers import AnswerBuilder
-from services.chassis.authn import Principal
 from services.chassis.errors import Fault
-from services.chassis.host import Tasks
 from services.chassis.model_handler import CallContext, Cancel, Outlet
+from services.chassis.principal import Principal
+from services.chassis.tasks import Tasks
 from services.router.core.policy import Policy, TenantRules
 from services.router.response_cache.cache import ResponseCache
 from services.router.response_cache.guarded import GuardedTier

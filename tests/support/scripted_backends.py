@@ -18,12 +18,12 @@ from opentelemetry import metrics, trace
 from anabranch.v1 import generation_pb2 as pb
 from anabranch.v1 import relay_pb2, session_pb2
 from services.chassis.auth_client import Token
-from services.chassis.authn import Principal
 from services.chassis.budgets.leases import ShareOfBudget
 from services.chassis.errors import Fault, to_status
-from services.chassis.host import Tasks
 from services.chassis.model_handler import CallContext, Cancel
+from services.chassis.principal import Principal
 from services.chassis.registry import Instance
+from services.chassis.tasks import Tasks
 from services.router.app import assemble
 from services.router.core.policy import Objective, Policy
 from services.router.core.values import Health

@@ -18,9 +18,9 @@ import pytest
 
 from anabranch.v1 import generation_pb2 as pb
 from anabranch.v1 import session_pb2
-from services.chassis.authn import Principal
 from services.chassis.errors import Fault
 from services.chassis.model_handler import CallContext
+from services.chassis.principal import Principal
 from services.router.core.policy import (
     AdmissionRules,
     Algorithm,

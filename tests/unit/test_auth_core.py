@@ -91,14 +91,6 @@ def test_a_login_reports_all_of_its_problems():
     assert fields == ["grant_type", "client_id", "client_secret"]
 
 
-def test_an_administrator_grants_every_known_scope_and_others_only_their_own():
-    everything = list(clients.KNOWN_SCOPES)
-    assert clients.ungrantable(["admin"], everything) == []
-    assert clients.ungrantable(["generate"], ["generate"]) == []
-    assert clients.ungrantable(["generate"], ["admin", "generate"]) == ["admin"]
-    assert clients.ungrantable(["admin"], ["root"]) == ["root"]
-
-
 def test_the_first_key_signs_at_once():
     assert rotation.next_activation([], 50.0, POLICY) == 50.0
 

@@ -11,6 +11,7 @@ import jwt
 import pytest
 
 from anabranch.v1 import errors_pb2
+from services.auth.api_keys import REFUSED_AFTER_S, refused_in
 from services.auth.bootstrap import announcer
 from services.auth.core.claims import MAX_TOKEN_BYTES, TokenClaims, claims_for
 from services.auth.passwords import Passwords, new_secret
@@ -25,6 +26,7 @@ from services.auth.tokens import (
     signing_key,
 )
 from services.auth.vault import Vault, VaultError, master_secret_beside
+from services.chassis.encryption.keychain import Keychain
 from services.chassis.errors import Fault
 from services.chassis.settings import SettingsError, load
 
@@ -45,7 +47,7 @@ def claims(tenant: str = "shop") -> TokenClaims:
 def test_a_token_verifies_with_its_published_key_and_names_type_and_key():
     key = new_signing_key(0.0)
     token = sign(claims(), key)
-    published = json.loads(jwks_json([(key.kid, key.public_bytes)]))["keys"][0]
+    published = json.loads(jwks_json([(key.kid, key.public_bytes, 1000.0)]))["keys"][0]
     assert "d" not in published
     assert jwt.get_unverified_header(token) == {"alg": "EdDSA", "typ": "at+jwt", "kid": key.kid}
     public = jwt.PyJWK.from_dict(published).key
@@ -71,19 +73,55 @@ def test_a_key_under_the_wrong_id_is_refused_and_none_shows_its_private_half():
 
 
 def test_a_sealed_key_opens_only_for_its_kid_untouched_under_its_secret():
-    vault = Vault("s" * 32)
+    vault = Vault.under("s" * 32)
     sealed = vault.seal(b"private", kid="one")
     assert vault.open(sealed, kid="one") == b"private"
     tampered = sealed[:-1] + bytes([sealed[-1] ^ 1])
     for opener, blob, kid in [
         (vault, sealed, "two"),
         (vault, tampered, "one"),
-        (vault, b"\x02" + sealed[1:], "one"),
+        (vault, b"\x03" + sealed[1:], "one"),
         (vault, b"", "one"),
-        (Vault("t" * 32), sealed, "one"),
+        (Vault.under("t" * 32), sealed, "one"),
     ]:
         with pytest.raises(VaultError):
             opener.open(blob, kid=kid)
+
+
+FIRST_FORM = bytes.fromhex(
+    "013d969da811bb0079b2c4ebf7be64f08ac2247aea1c43f9490244c378e7f10769387ae0"
+)
+"""What the version before keychains made of b"private" for the kid "one" under "s" * 32."""
+
+
+def test_a_key_sealed_before_keychains_opens_with_its_secret_and_is_then_sealed_as_now():
+    vault = Vault.under("s" * 32)
+    assert vault.open(FIRST_FORM, kid="one") == b"private"
+    assert not vault.is_current(FIRST_FORM)
+    moved = vault.resealed(FIRST_FORM, kid="one")
+    assert vault.is_current(moved)
+    assert Vault(Keychain.from_secret("s" * 32)).open(moved, kid="one") == b"private"
+
+    tampered = FIRST_FORM[:-1] + bytes([FIRST_FORM[-1] ^ 1])
+    for opener, blob, kid in [
+        (vault, FIRST_FORM, "two"),
+        (vault, tampered, "one"),
+        (vault, FIRST_FORM[:5], "one"),
+        (vault, b"\x01", "one"),
+        (Vault.under("t" * 32), FIRST_FORM, "one"),
+        (Vault(Keychain.from_secret("s" * 32)), FIRST_FORM, "one"),
+    ]:
+        for attempt in (opener.open, opener.resealed):
+            with pytest.raises(VaultError, match=f"signing key {kid} was sealed"):
+                attempt(blob, kid=kid)
+
+
+def test_a_key_under_a_key_that_the_keychain_lacks_is_refused_by_that_ones_name():
+    sealed = Vault(Keychain({"2026-05": bytes(32)}, "2026-05")).seal(b"private", kid="one")
+    later = Vault(Keychain({"2026-11": bytes(range(32))}, "2026-11"))
+    for attempt in (later.open, later.resealed):
+        with pytest.raises(VaultError, match=r"signing key one .* no key-encryption key '2026-05'"):
+            attempt(sealed, kid="one")
 
 
 def test_processes_that_start_together_agree_on_one_private_key_file(tmp_path):
@@ -153,6 +191,16 @@ def test_postgresql_urls_get_the_async_driver(kind):
     assert database_url(f"{kind}://u@h/d").drivername == "postgresql+asyncpg"
 
 
+@pytest.mark.parametrize("given", ["KEY_ENCRYPTION_KEYS_FILE", "KEY_ENCRYPTION_SECRET"])
+def test_with_postgresql_a_keychain_or_a_secret_is_enough(given):
+    database = {"A_DATABASE_URL": "postgresql://u:hunter2@h/d"}
+    assert load(Settings, "A_", database | {f"A_{given}": "/etc/keys" + "s" * 32})
+    with pytest.raises(SettingsError, match="key_encryption_keys_file or key_encryption_secret"):
+        load(Settings, "A_", database)
+    with pytest.raises(SettingsError, match="at least 32 characters"):
+        load(Settings, "A_", {"A_KEY_ENCRYPTION_SECRET": "s" * 31})
+
+
 def test_settings_have_working_defaults_and_report_all_contradictions():
     assert load(Settings, "A_", {}).url.database == ".run/auth/auth.db"
     with pytest.raises(SettingsError) as caught:
@@ -168,3 +216,10 @@ def test_settings_have_working_defaults_and_report_all_contradictions():
         )
     assert len(caught.value.problems) == 2
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("taken", "in_all"), [(0.0, 1), (0.002, 1), (0.0099, 1), (0.0101, 2), (0.154, 16)]
+)
+def test_a_refusal_takes_a_whole_number_of_times_as_long_whatever_it_looked_up(taken, in_all):
+    assert taken + refused_in(taken) == pytest.approx(in_all * REFUSED_AFTER_S)

@@ -6,9 +6,10 @@ import time
 import grpc
 import pytest
 
-from anabranch.v1 import auth_pb2, auth_pb2_grpc
+from anabranch.v1 import auth_pb2, auth_pb2_grpc, errors_pb2
 from services.chassis.auth_client import AuthClient, TokenSource
-from services.chassis.authn import Verifier
+from services.chassis.authn import STALE_LIMIT_S, Verifier
+from services.chassis.errors import Fault
 from services.chassis.registry import Instance
 from services.chassis.settings import Secret
 from tests.support.auth import until
@@ -23,7 +24,7 @@ class SlowKeys(LocalKeys):
         self.asked = 0
         self.may_answer = asyncio.Event()
 
-    async def fetch(self):
+    async def fetch(self, known_version="", wait=0.0):
         self.asked += 1
         await self.may_answer.wait()
         return await super().fetch()
@@ -76,14 +77,15 @@ async def auth():
 
 
 class Moves:
-    """A registry in which the auth service is where the test says."""
+    """A registry in which the auth service is where the test says: at some addresses, by commas."""
 
     def __init__(self) -> None:
         self.addresses: asyncio.Queue[str] = asyncio.Queue()
 
     async def watch(self, service: str):
         while True:
-            yield (Instance("auth", service, await self.addresses.get(), {}),)
+            found = (await self.addresses.get()).split(",")
+            yield tuple(Instance(address, service, address, {}) for address in found)
 
 
 async def test_a_fetch_under_way_survives_that_the_auth_service_moves(auth):
@@ -133,3 +135,59 @@ async def test_a_refused_token_is_replaced_but_not_each_time(auth):
     source.was_refused(first)
     assert await source.token() is second
     await client.close()
+
+
+async def test_an_instance_that_fails_is_left_for_the_next_one(auth):
+    servicer, address = auth
+    servicer.may_answer.set()
+    moves = Moves()
+    clients = [AuthClient("", moves) for _ in range(20)]
+    gone = "127.0.0.1:1"
+    preferred = set()
+    for client in clients:
+        following = asyncio.ensure_future(client.follow())
+        moves.addresses.put_nowait(f"{gone},{address}")
+
+        async def found(client: AuthClient = client) -> bool:
+            return client.found
+
+        await until(found)
+        preferred.add(client._address)
+        if client._address == gone:
+            with pytest.raises(Fault):
+                await client.fetch()
+        assert (await client.fetch()).jwks_json
+        following.cancel()
+        await asyncio.wait([following])
+        await client.close()
+    assert preferred == {gone, address}, "each process prefers an instance of its own"
+
+
+class AwayAfterwards(LocalKeys):
+    """Keys that can be had once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.there = True
+
+    async def fetch(self, known_version="", wait=0.0):
+        if not self.there:
+            raise Fault(errors_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE, "away")
+        return await super().fetch(known_version, wait)
+
+
+async def test_known_keys_serve_for_an_hour_after_the_auth_service_was_last_heard_of():
+    now = 0.0
+    keys = AwayAfterwards()
+    verifier = Verifier(keys, issuer=ISSUER, audience="anabranch", monotonic=lambda: now)
+    known = keys.token("generate")
+    assert (await verifier.verify(known)).client_id == "tester"
+    keys.there = False
+    now = STALE_LIMIT_S
+    assert (await verifier.verify(known)).client_id == "tester"
+    assert (await verifier.verify(keys.token("generate"))).client_id == "tester", "a new one, too"
+    now = STALE_LIMIT_S + 1
+    with pytest.raises(Fault) as refused:
+        await verifier.verify(known)
+    assert refused.value.code is grpc.StatusCode.UNAVAILABLE
+    assert refused.value.retry_after

@@ -9,7 +9,7 @@ import pytest
 
 from anabranch import vocabulary
 from anabranch.request import MessageLike, RequestOptions, build_request, message
-from anabranch.v1 import admin_pb2
+from anabranch.v1 import admin_pb2, auth_pb2
 from anabranch.v1 import generation_pb2 as pb
 from anabranch.vocabulary import Priority, Residency, Role, WireEnum
 
@@ -39,6 +39,9 @@ def test_keywords_equal_the_contracts_fields() -> None:
         (vocabulary.Capability, pb.Capability),
         (vocabulary.BackendState, admin_pb2.BackendState),
         (vocabulary.BreakerState, admin_pb2.BreakerState),
+        (vocabulary.AuditDetail, auth_pb2.AuditDetail),
+        (vocabulary.Cipher, auth_pb2.Cipher),
+        (vocabulary.QuotaUnit, auth_pb2.QuotaUnit),
         (vocabulary.Verdict, admin_pb2.ExplainRouteResponse.Verdict),
     ],
 )

@@ -17,6 +17,9 @@ from services.chassis.settings import load
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+KEYCHAINS: dict[str, Any] = yaml.safe_load(
+    (ROOT / "deploy/docker/keychains.yaml").read_text(encoding="utf-8")
+)
 OURS = {
     "router": ("services.router", "ANABRANCH_ROUTER_"),
     "engine": ("services.local_engine", "ANABRANCH_ENGINE_"),
@@ -48,7 +51,7 @@ def environment(service: dict[str, Any], tmp_path: Path) -> dict[str, str]:
             if value == target or value.startswith(target + "/"):
                 here = ROOT / source if source.startswith(".") else tmp_path
                 values[key] = str(here) + value.removeprefix(target)
-                if not source.startswith("."):
+                if not source.startswith(".") and value != target:
                     Path(values[key]).write_text("a-secret\n", encoding="utf-8")
     return values
 
@@ -60,6 +63,33 @@ def test_every_variable_is_a_setting_of_its_service(name, tmp_path):
     values = environment(COMPOSE["services"][name], tmp_path)
     assert all(key.startswith(prefix) for key in values)
     load(settings, prefix, values)
+
+
+@pytest.mark.parametrize("name", KEYCHAINS["services"])
+def test_every_keychain_is_named_by_a_setting_and_mounted_where_it_is(name):
+    package, prefix = OURS[name]
+    service = KEYCHAINS["services"][name]
+    settings = load(
+        importlib.import_module(f"{package}.settings").Settings,
+        prefix,
+        {"ANABRANCH_AUTH_DATABASE_URL": "postgresql://host/name"} | service["environment"]
+        if name == "auth"
+        else service["environment"],
+    )
+    named = settings.key_encryption_keys_file if name == "auth" else settings.encryption_keys_file
+    ((_, mounted, mode),) = (volume.split(":") for volume in service["volumes"])
+    assert (str(named.parent), mode) == (mounted, "ro")
+
+
+@pytest.mark.parametrize("name", ["auth", "router"])
+def test_the_trails_folder_is_in_the_image_for_its_volume_to_get_the_owner_from(name):
+    service = COMPOSE["services"][name]
+    directory = service["environment"][f"{OURS[name][1]}AUDIT_DIR"]
+    assert f"audit-{name}:{directory}" in service["volumes"]
+    text = (ROOT / service["build"]["dockerfile"]).read_text(encoding="utf-8")
+    made = re.search(r"install --directory --owner anabranch .*", text)
+    assert made is not None
+    assert directory in made[0].split()
 
 
 @pytest.mark.parametrize("name", OURS)

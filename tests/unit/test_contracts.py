@@ -64,7 +64,17 @@ def test_admin_rpcs_need_the_admin_scope():
     for method in admin_pb2.DESCRIPTOR.services_by_name["RouterAdminService"].methods:
         rule = RULES[f"/anabranch.v1.RouterAdminService/{method.name}"]
         assert not rule.public
-        assert rule.any_scope == {"admin"}
+        looks = method.name in ("ListBackends", "ExplainRoute", "GetPolicy")
+        assert rule.any_scope == ({"admin", "observe"} if looks else {"admin"})
+
+
+def test_what_names_a_model_is_bound_to_the_callers_models():
+    for file in (model_pb2, auth_pb2, admin_pb2):
+        for service in file.DESCRIPTOR.services_by_name.values():
+            for method in service.methods:
+                asks = service.name == "ModelService" and method.name != "ListModels"
+                rule = RULES[f"/{service.full_name}/{method.name}"]
+                assert rule.model_bound is asks, method.full_name
 
 
 @pytest.mark.parametrize("reason", errors_pb2.ErrorReason.values()[1:])

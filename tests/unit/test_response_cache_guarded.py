@@ -9,7 +9,7 @@ import pytest
 from anabranch.v1 import errors_pb2
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault
-from services.chassis.host import Tasks
+from services.chassis.tasks import Tasks
 from services.router.core.policy import ModelRules
 from services.router.response_cache import guarded
 from services.router.response_cache.entry import Entry

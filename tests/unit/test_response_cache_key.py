@@ -99,7 +99,9 @@ def test_what_does_not_change_the_answer_does_not_change_the_key(request, here, 
     other.routing.max_cost_microusd = number
     other.routing.affinity_key = key
     assert answer_key(other, here) == answer_key(request, here)
-    assert len(answer_key(request, here)) == KEY_BYTES
+    digest, tenant, _ = answer_key(request, here)
+    assert len(digest) == KEY_BYTES
+    assert tenant == here.tenant
 
 
 def paths(
@@ -151,7 +153,8 @@ def with_field(path: str) -> pb.GenerateRequest:
 
 @pytest.mark.parametrize("path", sorted(FIELDS))
 def test_every_field_of_the_contract_is_known_to_matter_or_not(path):
-    matters = answer_key(with_field(path), HERE) != answer_key(pb.GenerateRequest(), HERE)
+    usual = answer_key(pb.GenerateRequest(), HERE)
+    matters = answer_key(with_field(path), HERE).digest != usual.digest
     assert matters == (path not in IRRELEVANT)
 
 
@@ -182,7 +185,7 @@ def test_the_request_is_left_as_it_was():
 )
 def test_other_circumstances_are_another_key(changed):
     request = pb.GenerateRequest(prompt="p")
-    assert answer_key(request, changed) != answer_key(request, HERE)
+    assert answer_key(request, changed).digest != answer_key(request, HERE).digest
 
 
 def test_a_private_request_never_shares_with_one_that_may_leave():

@@ -7,9 +7,9 @@ import pytest
 from anabranch.v1 import errors_pb2
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis import telemetry
-from services.chassis.authn import Principal
 from services.chassis.errors import Fault
 from services.chassis.model_handler import CallContext
+from services.chassis.principal import Principal
 from services.router.core.values import Dispatch, Overflow, Tier
 from services.router.observation import Observer
 from services.router.receipt import ReceiptBuilder, write_seconds

@@ -5,9 +5,10 @@ import asyncio
 from services.chassis.budgets.leases import ShareOfBudget
 from services.router.core.cloud_accounts import ALL, budgets_of, tenant_account
 from services.router.core.policy import Budget, Policy, TenantRules
-from services.router.spending import Spending
+from services.router.spending import Spending, payer_of_tenant
 from tests.support.waiting import until
 
+SHOP = payer_of_tenant("shop")
 POLICY = Policy(tenants={"shop": TenantRules(cloud_budget=Budget(1000))})
 
 
@@ -30,10 +31,10 @@ async def test_a_store_that_fails_leaves_the_router_without_money_but_alive():
     told = asyncio.Event()
     spending.supply.on_change = told.set
     supplying = asyncio.create_task(spending.keep_supplied())
-    assert spending.available("shop") == 0
+    assert spending.available(SHOP) == 0
     await asyncio.wait_for(told.wait(), 60)
     assert not supplying.done()
-    assert spending.available("shop") == 0
+    assert spending.available(SHOP) == 0
     supplying.cancel()
     await asyncio.wait([supplying])
     assert supplying.cancelled()
@@ -43,13 +44,13 @@ async def test_what_is_free_is_given_back_at_the_end_and_what_is_reserved_is_kep
     shares = ShareOfBudget(1, now)
     spending = Spending(lambda: POLICY, shares, now)
     supplying = asyncio.create_task(spending.keep_supplied())
-    assert spending.ask_for("shop", 300)
+    assert spending.ask_for(SHOP, 300)
 
     async def there() -> bool:
-        return (spending.available("shop") or 0) >= 300
+        return (spending.available(SHOP) or 0) >= 300
 
     await until(there)
-    reservation = spending.reserve("shop", 300)
+    reservation = spending.reserve(SHOP, 300)
     assert reservation is not None
     supplying.cancel()
     await asyncio.wait([supplying])
@@ -60,10 +61,10 @@ async def test_a_give_back_that_fails_does_not_hold_up_the_end():
     leases = ShareOfBudget(1, now)
     spending = Spending(lambda: POLICY, leases, now)
     supplying = asyncio.create_task(spending.keep_supplied())
-    assert spending.ask_for("shop", 300)
+    assert spending.ask_for(SHOP, 300)
 
     async def there() -> bool:
-        return (spending.available("shop") or 0) >= 300
+        return (spending.available(SHOP) or 0) >= 300
 
     await until(there)
     leases.give_back = Failing(1, now).give_back

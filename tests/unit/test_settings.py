@@ -6,14 +6,8 @@ from typing import Literal
 
 import pytest
 
-from services.chassis.settings import (
-    CommonSettings,
-    Secret,
-    SettingsError,
-    describe,
-    load,
-    setting,
-)
+from services.chassis.common_settings import CommonSettings
+from services.chassis.settings import Secret, SettingsError, describe, load, setting
 
 
 @dataclass(frozen=True, kw_only=True)

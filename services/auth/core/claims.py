@@ -23,6 +23,31 @@ MAX_TOKEN_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What bounds the use of a token: models, networks (CIDR), quota rules in their own form, the
+    API key that it was issued for, and how its tenant's requests are audited and encrypted."""
+
+    models: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
+    quotas: tuple[str, ...] = ()
+    api_key_id: str = ""
+    audit_detail: str = ""
+    cipher: str = ""
+
+    def as_json(self) -> Mapping[str, object]:
+        """The claims, those left out that would say nothing."""
+        claims: dict[str, object] = {
+            "models": list(self.models),
+            "networks": list(self.networks),
+            "quota": list(self.quotas),
+            "akid": self.api_key_id,
+            "audit": self.audit_detail,
+            "cipher": self.cipher,
+        }
+        return {name: value for name, value in claims.items() if value}
+
+
+@dataclass(frozen=True, slots=True)
 class TokenClaims:
     """The content of one access token; times in whole unix seconds."""
 
@@ -34,9 +59,10 @@ class TokenClaims:
     token_id: str
     issued_at: int
     expires_at: int
+    limits: Limits
 
-    def as_json(self) -> Mapping[str, str | int]:
-        """The JWT payload: the required claims of RFC 9068 section 2.2 and the tenant."""
+    def as_json(self) -> Mapping[str, object]:
+        """The JWT payload: the required claims of RFC 9068 section 2.2, the tenant and limits."""
         return {
             "iss": self.issuer,
             "aud": self.audience,
@@ -47,6 +73,7 @@ class TokenClaims:
             "iat": self.issued_at,
             "exp": self.expires_at,
             "jti": self.token_id,
+            **self.limits.as_json(),
         }
 
 
@@ -60,6 +87,7 @@ def claims_for(
     token_id: str,
     now: float,
     life: int,
+    limits: Limits | None = None,
 ) -> TokenClaims:
     """Claims that begin now and live `life` seconds, cut to MAX_TOKEN_LIFE."""
     issued_at = int(now)
@@ -72,4 +100,5 @@ def claims_for(
         token_id=token_id,
         issued_at=issued_at,
         expires_at=issued_at + min(life, MAX_TOKEN_LIFE),
+        limits=limits or Limits(),
     )

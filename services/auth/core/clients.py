@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from services.auth.core.claims import MAX_TOKEN_LIFE, MIN_TOKEN_LIFE
-
-KNOWN_SCOPES = frozenset({"generate", "relay", "admin"})
-ADMIN = "admin"
+from services.auth.core.roles import KNOWN_SCOPES
 
 MAX_DISPLAY_NAME = 200
 MAX_SECRET = 256
@@ -80,13 +78,3 @@ def login_problems(grant_type: str, client_id: str, client_secret: str) -> list[
     elif len(client_secret) > MAX_SECRET:
         problems.append(Problem("client_secret", f"must be at most {MAX_SECRET} characters"))
     return problems
-
-
-def ungrantable(creator_scopes: Iterable[str], wanted: Iterable[str]) -> list[str]:
-    """The scopes that a creator may not hand on.
-
-    An administrator may grant every known scope; anybody else only its own.
-    """
-    held = frozenset(creator_scopes)
-    grantable = KNOWN_SCOPES if ADMIN in held else held & KNOWN_SCOPES
-    return sorted(set(wanted) - grantable)

@@ -201,6 +201,10 @@ class Ledger:
         book = known.book
         return Statement(book.granted, book.reserved, book.spent, book.overrun, book.period_end)
 
+    def forget(self, account: str) -> None:
+        """Nobody asks for it any more. What its lease still had is lost until its period ends."""
+        self._accounts.pop(account, None)
+
     def accounts(self) -> tuple[str, ...]:
         """Every account that was ever asked for or leased to."""
         return tuple(self._accounts)

@@ -23,6 +23,7 @@ from services.chassis.redis_connection import LONGEST_S
 _log = logging.getLogger(__name__)
 
 _PER_SECOND = 1_000_000
+_FEW = 1000
 
 # A hash for each account and length of period: `start` of the period that it is about, what each
 # lessee holds of it, and the number of each one's last call. A lessee says with each call what it
@@ -65,10 +66,11 @@ return {call, granted, start, start + period}
 
 
 class _Held(NamedTuple):
-    """What this process holds of an account, in the period that began at `start` microseconds."""
+    """What this process holds of an account, in a period; times in microseconds."""
 
     start: int
     amount: int
+    end: int = 0
 
 
 class RedisLeases:
@@ -88,6 +90,7 @@ class RedisLeases:
         self._lessee = secrets.token_hex(8)
         self._calls = 0
         self._held: dict[str, _Held] = {}
+        self._looked_through_at = _FEW
         # What a process holds is said with each call, so there is one call at a time.
         self._turn = asyncio.Lock()
         self._answers = True
@@ -108,7 +111,8 @@ class RedisLeases:
                 # The clocks differ, and here that period is over: the next call gives it back.
                 return None
             key = _key(account, budget)
-            self._held[key] = _Held(start, self._holds(key, start) + granted)
+            self._held[key] = _Held(start, self._holds(key, start) + granted, end)
+            self._forget_periods_that_are_over()
             return Lease(granted, start / _PER_SECOND, end / _PER_SECOND)
 
     async def give_back(self, account: str, budget: Budget, amount: int, period_end: float) -> None:
@@ -116,12 +120,18 @@ class RedisLeases:
         async with self._turn:
             key = _key(account, budget)
             held = self._held.get(key)
-            if held is None or (held.start + _period(budget)) / _PER_SECOND != period_end:
+            if held is None or held.end / _PER_SECOND != period_end:
                 return
-            self._held[key] = _Held(held.start, max(held.amount - amount, 0))
+            self._held[key] = held._replace(amount=max(held.amount - amount, 0))
             # At the end of a process there may be much to give back, and nobody to wait for.
             if self._answers:
                 await self._call(account, budget, 0)
+
+    def _forget_periods_that_are_over(self) -> None:
+        if len(self._held) > self._looked_through_at:
+            now = self._now() * _PER_SECOND
+            self._held = {key: held for key, held in self._held.items() if held.end > now}
+            self._looked_through_at = max(2 * len(self._held), _FEW)
 
     def _holds(self, key: str, start: int) -> int:
         held = self._held.get(key)

@@ -105,6 +105,15 @@ class Supply:
         """The request cost nothing."""
         self.ledger.release(reservation)
 
+    def forget(self, account: str) -> bool:
+        """Forgets an account whose period is over; False where it has money of one in force."""
+        if account in self._asked or self.ledger.statement(account, self._now()) is not None:
+            return False
+        self.ledger.forget(account)
+        self._silent_until.pop(account, None)
+        self._unanswered.discard(account)
+        return True
+
     def is_unanswered(self, account: str) -> bool:
         """Whether the source did not answer when it was last asked about an account."""
         return account in self._unanswered

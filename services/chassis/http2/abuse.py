@@ -48,7 +48,7 @@ class Patience:
         return self._strikes < _PING_STRIKES and self.bears()
 
     def useful(self) -> None:
-        """Data was sent: the peer may answer it with a frame or two."""
+        """Data or a whole answer was sent: the peer may answer it with a frame or two."""
         self._strikes = 0
         if self._allowed < _BURST:
             self._allowed += 2.0

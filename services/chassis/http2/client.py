@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import ssl
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import grpc
@@ -41,6 +43,8 @@ _OF_RESET = {
     Code.ENHANCE_YOUR_CALM: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 _USER_AGENT = "anabranch"
+_HANDSHAKE_S = 5.0
+_TLS_GOODBYE_S = 2.0
 
 
 def _status(code: grpc.StatusCode, details: str, trailing: headers.Metadata = ()) -> Any:
@@ -168,6 +172,7 @@ class ClientConnection(Connection):
         super().__init__(limits, may_ping_often=True)
         self._next = 1
         self._authority = ""
+        self._scheme = "http"
         # The server takes no more calls here.
         self.leaving = False
 
@@ -181,6 +186,12 @@ class ClientConnection(Connection):
         )
         wider = h2.window_update(0, self.limits.connection_window - h2.FIRST_WINDOW)
         return h2.PREFACE + settings + wider
+
+    def why_lost(self) -> str:
+        if self._scheme == "https" and not self._greeted:
+            # Under TLS 1.3 a server looks at the client's certificate after the client's handshake.
+            return "the server closed the connection at once: it may not accept our certificate"
+        return super().why_lost()
 
     def is_idle(self, number: int) -> bool:
         return number % 2 == 0 or number >= self._next
@@ -214,7 +225,7 @@ class ClientConnection(Connection):
         block = headers.block(
             (
                 (":method", "POST"),
-                (":scheme", "http"),
+                (":scheme", self._scheme),
                 (":path", method),
                 (":authority", self._authority),
                 ("te", "trailers"),
@@ -232,28 +243,58 @@ class ClientConnection(Connection):
         self.outgoing.raw(h2.headers(call.number, block, end_stream=False))
         return call
 
-    def for_authority(self, authority: str) -> ClientConnection:
+    def for_authority(self, authority: str, scheme: str = "http") -> ClientConnection:
         """Says whom the calls are addressed to."""
         self._authority = authority
+        self._scheme = scheme
         return self
 
 
-async def connect(target: str, limits: TransportLimits) -> ClientConnection:
-    """Connects to "host:port", "dns:///host:port" or "unix:path". Raises OSError.
+@dataclass(frozen=True, slots=True)
+class ServerIdentity:
+    """What a caller demands of the server: a certificate that `context` trusts and that holds
+    `name` as a DNS name. Addresses do not matter."""
 
+    context: ssl.SSLContext
+    name: str
+
+
+async def connect(
+    target: str, limits: TransportLimits, tls: ServerIdentity | None = None
+) -> ClientConnection:
+    """Connects to "host:port", "dns:///host:port" or "unix:path".
+
+    With `tls` the server must prove that identity, wherever it is. Raises OSError, also when
+    the handshake fails; that the server refuses our certificate shows as a lost connection later.
     The caller closes it with `close(Code.NO_ERROR, …)`.
     """
     loop = asyncio.get_running_loop()
     target = target.removeprefix("dns:///")
+    make = functools.partial(ClientConnection, limits)
     if target.startswith("unix:"):
-        make = functools.partial(ClientConnection, limits)
         _, made = await loop.create_unix_connection(make, target.removeprefix("unix:"))
         return made.for_authority("localhost")
     host, colon, port = target.rpartition(":")
     if not colon or not port.isdigit():
         raise OSError(f"{target!r} is not host:port")
     bare = host.removeprefix("[").removesuffix("]")
-    _, made = await loop.create_connection(
-        functools.partial(ClientConnection, limits), bare, int(port)
-    )
-    return made.for_authority(target)
+    if tls is None:
+        _, made = await loop.create_connection(make, bare, int(port))
+        return made.for_authority(target)
+    try:
+        transport, made = await loop.create_connection(
+            make,
+            bare,
+            int(port),
+            ssl=tls.context,
+            server_hostname=tls.name,
+            ssl_handshake_timeout=_HANDSHAKE_S,
+            ssl_shutdown_timeout=_TLS_GOODBYE_S,
+        )
+    except ssl.SSLCertVerificationError as refused:
+        raise OSError(f"its certificate is not accepted: {refused.verify_message}") from refused
+    secured = transport.get_extra_info("ssl_object")
+    if secured.selected_alpn_protocol() != "h2":
+        made.close(Code.NO_ERROR, "no HTTP/2 was agreed on")
+        raise OSError("it does not speak HTTP/2 over TLS")
+    return made.for_authority(tls.name, "https")

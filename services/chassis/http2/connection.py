@@ -56,6 +56,8 @@ class Connection(asyncio.Protocol):
         self.streams: dict[int, Stream] = {}
         self.closed = False
         self.peer = ""
+        # DNS names in the peer's certificate, if it had to show one.
+        self.peer_identities: tuple[str, ...] = ()
         self._frames = h2.FrameReader()
         self._headers = HeaderReader(limits.header_bytes)
         self._patience = Patience(
@@ -69,17 +71,7 @@ class Connection(asyncio.Protocol):
         self._heard = False
         self._timer: asyncio.TimerHandle | None = None
         self._last_taken = 0
-        self._handlers: dict[int, Callable[[int, int, bytes], None]] = {
-            h2.DATA: self._data,
-            h2.HEADERS: self._header_frame,
-            h2.PRIORITY: self._priority,
-            h2.RST_STREAM: self._reset_frame,
-            h2.SETTINGS: self._settings,
-            h2.PUSH_PROMISE: self._push_promise,
-            h2.PING: self._ping,
-            h2.GOAWAY: self._go_away_frame,
-            h2.WINDOW_UPDATE: self._window_update,
-        }
+        self._handlers: dict[int, Callable[[int, int, bytes], None]] = {}
 
     # What the two sides say
 
@@ -97,6 +89,10 @@ class Connection(asyncio.Protocol):
     def on_tick(self) -> None:
         """Called every few seconds while the connection lives."""
 
+    def why_lost(self) -> str:
+        """What is said when the peer closes without a word."""
+        return "the connection was lost"
+
     def is_idle(self, number: int) -> bool:
         """Whether a stream was never opened."""
         raise NotImplementedError
@@ -104,6 +100,18 @@ class Connection(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # They refer back to here until it is lost; a peer that fails its TLS handshake leaves none.
+        self._handlers = {
+            h2.DATA: self._data,
+            h2.HEADERS: self._header_frame,
+            h2.PRIORITY: self._priority,
+            h2.RST_STREAM: self._reset_frame,
+            h2.SETTINGS: self._settings,
+            h2.PUSH_PROMISE: self._push_promise,
+            h2.PING: self._ping,
+            h2.GOAWAY: self._go_away_frame,
+            h2.WINDOW_UPDATE: self._window_update,
+        }
         # uvloop has transports of its own.
         self.outgoing.connected(cast(asyncio.Transport, transport))
         self.peer = spelled_peer(transport.get_extra_info("peername"))
@@ -112,8 +120,8 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.outgoing.abort()
-        self._over(Code.CANCEL, "the connection was lost")
-        self._handlers.clear()  # they refer back to here
+        self._over(Code.CANCEL, self.why_lost())
+        self._handlers.clear()
 
     def pause_writing(self) -> None:
         self.outgoing.pause(True)
@@ -163,6 +171,10 @@ class Connection(asyncio.Protocol):
             except StreamFault as fault:
                 self.misled()
                 self.reset(fault.stream, fault.code, fault.why)
+
+    def answered(self) -> None:
+        """A whole request was answered: the peer may say something to that."""
+        self._patience.useful()
 
     def bear(self, cost: float = 1.0) -> None:
         """Counts a frame that led to nothing. Raises ConnectionFault for one too many."""

@@ -1,7 +1,8 @@
-"""A gRPC server on the event loop: listeners, interceptors, handlers, an orderly stop.
+"""A gRPC server on the event loop: addresses, interceptors, handlers, an orderly stop.
 
 Takes what grpc.aio's server takes: generic handlers, generated servicers, interceptors.
-HTTP/2 itself is in server_connection.py, what a handler sees in server_call.py.
+HTTP/2 itself is in server_connection.py, what a handler sees in server_call.py, accepting
+connections in listeners.py.
 """
 
 from __future__ import annotations
@@ -12,9 +13,8 @@ import functools
 import inspect
 import logging
 import random
-import socket
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -22,13 +22,13 @@ import grpc
 from services.chassis.http2 import headers
 from services.chassis.http2.connection import TransportLimits
 from services.chassis.http2.frames import Code
+from services.chassis.http2.listeners import BACKLOG, ContextSource, TlsListener, bound
 from services.chassis.http2.messages import Budget
 from services.chassis.http2.server_call import ServerCall
 from services.chassis.http2.server_connection import ServerConnection
 
 _log = logging.getLogger(__name__)
 
-_BACKLOG = 1024
 _UNFINISHED_BYTES = 128 * 1024 * 1024
 _AGE_SPREAD = 0.1
 _LOOK_EVERY_S = 0.01
@@ -41,7 +41,7 @@ class CallDetails(grpc.HandlerCallDetails):  # type: ignore[misc]
     """What an interceptor knows of a call."""
 
     method: str
-    invocation_metadata: headers.Metadata
+    invocation_metadata: headers.Metadata = field(repr=False)
 
 
 class Server:
@@ -60,7 +60,8 @@ class Server:
         self._connection_age = connection_age
         self._interceptors = tuple(interceptors)
         self._handlers: list[grpc.GenericRpcHandler] = []
-        self._listeners: list[asyncio.AbstractServer] = []
+        self._listeners: list[asyncio.AbstractServer | TlsListener] = []
+        self._secured: list[TlsListener] = []
         self._connections: set[ServerConnection] = set()
         self._calls: set[asyncio.Task[None]] = set()
         # Without those whose caller has left: their handlers end in a turn of the loop, and a
@@ -78,11 +79,14 @@ class Server:
     def add_registered_method_handlers(self, service: str, handlers: Any) -> None:
         """Generated code announces here what it also adds as generic handlers."""
 
-    async def listen(self, address: str, *, reuse_port: bool = False) -> int:
+    async def listen(
+        self, address: str, *, reuse_port: bool = False, tls: ContextSource | None = None
+    ) -> int:
         """Binds host:port or unix:path and returns the port (0 for a path).
 
         Connections are accepted from `start` on. An empty host and "[::]" mean every
-        address of either family. Raises OSError when the address cannot be had.
+        address of either family. `tls` gives the context for each new connection; it is plain text
+        without, and at a path. Raises OSError when the address cannot be had.
         """
         loop = asyncio.get_running_loop()
         if address.startswith("unix:"):
@@ -91,14 +95,18 @@ class Server:
                 await loop.create_unix_server(self._connected, path, start_serving=False)
             )
             return 0
-        bound = _bound(address, reuse_port=reuse_port)
-        for one in bound:
+        sockets = bound(address, reuse_port=reuse_port)
+        for one in sockets:
+            if tls is not None:
+                self._secured.append(TlsListener(self._connected, one, tls))
+                self._listeners.append(self._secured[-1])
+                continue
             self._listeners.append(
                 await loop.create_server(
-                    self._connected, sock=one, backlog=_BACKLOG, start_serving=False
+                    self._connected, sock=one, backlog=BACKLOG, start_serving=False
                 )
             )
-        return int(bound[0].getsockname()[1])
+        return int(sockets[0].getsockname()[1])
 
     async def start(self) -> None:
         """Accepts connections on every address that was bound."""
@@ -139,6 +147,8 @@ class Server:
             task.cancel()
         if rest:
             await asyncio.gather(*rest, return_exceptions=True)
+        for listener in self._secured:
+            await listener.wait_closed()
         for connection in tuple(self._connections):
             connection.close(Code.NO_ERROR, "the server is shutting down")
 
@@ -250,34 +260,3 @@ async def _handle(call: ServerCall, handler: grpc.RpcMethodHandler) -> None:
 
 def _nothing() -> None:
     """The beginning of a call that is refused."""
-
-
-def _bound(address: str, *, reuse_port: bool) -> list[socket.socket]:
-    """Sockets that are bound but do not listen."""
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdigit():
-        raise OSError(f"{address!r} is not host:port")
-    bare = host.removeprefix("[").removesuffix("]")
-    dual = bare in ("", "*", "::") and socket.has_dualstack_ipv6()
-    if bare in ("", "*"):
-        bare = "::" if dual else "0.0.0.0"  # noqa: S104 - what an empty host asks for
-    found = socket.getaddrinfo(bare, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    sockets: list[socket.socket] = []
-    number = int(port)
-    try:
-        for family, kind, protocol, _, target in dict.fromkeys(found):
-            one = socket.socket(family, kind, protocol)
-            sockets.append(one)
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if reuse_port:
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            if family == socket.AF_INET6:
-                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if dual else 1)
-            one.setblocking(False)
-            one.bind((target[0], number, *target[2:]))
-            number = one.getsockname()[1]
-    except OSError:
-        for one in sockets:
-            one.close()
-        raise
-    return sockets

@@ -225,6 +225,10 @@ class ServerCall(Stream):
         """The caller's address in gRPC's spelling."""
         return self.connection.peer
 
+    def peer_identities(self) -> tuple[str, ...]:
+        """The DNS names in the caller's verified certificate; none without one."""
+        return self.connection.peer_identities
+
     def set_trailing_metadata(self, metadata: Sequence[tuple[str, str | bytes]]) -> None:
         """Sent with the status."""
         self._trailing = tuple(metadata)
@@ -289,6 +293,9 @@ class ServerCall(Stream):
             return block
 
     def tail_sent(self) -> None:
+        if self.input_over and self.task is not None:
+            # A refusal without data is an answer, too: the peer may widen its windows for it.
+            self.connection.answered()
         if not self.input_over:
             # Whatever the caller still sends is of no use.
             self.connection.outgoing.raw(h2.reset(self.number, Code.NO_ERROR))

@@ -16,6 +16,7 @@ from services.chassis.http2 import frames as h2
 from services.chassis.http2 import headers
 from services.chassis.http2.connection import Connection, TransportLimits
 from services.chassis.http2.frames import Code, ConnectionFault, StreamFault
+from services.chassis.http2.listeners import dns_names
 from services.chassis.http2.messages import ENCODINGS, Budget
 from services.chassis.http2.server_call import ServerCall
 
@@ -62,8 +63,9 @@ class ServerConnection(Connection):
         )
         return settings + h2.window_update(0, self.limits.connection_window - h2.FIRST_WINDOW)
 
-    def connection_made(self, transport: object) -> None:
-        super().connection_made(transport)  # type: ignore[arg-type]
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.peer_identities = dns_names(transport.get_extra_info("peercert"))
+        super().connection_made(transport)
         self._calls.opened(self)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -8,12 +8,13 @@ kept connection that turns out to be gone.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import grpc
 from grpc.aio import AioRpcError, Metadata
 
 from services.chassis.http2 import headers
-from services.chassis.http2.client import ClientConnection, connect
+from services.chassis.http2.client import ClientConnection, ServerIdentity, connect
 from services.chassis.http2.connection import TransportLimits
 from services.chassis.http2.frames import Code
 
@@ -23,11 +24,20 @@ def _error(code: grpc.StatusCode, details: str) -> AioRpcError:
 
 
 class SingleCalls:
-    """Calls to one server. Connects when it is first asked; the owner closes it."""
+    """Calls to one server. Connects when it is first asked; the owner closes it.
 
-    def __init__(self, target: str, limits: TransportLimits) -> None:
+    `tls` gives the identity that the server must prove at each new connection; plain text without.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        limits: TransportLimits,
+        tls: Callable[[], ServerIdentity] | None = None,
+    ) -> None:
         self._target = target
         self._limits = limits
+        self._tls = tls
         self._connection: ClientConnection | None = None
         self._connecting = asyncio.Lock()
         self._under_way = 0
@@ -94,5 +104,7 @@ class SingleCalls:
                 return kept, False
             if self._closed:
                 raise OSError("its calls are over")
-            self._connection = await connect(self._target, self._limits)
+            self._connection = await connect(
+                self._target, self._limits, self._tls() if self._tls else None
+            )
             return self._connection, True

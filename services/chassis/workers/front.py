@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Callable, Sequence
 
 import aiohttp
@@ -27,7 +28,13 @@ SUPERVISOR = "supervisor"
 class Front:
     """The HTTP endpoint of the supervisor."""
 
-    def __init__(self, listen: str, children: Callable[[], Sequence[Child]], wanted: int) -> None:
+    def __init__(
+        self,
+        listen: str,
+        children: Callable[[], Sequence[Child]],
+        wanted: int,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self._children = children
         self._registry = CollectorRegistry(auto_describe=False)
         ProcessCollector(registry=self._registry)
@@ -40,7 +47,9 @@ class Front:
         self.deaths = Counter(
             "anabranch_worker_deaths", "Workers that ended unasked", registry=self._registry
         )
-        self.http = HttpEndpoint(listen, metrics=self._metrics, ready=lambda: self._count() > 0)
+        self.http = HttpEndpoint(
+            listen, metrics=self._metrics, ready=lambda: self._count() > 0, tls=tls
+        )
 
     def _count(self) -> int:
         return sum(child.serving.is_set() and not child.leaving for child in self._children())

@@ -13,8 +13,9 @@ import tempfile
 from typing import Any
 
 from services.chassis import logs
+from services.chassis.common_settings import WorkerSettings
 from services.chassis.registry import Registration, Registry
-from services.chassis.settings import WorkerSettings
+from services.chassis.tls import Tls, https_of
 from services.chassis.workers import control
 from services.chassis.workers.child import Child, Program
 from services.chassis.workers.front import Front
@@ -74,7 +75,10 @@ class Supervisor:
         self._restart = asyncio.Event()
         self._ever_served = False
         self._directory = ""
-        self._front = Front(settings.http_listen, self._by_index, settings.workers)
+        # Its workers have their own: what it needs one for is HTTPS.
+        self._tls = Tls.open(settings)
+        https = https_of(settings, self._tls)
+        self._front = Front(settings.http_listen, self._by_index, settings.workers, https)
         self._tasks: asyncio.TaskGroup
 
     def stop(self) -> None:
@@ -111,6 +115,8 @@ class Supervisor:
                 ]
                 helpers.append(self._tasks.create_task(self._restarts(), name="restarts"))
                 helpers.append(self._tasks.create_task(self._register(), name="registration"))
+                if self._tls is not None:
+                    helpers.append(self._tasks.create_task(self._tls.follow(), name="certificates"))
                 await self._stopping.wait()
                 for task in helpers:
                     task.cancel()

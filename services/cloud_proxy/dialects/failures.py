@@ -34,6 +34,8 @@ _PUBLIC = {
     FailureKind.NO_CREDIT: "the provider account has no credit left",
     FailureKind.MISCONFIGURED: "the provider does not know this address or model",
 }
+_REFUSED = "the provider refused the request"
+_CAUSES = {FailureKind.REFUSED_REQUEST: _REFUSED, FailureKind.TOO_LONG: "the prompt is too long"}
 
 
 def refusal(status: int, *, message: str = "", code: str = "", field: str = "") -> ProviderFailure:
@@ -42,7 +44,7 @@ def refusal(status: int, *, message: str = "", code: str = "", field: str = "") 
     Only what is wrong with the request concerns its caller. Other texts speak of our account, and
     some quote the key, so they are replaced.
     """
-    message = message or "the provider refused the request"
+    message = message or _REFUSED
     code = code.strip()[:_CODE_LENGTH]
     kind = _kind(status, code, message)
     if kind not in (FailureKind.REFUSED_REQUEST, FailureKind.TOO_LONG):
@@ -53,6 +55,7 @@ def refusal(status: int, *, message: str = "", code: str = "", field: str = "") 
         http_status=status,
         code=code if code.isprintable() else "",
         field=printable(field)[:_CODE_LENGTH],
+        cause=_CAUSES.get(kind, ""),
     )
 
 

@@ -17,7 +17,7 @@ from services.router.core.policy import CacheRules, Policy
 from services.router.response_cache.cacheable import is_deterministic, is_keepable
 from services.router.response_cache.entry import Entry, entry_of, time_left
 from services.router.response_cache.flights import Flight
-from services.router.response_cache.key import Circumstances, answer_key
+from services.router.response_cache.key import AnswerKey, Circumstances, answer_key
 from services.router.response_cache.participant import Participant, Start
 from services.router.response_cache.stores import Stores
 
@@ -43,7 +43,7 @@ class ResponseCache:
         self._memory, self._slower, self._tasks = stores
         self._now = epoch_clock
         self._loop_clock = loop_clock
-        self._flights: dict[bytes, Flight] = {}
+        self._flights: dict[AnswerKey, Flight] = {}
         self._running: set[Flight] = set()
         self.hits: Counter[int] = Counter()
         self.misses = 0
@@ -88,6 +88,7 @@ class ResponseCache:
             request, context, outlet, start, time.monotonic, policy, resolved_model=resolved
         )
         key = answer_key(request, _circumstances(policy, context, model))
+        key = key._replace(cipher=context.caller.cipher)
         known = self._memory.get(key)
         if known is not None and self._time_left(known, policy.cache) > 0:
             self.hits[pb.CACHE_SOURCE_MEMORY] += 1
@@ -108,7 +109,7 @@ class ResponseCache:
             participant.cancel()
         return bool(found)
 
-    def _enter(self, asked: Participant, key: bytes, *, ask_slower: bool) -> None:
+    def _enter(self, asked: Participant, key: AnswerKey, *, ask_slower: bool) -> None:
         under_way = self._flights.get(key)
         if under_way is not None and under_way.takes(asked):
             under_way.join(asked)

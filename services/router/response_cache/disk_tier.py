@@ -16,7 +16,9 @@ import aiosqlite
 
 from anabranch.v1 import generation_pb2 as pb
 from services.router.response_cache.disk_file import DiskFile
-from services.router.response_cache.entry import Entry, pack, packed_size, unpack
+from services.router.response_cache.entry import Entry
+from services.router.response_cache.key import AnswerKey
+from services.router.response_cache.stored_form import PlainForm, StoredForm
 from services.router.response_cache.tiers import TierFailed
 
 _log = logging.getLogger(__name__)
@@ -29,7 +31,7 @@ _OVERHEAD_BYTES = 256
 _BUSY_S = 0.5
 _CLOSE_S = 2.0
 _GONE_AT_ONCE = 32
-_MOST_USED_NOTED = 1000
+_MOST_NOTED = 1000
 
 # How much there is, the file knows by itself: several processes may write to it.
 _FORM = """
@@ -54,6 +56,7 @@ _GET = "SELECT body FROM answers WHERE key = ? AND length(body) <= ?"
 _PUT = """INSERT INTO answers VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE
     SET used_at = excluded.used_at, expires_at = excluded.expires_at, body = excluded.body"""
 _USED = "UPDATE answers SET used_at = max(used_at, ?) WHERE key = ?"
+_REMOVE = "DELETE FROM answers WHERE key = ?"
 _EXPIRE = """DELETE FROM answers WHERE key IN
     (SELECT key FROM answers WHERE expires_at < ? ORDER BY expires_at LIMIT ?)"""
 _EVICT = "DELETE FROM answers WHERE key IN (SELECT key FROM answers ORDER BY used_at LIMIT ?)"
@@ -67,8 +70,15 @@ class DiskTier:
 
     source: pb.CacheSource = pb.CACHE_SOURCE_DISK
 
-    def __init__(self, directory: Path, limit: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        limit: int,
+        clock: Callable[[], float],
+        form: StoredForm | None = None,
+    ) -> None:
         self._file = DiskFile(directory / _FILE)
+        self._form = form or PlainForm()
         self._limit = limit
         self._clock = clock
         # Who reads does not wait for who writes: each has a thread of its own.
@@ -77,6 +87,8 @@ class DiskTier:
         self._unreadable = False
         # When entries were used, which is written once it matters: before some are evicted.
         self._used: dict[bytes, float] = {}
+        # What was no entry is removed by who writes, for whom who reads does not wait.
+        self._spoiled: set[bytes] = set()
         self.held = 0
 
     async def open(self) -> None:
@@ -92,30 +104,35 @@ class DiskTier:
             await self._connect_or_start_anew()
             await self._make_room()
 
-    async def get(self, key: bytes, longest: int) -> Entry | None:
+    async def get(self, key: AnswerKey, longest: int) -> Entry | None:
         """See Tier."""
         with self._failures():
             reading = _usable(self._reading)
-            rows = list(await reading.execute_fetchall(_GET, (key, packed_size(longest))))
+            rows = list(
+                await reading.execute_fetchall(_GET, (key.digest, self._form.packed_size(longest)))
+            )
         if not rows:
             return None
         try:
-            entry = unpack(key, rows[0][0])
+            entry = await self._form.unpack(key, rows[0][0])
         except ValueError:
+            if len(self._spoiled) < _MOST_NOTED:
+                self._spoiled.add(key.digest)
             return None
-        if len(self._used) < _MOST_USED_NOTED:
-            self._used[key] = self._clock()
-        return entry
+        if len(self._used) < _MOST_NOTED:
+            self._used[key.digest] = self._clock()
+        return entry if entry.size <= longest else None
 
-    async def put(self, key: bytes, entry: Entry, ttl: float) -> None:
+    async def put(self, key: AnswerKey, entry: Entry, ttl: float) -> None:
         """See Tier. An entry that alone is too large is not kept."""
-        body = pack(key, entry)
+        body = await self._form.pack(key, entry)
         if len(body) + _OVERHEAD_BYTES > self._limit:
             return
         now = self._clock()
         with self._failures():
             writing = _usable(self._writing)
-            await writing.execute_fetchall(_PUT, (key, now, now + ttl, body))
+            await writing.execute_fetchall(_PUT, (key.digest, now, now + ttl, body))
+            self._spoiled.discard(key.digest)
             await self._make_room()
 
     async def close(self) -> None:
@@ -160,6 +177,9 @@ class DiskTier:
         used, self._used = self._used, {}
         if used:
             await writing.executemany(_USED, [(at, key) for key, at in used.items()])
+        spoiled, self._spoiled = self._spoiled, set()
+        if spoiled:
+            await writing.executemany(_REMOVE, [(key,) for key in spoiled])
         await writing.execute_fetchall(_EXPIRE, (self._clock(), _GONE_AT_ONCE))
         while (held := await self._held(writing)) > self._limit:
             await writing.execute_fetchall(_EVICT, (_GONE_AT_ONCE,))

@@ -15,6 +15,7 @@ from services.chassis.coalescing import coalesce_chunks
 from services.chassis.errors import Fault
 from services.chassis.model_handler import Cancel
 from services.router.response_cache.entry import Entry
+from services.router.response_cache.key import AnswerKey
 from services.router.response_cache.participant import Participant
 
 _IN_FLIGHT = pb.CACHE_SOURCE_IN_FLIGHT
@@ -50,7 +51,7 @@ class Flight:
 
     def __init__(
         self,
-        key: bytes,
+        key: AnswerKey,
         owner: Participant,
         follower: Follower,
         *,

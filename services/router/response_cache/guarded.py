@@ -11,8 +11,9 @@ import logging
 from collections import OrderedDict
 
 from anabranch.v1 import generation_pb2 as pb
-from services.chassis.host import Tasks
+from services.chassis.tasks import Tasks
 from services.router.response_cache.entry import Entry
+from services.router.response_cache.key import AnswerKey
 from services.router.response_cache.tiers import Tier, TierFailed
 
 _log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class GuardedTier:
         self._failures = 0
         self._told_resting = False
         self._told_unwritten = False
-        self._waiting: OrderedDict[bytes, tuple[Entry, float]] = OrderedDict()
+        self._waiting: OrderedDict[AnswerKey, tuple[Entry, float]] = OrderedDict()
         self._waiting_bytes = 0
         self._ring = asyncio.Event()
         self.dropped = 0
@@ -64,7 +65,7 @@ class GuardedTier:
         await asyncio.wait((opening,), timeout=_START_S)
         self._tasks.create_task(self._run(opening), name=f"{self.name}-cache")
 
-    async def get(self, key: bytes, longest: int) -> Entry | None:
+    async def get(self, key: AnswerKey, longest: int) -> Entry | None:
         """The entry, if the tier says so in time."""
         if self._resting:
             return None
@@ -84,7 +85,7 @@ class GuardedTier:
         self._rest = 0.0
         return reply
 
-    def offer(self, key: bytes, entry: Entry, ttl: float) -> None:
+    def offer(self, key: AnswerKey, entry: Entry, ttl: float) -> None:
         """Writes an entry soon, to be kept for `ttl` seconds, unless too much waits already."""
         if self._resting or self._waiting_bytes + entry.size > _WAITING_BYTES:
             self.dropped += 1
@@ -104,7 +105,7 @@ class GuardedTier:
             _log.warning("answers were not written in time", extra={"tier": self.name})
         await self._tier.close()
 
-    async def _ask(self, key: bytes, longest: int) -> Entry | TierFailed | None:
+    async def _ask(self, key: AnswerKey, longest: int) -> Entry | TierFailed | None:
         try:
             return await self._tier.get(key, longest)
         except TierFailed as failed:

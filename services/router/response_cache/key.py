@@ -9,6 +9,7 @@ import hashlib
 from typing import NamedTuple
 
 from anabranch.v1 import generation_pb2 as pb
+from services.chassis.encryption.ciphers import CipherName
 
 KEY_BYTES = 32
 _FORMAT = 1
@@ -16,6 +17,15 @@ _FORMAT = 1
 
 _ASKED_FOR = ("request_id", "labels", "timeout", "model")
 _HOW_SOON = ("priority", "ttft_slo", "max_cost_microusd", "affinity_key")
+
+
+class AnswerKey(NamedTuple):
+    """Under what an answer is kept: KEY_BYTES that stand for all of it, whose answer it is, and
+    with what it is sealed where it is."""
+
+    digest: bytes
+    tenant: str
+    cipher: CipherName = CipherName.AES_256_GCM
 
 
 class Circumstances(NamedTuple):
@@ -34,8 +44,8 @@ class Circumstances(NamedTuple):
     masked: frozenset[str] = frozenset()
 
 
-def answer_key(request: pb.GenerateRequest, circumstances: Circumstances) -> bytes:
-    """KEY_BYTES bytes, equal only for requests that may have the same answer.
+def answer_key(request: pb.GenerateRequest, circumstances: Circumstances) -> AnswerKey:
+    """Equal only for requests that may have the same answer.
 
     Who asks for it within a tenant, how urgently and at what cost does not matter; fields that
     this version does not know do.
@@ -49,7 +59,7 @@ def answer_key(request: pb.GenerateRequest, circumstances: Circumstances) -> byt
         hashed.update(len(raw).to_bytes(4))
         hashed.update(raw)
     hashed.update(_content(request))
-    return hashed.digest()
+    return AnswerKey(hashed.digest(), tenant)
 
 
 def _content(request: pb.GenerateRequest) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from services.router.response_cache.entry import Entry
+from services.router.response_cache.key import AnswerKey
 
 OVERHEAD_BYTES = 512
 """What keeping an entry takes besides its chunk: objects, key, place in the order."""
@@ -15,20 +16,20 @@ class MemoryTier:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._entries: OrderedDict[bytes, Entry] = OrderedDict()
+        self._entries: OrderedDict[AnswerKey, Entry] = OrderedDict()
         self.held = 0
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get(self, key: bytes) -> Entry | None:
+    def get(self, key: AnswerKey) -> Entry | None:
         """The entry of a key, which is now the one used last."""
         entry = self._entries.get(key)
         if entry is not None:
             self._entries.move_to_end(key)
         return entry
 
-    def put(self, key: bytes, entry: Entry) -> None:
+    def put(self, key: AnswerKey, entry: Entry) -> None:
         """Keeps an entry, unless it alone is too large."""
         self.discard(key)
         size = entry.size + OVERHEAD_BYTES
@@ -40,7 +41,7 @@ class MemoryTier:
             _, oldest = self._entries.popitem(last=False)
             self.held -= oldest.size + OVERHEAD_BYTES
 
-    def discard(self, key: bytes) -> None:
+    def discard(self, key: AnswerKey) -> None:
         """Forgets an entry, if there is one."""
         entry = self._entries.pop(key, None)
         if entry is not None:

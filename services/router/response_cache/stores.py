@@ -7,6 +7,7 @@ kept.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -15,11 +16,14 @@ from typing import NamedTuple
 
 from redis.asyncio import Redis
 
-from services.chassis.host import Tasks
+from services.chassis.tasks import Tasks
 from services.router.response_cache.disk_tier import DiskTier
 from services.router.response_cache.guarded import GuardedTier
 from services.router.response_cache.memory import MemoryTier
 from services.router.response_cache.redis_tier import RedisTier
+from services.router.response_cache.stored_form import SealedForm
+
+_log = logging.getLogger(__name__)
 
 # A Redis that is down or slow costs a request this much, and soon nothing.
 _REDIS_PATIENCE_S = 0.02
@@ -36,17 +40,30 @@ class Stores(NamedTuple):
 
 @asynccontextmanager
 async def open_stores(
-    *, memory_bytes: int, redis: Redis | None, directory: Path | None, disk_bytes: int
+    *,
+    memory_bytes: int,
+    redis: Redis | None,
+    directory: Path | None,
+    disk_bytes: int,
+    sealed: SealedForm | None = None,
 ) -> AsyncIterator[Stores]:
-    """Memory, and Redis and a disk where there is such. The client is left open."""
+    """Memory, and Redis and a disk where there is such. The client is left open.
+
+    Without `sealed`, what is kept beyond memory is readable there, and a warning says so.
+    """
+    if sealed is None and (redis is not None or directory is not None):
+        _log.warning(
+            "stored answers are not encrypted",
+            extra={"cause": "encryption_keys_file is not set"},
+        )
     async with asyncio.TaskGroup() as group:
         tasks = Tasks(group)
         slower: list[GuardedTier] = []
         if redis is not None:
-            shared = RedisTier(redis)
+            shared = RedisTier(redis, sealed)
             slower.append(GuardedTier(shared, "redis", tasks, patience=_REDIS_PATIENCE_S))
         if directory is not None:
-            disk = DiskTier(directory, disk_bytes, time.time)
+            disk = DiskTier(directory, disk_bytes, time.time, sealed)
             slower.append(GuardedTier(disk, "disk", tasks, patience=_DISK_PATIENCE_S))
         await asyncio.gather(*(guarded.start() for guarded in slower))
         try:

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from anabranch.v1 import generation_pb2 as pb
 from services.router.response_cache.entry import Entry
+from services.router.response_cache.key import AnswerKey
 
 
 class TierFailed(Exception):
@@ -33,10 +34,13 @@ class Tier(Protocol):
     async def open(self) -> None:
         """Makes it usable, or finds that it is: at the start, and again after failures."""
 
-    async def get(self, key: bytes, longest: int) -> Entry | None:
-        """The entry of a key. None for one of more than `longest` bytes, and for what is none."""
+    async def get(self, key: AnswerKey, longest: int) -> Entry | None:
+        """The entry of a key. None for one of more than `longest` bytes, and for what is none.
 
-    async def put(self, key: bytes, entry: Entry, ttl: float) -> None:
+        What is none, or cannot be opened, is removed, at once or when the store next makes room.
+        """
+
+    async def put(self, key: AnswerKey, entry: Entry, ttl: float) -> None:
         """Keeps an entry for so many seconds, or for less."""
 
     async def close(self) -> None:

@@ -1,0 +1,1 @@
+"""What authentication, quotas and their outages cost, and how exact they are."""

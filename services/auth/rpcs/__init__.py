@@ -1,0 +1,1 @@
+"""The RPCs of AuthService, by what they are about; servicer.py puts them together."""

@@ -1,0 +1,1 @@
+"""Envelopes for what is stored: data keys per tenant, wrapped by an operator's keychain."""
