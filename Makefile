@@ -59,7 +59,7 @@ status: setup ## Show the running processes and their health
 ## Check it
 
 .PHONY: test
-test: setup-engine consul model ## Every test, two files at a time: real vLLM, real Consul, real processes
+test: setup-engine consul model servers ## Every test, two files at a time: real vLLM, real Consul, PostgreSQL and Redis, real processes
 	@$(PYTHON) -m pytest -n 2 --dist loadfile $(PYTEST)
 
 .PHONY: test-fast
@@ -109,6 +109,14 @@ model: $(MODEL)/anabranch-model.json ## Fetch and convert the small real model, 
 consul: ## Provide a Consul binary: the one on PATH, or Debian's in .tools
 	@command -v consul >/dev/null || \
 	    $(FETCH) --log $(LOGS)/consul.log "fetching Consul" -- $(SYSTEM_PYTHON) tools/install_consul.py
+
+# A machine that cannot install them runs every other test.
+.PHONY: servers
+servers: ## PostgreSQL and Redis for the tests that run against them, from Debian
+	@[ -n "$$(compgen -G '/usr/lib/postgresql/*/bin/postgres')" ] || tools/install_debian.sh postgresql || \
+	    echo "  → PostgreSQL is not installed: the tests that need it are skipped." >&2
+	@command -v redis-server >/dev/null || tools/install_debian.sh redis-server || \
+	    echo "  → Redis is not installed: the tests that need it are skipped." >&2
 
 .PHONY: clean
 clean: ## Remove what tests and builds leave; keep packages and the model

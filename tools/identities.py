@@ -1,10 +1,11 @@
 """Creates a fresh cluster's identities through the auth service, as an administrator would.
 
-    python -m tools.identities --auth HOST:PORT --secrets DIRECTORY
+    python -m tools.identities --auth HOST:PORT --secrets DIRECTORY [--copy NAME=DIRECTORY]…
 
 The directory holds the file `admin` that auth wrote at its first start; a file for each
 identity joins it, mode 0600. Secrets go nowhere else: not into logs, arguments or environments.
-A second run finds the files and changes nothing.
+A second run finds the files and changes nothing. `--copy` puts one identity's file into a further
+directory, for a service that must not see the others' secrets; the administrator's is never copied.
 """
 
 from __future__ import annotations
@@ -97,6 +98,31 @@ def write_private(path: Path, text: str) -> None:
     half.replace(path)
 
 
+def copy(secrets: Path, client_id: str, directory: Path) -> None:
+    """The identity's secret in `directory` too, mode 0600; a good copy stays untouched.
+
+    Raises OSError when a file cannot be read or written.
+    """
+    secret = (secrets / client_id).read_text(encoding="utf-8")
+    target = directory / client_id
+    if (
+        target.exists()
+        and target.stat().st_mode & 0o777 == 0o600
+        and target.read_text(encoding="utf-8") == secret
+    ):
+        return
+    write_private(target, secret)
+
+
+def copied(text: str) -> tuple[str, Path]:
+    """`NAME=DIRECTORY` of the command line; ArgumentTypeError for anything else, `admin` too."""
+    client_id, equals, directory = text.partition("=")
+    known = [identity.client_id for identity in IDENTITIES]
+    if not equals or not directory or client_id not in known:
+        raise argparse.ArgumentTypeError(f"NAME=DIRECTORY, where NAME is one of {known}")
+    return client_id, Path(directory)
+
+
 def save(run_dir: Path, credentials: Mapping[str, str], router: str, auth: str) -> None:
     """Writes credentials.json and the `env` file that a shell sources before the CLI."""
     write_private(run_dir / "credentials.json", json.dumps(dict(credentials), indent=2) + "\n")
@@ -118,13 +144,22 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--auth", required=True, help="host:port of the auth service")
     parser.add_argument("--secrets", required=True, type=Path, help="directory of the secrets")
+    parser.add_argument(
+        "--copy",
+        action="append",
+        default=[],
+        type=copied,
+        metavar="NAME=DIRECTORY",
+        help="put this identity's secret into a further directory; may be repeated",
+    )
     options = parser.parse_args(arguments)
     missing = [i for i in IDENTITIES if not (options.secrets / i.client_id).exists()]
-    if not missing:
-        return 0
     try:
-        asyncio.run(create(options.auth, options.secrets, missing))
-    except IdentityError as error:
+        if missing:
+            asyncio.run(create(options.auth, options.secrets, missing))
+        for client_id, directory in options.copy:
+            copy(options.secrets, client_id, directory)
+    except (IdentityError, OSError) as error:
         print(f"identities: {error}", file=sys.stderr)
         return 1
     return 0

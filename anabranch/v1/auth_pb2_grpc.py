@@ -33,11 +33,13 @@ class AuthServiceStub:
     Every RPC may fail with INVALID_ARGUMENT (every violation at once),
     UNAUTHENTICATED, PERMISSION_DENIED, RESOURCE_EXHAUSTED (too many attempts;
     honour RetryInfo), UNAVAILABLE and INTERNAL, each with one ErrorInfo.
+    UNAUTHENTICATED has one of two constant texts: that of a login or of an exchange
+    of an API key, and that of any other call.
 
     Scopes: `generate` asks models; `relay` speaks for others' requests, services
     alone have it; `observe` looks at the router; `audit` reads the audit trail;
     `tenant-admin` looks after the clients and keys of its own tenant; `admin` does
-    everything. Nobody grants what it does not have, except `admin`.
+    everything that is administration, and asks no models. Nobody grants what it does not have, except `admin`.
 
     Every call that changes something is in the audit trail before it is answered;
     while the trail cannot be written such a call is UNAVAILABLE and changes
@@ -175,11 +177,13 @@ class AuthServiceServicer:
     Every RPC may fail with INVALID_ARGUMENT (every violation at once),
     UNAUTHENTICATED, PERMISSION_DENIED, RESOURCE_EXHAUSTED (too many attempts;
     honour RetryInfo), UNAVAILABLE and INTERNAL, each with one ErrorInfo.
+    UNAUTHENTICATED has one of two constant texts: that of a login or of an exchange
+    of an API key, and that of any other call.
 
     Scopes: `generate` asks models; `relay` speaks for others' requests, services
     alone have it; `observe` looks at the router; `audit` reads the audit trail;
     `tenant-admin` looks after the clients and keys of its own tenant; `admin` does
-    everything. Nobody grants what it does not have, except `admin`.
+    everything that is administration, and asks no models. Nobody grants what it does not have, except `admin`.
 
     Every call that changes something is in the audit trail before it is answered;
     while the trail cannot be written such a call is UNAVAILABLE and changes
@@ -503,11 +507,13 @@ class AuthService:
     Every RPC may fail with INVALID_ARGUMENT (every violation at once),
     UNAUTHENTICATED, PERMISSION_DENIED, RESOURCE_EXHAUSTED (too many attempts;
     honour RetryInfo), UNAVAILABLE and INTERNAL, each with one ErrorInfo.
+    UNAUTHENTICATED has one of two constant texts: that of a login or of an exchange
+    of an API key, and that of any other call.
 
     Scopes: `generate` asks models; `relay` speaks for others' requests, services
     alone have it; `observe` looks at the router; `audit` reads the audit trail;
     `tenant-admin` looks after the clients and keys of its own tenant; `admin` does
-    everything. Nobody grants what it does not have, except `admin`.
+    everything that is administration, and asks no models. Nobody grants what it does not have, except `admin`.
 
     Every call that changes something is in the audit trail before it is answered;
     while the trail cannot be written such a call is UNAVAILABLE and changes

@@ -16,6 +16,7 @@ from bench.auth.guarded import guarded_rpcs
 from bench.auth.issuer import ALGORITHMS, AUDIENCE, ISSUER, Issuer
 from bench.auth.plan import Plan
 from services.chassis import authn
+from services.chassis.token_claims import LEEWAY_S
 
 _POPULATION = 200
 """Cached credentials that are asked for in turn."""
@@ -77,7 +78,7 @@ def _bare(issuer: Issuer, algorithm: str, tokens: Sequence[str]) -> Cost:
             algorithms=[algorithm],
             issuer=ISSUER,
             audience=AUDIENCE,
-            leeway=authn.LEEWAY_S,
+            leeway=LEEWAY_S,
             options={"require": list(_REQUIRED)},
         )
     return meter.cost(len(tokens))

@@ -23,7 +23,7 @@ FROM python:3.11-slim-bookworm
 # The same in every image: who it runs as, and where its code is.
 RUN groupadd --gid 10001 anabranch \
  && useradd --uid 10001 --gid anabranch --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin anabranch \
- && install --directory --owner anabranch --group anabranch --mode 0700 /var/lib/anabranch /var/lib/anabranch/secrets /var/lib/anabranch/audit
+ && install --directory --owner anabranch --group anabranch --mode 0700 /var/lib/anabranch /var/lib/anabranch/secrets /var/lib/anabranch/router-secret /var/lib/anabranch/audit
 ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 WORKDIR /var/lib/anabranch
 COPY --from=packages /opt/venv /opt/venv

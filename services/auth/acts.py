@@ -11,32 +11,46 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 
 from anabranch.v1 import errors_pb2
+from services.auth.authority import Authority
+from services.auth.entitlements import of_client
 from services.auth.records import Records
+from services.auth.rule_records import Role
+from services.auth.rulebook import read_roles
 from services.auth.store import Store
 from services.chassis.audit.entry import Act, Scalar
-from services.chassis.audit.refusals import MOST_PER_SECOND, OMITTED
+from services.chassis.audit.refusals import MOST_PER_SECOND, OMITTED, REFUSED, TURNED_AWAY
 from services.chassis.audit.verify import PRUNED
 from services.chassis.errors import Fault, reason_name
+from services.chassis.principal import known_principal, rejected
 
 _log = logging.getLogger(__name__)
 
 _FLUSH_EVERY_S = 0.25
 _AT_ONCE = 1000
 _PRUNE_EVERY_S = 3600.0
+# Their refusals have an entry that says more.
+_WRITE_THEIR_OWN = frozenset(
+    f"/anabranch.v1.AuthService/{name}" for name in ("IssueToken", "ExchangeApiKey")
+)
 
 
 @dataclass(slots=True)
 class Change:
-    """A transaction that is about to change something, and the act that will be written of it."""
+    """A transaction that is about to change something, and the act that will be written of it.
+
+    `roles` are those of this moment, `authority` is what the caller has at this moment.
+    """
 
     records: Records
     act: Act
+    roles: Mapping[str, Role]
+    authority: Authority
 
     def concerns(self, *, tenant: str, target: str = "") -> None:
         """Says whose it is, and what, once that is known."""
@@ -67,15 +81,20 @@ class Acts:
         self.mirror: Callable[[Act], object] | None = None
 
     @asynccontextmanager
-    async def changing(self, act: Act) -> AsyncIterator[Change]:
+    async def changing(self, act: Act, authority: Authority) -> AsyncIterator[Change]:
         """A transaction under the lock of all replicas; leaving it writes the act, too.
 
-        Raises what the block raises, and Fault when the database is away.
+        The caller's token may say more than is so: who was demoted or disabled since does not
+        undo that with it. Raises what the block raises, and Fault when the database is away.
         """
         self._check_room()
         with self.noting_refusal(act):
             async with self._store.alone() as records:
-                change = Change(records, act)
+                roles = await read_roles(records.rules)
+                caller = await records.client(authority.client_id)
+                if caller is None or caller.disabled:
+                    raise rejected()
+                change = Change(records, act, roles, authority.still(of_client(caller, roles)))
                 yield change
                 await records.trail.append([change.act], self._clock())
         self._mirrored(change.act)
@@ -108,6 +127,23 @@ class Acts:
             self._omitted += 1
         else:
             self._noted.append(act)
+
+    def refused_at_the_door(self, method: str, fault: Fault, peer: str) -> None:
+        """What the guard calls with the end of each failed RPC."""
+        if fault.reason not in TURNED_AWAY or method in _WRITE_THEIR_OWN:
+            return
+        caller = known_principal()
+        self.note_stranger(
+            Act(
+                REFUSED,
+                client_id=caller.client_id if caller else "",
+                tenant=caller.tenant if caller else "",
+                target=method,
+                succeeded=False,
+                peer=peer,
+                details={"reason": reason_name(fault.reason)},
+            )
+        )
 
     async def keep_written(self) -> None:
         """Writes what was noted, until cancelled; then once more."""

@@ -32,7 +32,6 @@ from services.auth.key_records import ApiKey
 from services.auth.keyset import StoredKeySet
 from services.auth.login import wrong_login
 from services.auth.records import Client
-from services.auth.rulebook import read_roles
 from services.auth.store import Store
 from services.chassis.audit.entry import Act
 from services.chassis.errors import Fault
@@ -83,11 +82,12 @@ class ApiKeys:
         # 62**43 is more than 2**256, of which every bit is random.
         secret = "".join(secrets.choice(BASE62) for _ in range(SECRET_LENGTH))
         now = self._clock()
-        async with self._acts.changing(act) as change:
+        async with self._acts.changing(act, authority) as change:
+            authority = change.authority
             client = await change.records.client(new.client_id)
             if client is None:
                 raise authority.no_such("client", client_id=new.client_id)
-            held = of_client(client, await read_roles(change.records.rules))
+            held = of_client(client, change.roles)
             _check_within(held, client.tenant, new, authority)
             key = ApiKey(
                 key_id=key_id,
@@ -145,14 +145,15 @@ class ApiKeys:
 
     async def revoke(self, key_id: str, authority: Authority, act: Act) -> None:
         """Ends a key, and every token that was issued for it. Raises Fault."""
-        async with self._acts.changing(act) as change:
+        async with self._acts.changing(act, authority) as change:
+            authority = change.authority
             key = await change.records.keys.key(key_id)
             if key is None:
                 raise authority.no_such("API key", key_id=key_id)
             client = await change.records.client(key.client_id)
             held = Entitlement((), ())
             if client is not None:
-                held = of_client(client, await read_roles(change.records.rules))
+                held = of_client(client, change.roles)
             authority.check_manages(key.tenant, held)
             await change.records.keys.revoke(key_id, self._clock())
             change.concerns(tenant=key.tenant)

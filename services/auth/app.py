@@ -99,7 +99,12 @@ async def running(
             audit_key = await sealed_secret(store, vault, AUDIT_KEY, clock())
             api_keys = ApiKeys(store, acts, grants, keyset, pepper, clock=clock)
             async with Host.open(
-                SERVICE, settings, key_source=keyset, exchange=api_keys, clock=clock
+                SERVICE,
+                settings,
+                key_source=keyset,
+                exchange=api_keys,
+                on_refusal=acts.refused_at_the_door,
+                clock=clock,
             ) as host:
                 grants.verifies_with(host.verifier)
                 if host.audit.enabled:
@@ -108,6 +113,7 @@ async def running(
                 servicer = AuthServicer(
                     TokenRpcs(
                         login=login,
+                        acts=acts,
                         grants=grants,
                         api_keys=api_keys,
                         keyring=keyring,

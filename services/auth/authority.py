@@ -6,14 +6,14 @@ itself: else it could take over a stronger client by replacing its secret.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from anabranch.v1 import errors_pb2
 from services.auth.core.roles import ADMIN
 from services.auth.entitlements import Entitlement, of_caller
 from services.chassis.errors import Fault
-from services.chassis.model_patterns import ANY
-from services.chassis.principal import Principal
+from services.chassis.model_patterns import ANY, common
+from services.chassis.principal import Principal, denied
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,23 @@ class Authority:
     client_id: str
     tenant: str
     held: Entitlement
+
+    def still(self, now: Entitlement) -> Authority:
+        """What is left of it for a client that has this now: a token may say more than is so."""
+        held = self.held
+        return replace(
+            self,
+            held=Entitlement(
+                tuple(scope for scope in held.scopes if scope in now.scopes),
+                common(held.models, now.models),
+                now.networks or held.networks,
+            ),
+        )
+
+    def check_everywhere(self) -> None:
+        """Raises Fault ACCESS_DENIED for who is not, or no longer, everybody's administrator."""
+        if not self.everywhere:
+            raise denied(frozenset({ADMIN}))
 
     @property
     def everywhere(self) -> bool:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
-from services.auth.vault import write_private
+from services.chassis.private_files import put_over
 
 
 def announcer(secret_file: Path | None, out: TextIO) -> Callable[[str, str], None]:
@@ -18,7 +17,9 @@ def announcer(secret_file: Path | None, out: TextIO) -> Callable[[str, str], Non
             shown = client_secret
             note = "It is shown only this once. Keep it, or rotate it with RotateClientSecret."
         else:
-            _replace(secret_file, client_secret)
+            secret_file.parent.mkdir(parents=True, exist_ok=True)
+            # Over one that an earlier database left there.
+            put_over(secret_file, f"{client_secret}\n".encode())
             shown = f"(written to {secret_file}, mode 0600)"
             note = "Delete the file once the secret is kept elsewhere."
         line = "=" * 72
@@ -32,11 +33,3 @@ def announcer(secret_file: Path | None, out: TextIO) -> Callable[[str, str], Non
         out.flush()
 
     return announce
-
-
-def _replace(path: Path, text: str) -> None:
-    """Puts a private file in place whole, over one that an earlier database left there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    write_private(draft, text + "\n")
-    draft.replace(path)

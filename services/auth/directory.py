@@ -13,7 +13,7 @@ from anabranch.v1 import errors_pb2
 from services.auth.acts import Acts, Change, refused
 from services.auth.authority import Authority
 from services.auth.checks import role_problems
-from services.auth.core.roles import KNOWN_SCOPES
+from services.auth.core.roles import BUILT_IN
 from services.auth.entitlements import entitlement_of, of_client
 from services.auth.keyset import StoredKeySet
 from services.auth.login import refuse
@@ -21,7 +21,7 @@ from services.auth.passwords import Passwords, new_secret
 from services.auth.records import Client
 from services.auth.rows import AlreadyThere
 from services.auth.rule_records import Role
-from services.auth.rulebook import Rulebook, read_roles
+from services.auth.rulebook import Rulebook
 from services.auth.store import Store
 from services.chassis.audit.entry import Act
 from services.chassis.errors import Fault
@@ -86,8 +86,8 @@ class Directory:
         secret = new_secret()
         secret_hash = await self._passwords.hash(secret)
         try:
-            async with self._acts.changing(act) as change:
-                new = _completed(new, authority, await read_roles(change.records.rules))
+            async with self._acts.changing(act, authority) as change:
+                new = _completed(new, change.authority, change.roles)
                 client = self._made(new, secret_hash)
                 change.concerns(tenant=client.tenant, target=client.client_id)
                 await change.records.add_client(client)
@@ -112,18 +112,17 @@ class Directory:
     ) -> Client:
         """The client after the change. Raises Fault: ACCESS_DENIED, NOT_FOUND, and INVALID_REQUEST
         for a role that is no more."""
-        async with self._acts.changing(act) as change:
-            known = await read_roles(change.records.rules)
-            before = await _managed(change, client_id, authority, known)
-            refuse(role_problems("roles", changes.roles or (), known))
+        async with self._acts.changing(act, authority) as change:
+            before = await _managed(change, client_id)
+            refuse(role_problems("roles", changes.roles or (), change.roles))
             wanted = entitlement_of(
                 before.scopes if changes.scopes is None else changes.scopes,
                 before.models if changes.models is None else changes.models,
                 before.roles if changes.roles is None else changes.roles,
-                known,
+                change.roles,
                 before.networks if changes.networks is None else changes.networks,
             )
-            authority.check_grants(wanted)
+            change.authority.check_grants(wanted)
             after = await change.records.change_client(
                 client_id,
                 display_name=changes.display_name,
@@ -138,9 +137,8 @@ class Directory:
 
     async def disable(self, client_id: str, authority: Authority, act: Act) -> None:
         """Ends the client and all of its tokens. Raises Fault: ACCESS_DENIED, NOT_FOUND."""
-        async with self._acts.changing(act) as change:
-            known = await read_roles(change.records.rules)
-            await _managed(change, client_id, authority, known)
+        async with self._acts.changing(act, authority) as change:
+            await _managed(change, client_id)
             await change.records.disable_client(client_id, self._clock())
         self._keyset.changed()
 
@@ -148,9 +146,8 @@ class Directory:
         """The new secret; the one before it is dead. Raises Fault: ACCESS_DENIED, NOT_FOUND."""
         secret = new_secret()
         secret_hash = await self._passwords.hash(secret)
-        async with self._acts.changing(act) as change:
-            known = await read_roles(change.records.rules)
-            await _managed(change, client_id, authority, known)
+        async with self._acts.changing(act, authority) as change:
+            await _managed(change, client_id)
             await change.records.change_client(client_id, secret_hash=secret_hash)
         return secret
 
@@ -168,7 +165,7 @@ class Directory:
             client_id=BOOTSTRAP_CLIENT,
             tenant=BOOTSTRAP_TENANT,
             display_name="First administrator",
-            scopes=sorted(KNOWN_SCOPES),
+            scopes=BUILT_IN["administrator"].scopes,
             token_life=None,
             models=(ANY,),
         )
@@ -211,14 +208,13 @@ def _completed(new: NewClient, authority: Authority, roles: Mapping[str, Role]) 
     return replace(new, models=models, networks=networks)
 
 
-async def _managed(
-    change: Change, client_id: str, authority: Authority, roles: Mapping[str, Role]
-) -> Client:
+async def _managed(change: Change, client_id: str) -> Client:
     """The client, if it is the caller's to manage. Raises Fault."""
+    authority = change.authority
     client = await change.records.client(client_id)
     if client is None:
         raise authority.no_such("client", client_id=client_id)
     authority.check_tenant(client.tenant)
     change.concerns(tenant=client.tenant)
-    authority.check_manages(client.tenant, of_client(client, roles))
+    authority.check_manages(client.tenant, of_client(client, change.roles))
     return client

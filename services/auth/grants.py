@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from anabranch.api_keys import looks_like_key
 from anabranch.v1 import errors_pb2
 from services.auth.acts import Acts, refused
+from services.auth.authority import Authority
 from services.auth.core.claims import Limits, claims_for
-from services.auth.core.roles import ADMIN
 from services.auth.entitlements import Entitlement, of_client, of_key, rules_for
 from services.auth.key_records import ApiKey
 from services.auth.keyring import Keyring
@@ -28,14 +28,26 @@ from services.chassis.authn import Verifier
 from services.chassis.errors import Fault
 from services.chassis.principal import Principal
 
+MOST_REVOCATIONS = 1000
+"""So many live tokens of one client may be revoked at the same time."""
+
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks about a token, and whether tokens of others are its business."""
+    """Who asks about a token, and from where."""
 
-    client_id: str
-    administrator: bool
+    authority: Authority
     peer: str = ""
+
+    @property
+    def client_id(self) -> str:
+        """Its id."""
+        return self.authority.client_id
+
+    @property
+    def administrator(self) -> bool:
+        """Whether tokens of others are its business."""
+        return self.authority.everywhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +168,7 @@ class Grants:
     def caller(self, client: Client, peer: str) -> Caller:
         """A client that has logged in, as one who asks about tokens."""
         held = of_client(client, self._rulebook.now.roles)
-        return Caller(client.client_id, ADMIN in held.scopes, peer)
+        return Caller(Authority(client.client_id, client.tenant, held), peer)
 
     def verifies_with(self, verifier: Verifier) -> None:
         """The process's own verifier, which can be made only once tokens can be issued here."""
@@ -186,22 +198,27 @@ class Grants:
     async def revoke(self, token: str, caller: Caller) -> None:
         """Ends a token everywhere; a dead one needs no ending.
 
-        Raises Fault (ACCESS_DENIED) for a live token of another client.
+        Raises Fault: ACCESS_DENIED for a live token of another client, QUOTA_EXCEEDED when very
+        many of the client's are revoked already: every verifier must know each of them.
         """
         principal = await self._verified(token)
         if principal is None:
             return
-        if not caller.administrator and principal.client_id != caller.client_id:
-            raise Fault(
-                errors_pb2.ERROR_REASON_ACCESS_DENIED, "only its own client may revoke a token"
-            )
+        _check_own(principal, caller.authority)
         act = Act(
             "token.revoke", caller.client_id, principal.tenant, principal.token_id, peer=caller.peer
         )
-        async with self._acts.changing(act) as change:
-            await change.records.revoke_token(
-                principal.token_id, principal.client_id, principal.expires_at
-            )
+        async with self._acts.changing(act, caller.authority) as change:
+            _check_own(principal, change.authority)
+            records, own = change.records, principal.client_id
+            if await records.revocations_of(own, self._clock()) >= MOST_REVOCATIONS:
+                raise Fault(
+                    errors_pb2.ERROR_REASON_QUOTA_EXCEEDED,
+                    "too many of the client's tokens are revoked; disable the client instead",
+                    retry_after=60.0,
+                    quota=[(f"client:{own}", "revoked tokens that have not ended")],
+                )
+            await records.revoke_token(principal.token_id, own, principal.expires_at)
         self._keyset.changed()
 
     async def _verified(self, token: str) -> Principal | None:
@@ -213,3 +230,9 @@ class Grants:
             if fault.reason == errors_pb2.ERROR_REASON_CREDENTIAL_REJECTED:
                 return None
             raise
+
+
+def _check_own(principal: Principal, authority: Authority) -> None:
+    """Raises Fault ACCESS_DENIED for a token of another client."""
+    if not authority.everywhere and principal.client_id != authority.client_id:
+        raise Fault(errors_pb2.ERROR_REASON_ACCESS_DENIED, "only its own client may revoke a token")

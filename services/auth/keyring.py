@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection
-from dataclasses import replace
 
 from services.auth.core import rotation
 from services.auth.core.claims import AFTERLIFE
@@ -63,6 +62,10 @@ class Keyring:
             await self.refresh()
         except VaultError as unopened:
             _log.error("keys could not be refreshed", extra={"cause": str(unopened)})
+            # What the database has no more may have been stolen: it goes all the same.
+            async with self._store.reading() as records:
+                stored = await records.signing_keys()
+            self._hold([row for row in stored if row.kid in self._keys])
 
     async def refresh(self) -> None:
         """Learns what other replicas did, and makes or forgets keys that are due.
@@ -82,41 +85,35 @@ class Keyring:
                     stored = [key for key in stored if key not in gone]
                 active_at = self._due(stored, now)
                 if active_at is not None:
-                    stored.append(await self._add(records, active_at))
+                    made = await self._add(records, active_at)
+                    stored.append(made)
+                    if len(stored) > 1:
+                        act = Act("signing-key.rotate", target=made.kid, details={"by": "schedule"})
+                        await records.trail.append([act], now)
         self._hold(stored)
 
-    async def rotate(self, act: Act) -> SigningKey:
-        """Publishes the next key now, to sign after the time that verifiers need to learn it.
+    async def rotate(self, records: Records) -> StoredKey:
+        """Publishes the next key, to sign after the time that verifiers need to learn it; `learn`
+        once the transaction is over.
 
         While one is already waiting, that one is returned: asking again cannot
-        pile up keys.
+        pile up keys. Only under the lock of all replicas.
         """
-        async with self._store.alone() as records:
-            stored = await records.signing_keys()
-            now = self._clock()
-            waiting = rotation.pending(stored, now)
-            if waiting is None:
-                waiting = await self._add(records, now + self._policy.publish_ahead)
-                stored.append(waiting)
-            await records.trail.append([replace(act, target=waiting.kid)], now)
-        self._hold(stored)
-        return self._keys[waiting.kid]
+        now = self._clock()
+        waiting = rotation.pending(await records.signing_keys(), now)
+        return waiting or await self._add(records, now + self._policy.publish_ahead)
 
-    async def replace_all(self, act: Act) -> SigningKey:
-        """Removes every key, and publishes one that signs at once: the others may be stolen.
+    async def replace_all(self, records: Records) -> tuple[StoredKey, list[str]]:
+        """Removes every key, since they may be stolen, and publishes one that signs at once; and
+        the ids of those that are gone. `learn` once the transaction is over.
 
-        All tokens so far die with their keys, also in replicas and verifiers that hear of it later.
+        All tokens so far die with their keys. Only under the lock of all replicas.
         """
-        async with self._store.alone() as records:
-            gone = [key.kid for key in await records.signing_keys()]
-            await records.forget_signing_keys(gone)
-            now = self._clock()
-            fresh = await self._add(records, now)
-            details = {**act.details, "removed": " ".join(gone)}
-            await records.trail.append([replace(act, target=fresh.kid, details=details)], now)
+        gone = [key.kid for key in await records.signing_keys()]
+        await records.forget_signing_keys(gone)
+        fresh = await self._add(records, self._clock())
         _log.warning("every signing key was removed", extra={"kids": gone})
-        self._hold([fresh])
-        return self._keys[fresh.kid]
+        return fresh, gone
 
     async def keep_fresh(self, every: float) -> None:
         """Refreshes each `every` seconds until cancelled, through outages of the database.

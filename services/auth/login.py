@@ -65,6 +65,9 @@ class Login:
         guesser = f"{peer}|{client_id}"
         wait = self._throttle.attempt(guesser)
         if wait > 0:
+            self._acts.note_stranger(
+                replace(act, succeeded=False, details={"reason": "QUOTA_EXCEEDED"})
+            )
             raise Fault(
                 errors_pb2.ERROR_REASON_QUOTA_EXCEEDED,
                 "too many failed logins for this client",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -218,6 +218,15 @@ class Records:
             .values(token_id=token_id, client_id=client_id, expires_at=expires_at)
             .on_conflict_do_nothing()
         )
+
+    async def revocations_of(self, client_id: str, now: float) -> int:
+        """How many of the client's tokens are revoked that have not ended."""
+        found = await self._connection.execute(
+            select(func.count())
+            .select_from(revoked_tokens)
+            .where(revoked_tokens.c.client_id == client_id, revoked_tokens.c.expires_at > now)
+        )
+        return int(found.scalar_one())
 
     async def is_revoked(self, token_id: str) -> bool:
         found = await self._connection.execute(

@@ -23,17 +23,19 @@ class RuleChanges:
         self._acts = acts
         self._rulebook = rulebook
 
-    async def set_role(self, role: Role, act: Act) -> None:
+    async def set_role(self, role: Role, authority: Authority, act: Act) -> None:
         """Raises Fault (ACCESS_DENIED) for a role that comes with the service."""
-        async with self._acts.changing(act) as change:
+        async with self._acts.changing(act, authority) as change:
+            change.authority.check_everywhere()
             if role.name in BUILT_IN:
                 raise _built_in(errors_pb2.ERROR_REASON_ACCESS_DENIED, role.name)
             await change.records.rules.set_role(role)
         await self._rulebook.refresh()
 
-    async def delete_role(self, name: str, act: Act) -> None:
+    async def delete_role(self, name: str, authority: Authority, act: Act) -> None:
         """Raises Fault: NOT_FOUND, IN_USE."""
-        async with self._acts.changing(act) as change:
+        async with self._acts.changing(act, authority) as change:
+            change.authority.check_everywhere()
             if name in BUILT_IN:
                 raise _built_in(errors_pb2.ERROR_REASON_IN_USE, name)
             users = await change.records.rules.clients_with_role(name)
@@ -49,10 +51,11 @@ class RuleChanges:
                 )
         await self._rulebook.refresh()
 
-    async def set_quota(self, quota: Quota, act: Act) -> None:
+    async def set_quota(self, quota: Quota, authority: Authority, act: Act) -> None:
         """Raises Fault: NOT_FOUND for a client that is not the tenant's, INVALID_REQUEST when
         there would be too many for one token."""
-        async with self._acts.changing(act) as change:
+        async with self._acts.changing(act, authority) as change:
+            change.authority.check_everywhere()
             if quota.client_id not in ("", "*"):
                 client = await change.records.client(quota.client_id)
                 if client is None or client.tenant != quota.tenant:
@@ -65,9 +68,10 @@ class RuleChanges:
             await change.records.rules.set_quota(quota)
         await self._rulebook.refresh()
 
-    async def delete_quota(self, quota_id: str, act: Act) -> None:
+    async def delete_quota(self, quota_id: str, authority: Authority, act: Act) -> None:
         """Raises Fault (NOT_FOUND)."""
-        async with self._acts.changing(act) as change:
+        async with self._acts.changing(act, authority) as change:
+            change.authority.check_everywhere()
             if not await change.records.rules.delete_quota(quota_id):
                 raise Fault(
                     errors_pb2.ERROR_REASON_NOT_FOUND,
@@ -88,9 +92,10 @@ class RuleChanges:
             )
         return found[:size], len(found) > size
 
-    async def set_tenant(self, tenant: Tenant, act: Act) -> Tenant:
+    async def set_tenant(self, tenant: Tenant, authority: Authority, act: Act) -> Tenant:
         """The tenant as it is now."""
-        async with self._acts.changing(act) as change:
+        async with self._acts.changing(act, authority) as change:
+            change.authority.check_everywhere()
             change.concerns(tenant=tenant.name)
             await change.records.rules.set_tenant(tenant)
             (now,) = await change.records.rules.tenants_after("", 1, only=tenant.name)

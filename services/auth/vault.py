@@ -6,7 +6,6 @@ file that is made beside a SQLite database. It stores nothing in the database it
 
 from __future__ import annotations
 
-import os
 import secrets
 from pathlib import Path
 from typing import Self
@@ -20,6 +19,7 @@ from services.chassis.encryption.ciphers import NONCE_BYTES, CipherName
 from services.chassis.encryption.envelope import Envelope
 from services.chassis.encryption.errors import EncryptionError, UnknownKeyError
 from services.chassis.encryption.keychain import Keychain
+from services.chassis.private_files import put_once
 
 TENANT = "operators"
 """Whose the signing keys are: of no tenant that calls."""
@@ -108,21 +108,10 @@ def _refused(kid: str, refused: EncryptionError) -> VaultError:
 
 
 def master_secret_beside(database: Path) -> str:
-    """The master secret in the file `<database>.key`, made with mode 0600 when missing.
-
-    Linking a finished file into place makes two processes that start together
-    agree on one secret, and leaves no half-written one behind a crash.
-    """
+    """The master secret in the file `<database>.key`, made with mode 0600 when missing."""
     path = _beside(database)
     if not path.exists():
-        draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-        write_private(draft, secrets.token_urlsafe(32) + "\n")
-        try:
-            os.link(draft, path)
-        except FileExistsError:
-            pass
-        finally:
-            draft.unlink()
+        put_once(path, f"{secrets.token_urlsafe(32)}\n".encode())
     return path.read_text().strip()
 
 
@@ -134,12 +123,3 @@ def earlier_secret_beside(database: Path) -> str | None:
 
 def _beside(database: Path) -> Path:
     return database.with_name(database.name + ".key")
-
-
-def write_private(path: Path, text: str) -> None:
-    """Writes a file that only its owner can read, from its first moment; never through a link."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    with open(os.open(path, flags, 0o600), "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())

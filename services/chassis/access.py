@@ -31,7 +31,7 @@ class Access:
     @property
     def scopes(self) -> frozenset[str]:
         """Those that open it at all; empty: any credential does."""
-        return self.any_scope | self.own_tenant_scope if self.any_scope else frozenset()
+        return self.any_scope | self.own_tenant_scope
 
 
 # The generated stubs type an extension as a plain descriptor.

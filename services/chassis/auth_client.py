@@ -102,7 +102,7 @@ class AuthClient:
     async def exchange(self, api_key: str) -> str:
         """A token for an API key, see KeyExchange. Raises Fault."""
         request = auth_pb2.ExchangeApiKeyRequest(api_key=api_key)
-        raw = await self._ask("ExchangeApiKey", request, timeout=_LOGIN_TIMEOUT_S)
+        raw = await self._ask("ExchangeApiKey", request, timeout=_CALL_TIMEOUT_S)
         return _read(auth_pb2.ExchangeApiKeyResponse, raw).access_token
 
     async def close(self) -> None:
@@ -125,9 +125,16 @@ class AuthClient:
             raw = request.SerializeToString()
             return await self._calls.ask(f"{_METHODS}{method}", raw, timeout=timeout)
         except grpc.aio.AioRpcError as error:
-            if error.code() in _ELSEWHERE:
-                self._leave(asked)
-            raise fault_from_rpc_error(error) from error
+            if error.code() not in _ELSEWHERE:
+                raise fault_from_rpc_error(error) from error
+            self._leave(asked)
+            # Where it is, and how it failed, is no caller's affair.
+            _log.debug("no answer", extra={"asked": asked, "cause": error.details()})
+            raise Fault(
+                errors_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE,
+                "the auth service does not answer",
+                retry_after=1.0,
+            ) from error
 
     def _leave(self, failed: str) -> None:
         """Prefers the next instance to one that failed, if nobody has gone there already."""

@@ -11,10 +11,10 @@ import asyncio
 import hashlib
 import json
 import logging
-import math
+import random
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,10 +26,7 @@ from anabranch.api_keys import looks_like_key
 from anabranch.v1 import errors_pb2
 from services.chassis.access import Access
 from services.chassis.api_key_exchange import ApiKeyTokens, KeyExchange
-from services.chassis.audit.detail import AuditDetail
-from services.chassis.encryption.ciphers import CipherName
 from services.chassis.errors import Fault
-from services.chassis.peer_address import networks_of
 from services.chassis.principal import (
     Address,
     Principal,
@@ -37,13 +34,11 @@ from services.chassis.principal import (
     rejected,
     set_current_caller,
 )
-from services.chassis.quotas.rules import read_rules
+from services.chassis.token_claims import LEEWAY_S, principal_of
 from services.chassis.token_parsing import MAX_TOKEN_BYTES, MalformedToken, parse_token
 
 _log = logging.getLogger(__name__)
 
-LEEWAY_S = 30
-MAX_LIFE_S = 600
 STALE_LIMIT_S = 3600.0
 LONG_POLL_S = 20.0
 """The auth service answers at once when something was revoked, else after so long."""
@@ -54,6 +49,8 @@ _PAUSE_S = 0.02
 # of a short one's life: sooner, and each request would ask for one.
 _EXCHANGE_AHEAD_S = 60.0
 _EXCHANGE_AHEAD_SHARE = 0.25
+_RENEWAL_PATIENCE_S = 0.5
+_RENEWAL_PAUSE_S = 1.0
 _REQUIRED = ("exp", "iat", "sub", "client_id", "jti", "iss", "aud")
 
 
@@ -185,7 +182,7 @@ class Verifier:
                 failures = 0
             except Fault as fault:
                 failures += 1
-                wait = min(0.25 * 2**failures, 10.0)
+                wait = random.uniform(0.5, 1.0) * min(0.25 * 2**failures, 1.0)  # noqa: S311
                 level = logging.WARNING if failures in (3, 10) else logging.DEBUG
                 _log.log(
                     level,
@@ -203,13 +200,19 @@ class Verifier:
         """The principal of the key's present token, which is replaced before it ends."""
         if self._api_keys is None:
             raise rejected()
-        if known is not None and self._clock() < self._renew_at[digest]:
+        now = self._clock()
+        alive = known is not None and now < known.expires_at + LEEWAY_S
+        if known is not None and alive and now < self._renew_at[digest]:
             return known
+        if alive:
+            # One request in a second asks for the next token then, and none for long.
+            self._renew_at[digest] = now + _RENEWAL_PAUSE_S
         try:
-            token = await self._api_keys.token(api_key, digest)
-        except Fault as fault:
-            if known is not None and fault.reason != errors_pb2.ERROR_REASON_CREDENTIAL_REJECTED:
-                return known  # the auth service is away, and this one is good for a while
+            async with asyncio.timeout(_RENEWAL_PATIENCE_S if alive else None):
+                token = await self._api_keys.token(api_key, digest)
+        except (Fault, TimeoutError) as failure:
+            if known is not None and alive and not _is_rejection(failure):
+                return known
             self._forget(digest)
             raise
         principal = await self._decode(token)
@@ -306,41 +309,12 @@ class Verifier:
                     "verify_exp": False,
                     "verify_iat": False,
                     "verify_nbf": False,
+                    "strict_aud": True,
                 },
             )
-            _check_times(claims, self._clock())
+            return principal_of(claims, kid, self._clock())
         except (jwt.PyJWTError, ValueError, TypeError, OverflowError) as exc:
             raise rejected() from exc
-        return self._principal(claims, kid)
-
-    def _principal(self, claims: Mapping[str, Any], kid: str) -> Principal:
-        life = claims["exp"] - claims["iat"]
-        if not 0 < life <= MAX_LIFE_S:
-            raise rejected()
-        try:
-            detail = AuditDetail(claims.get("audit", AuditDetail.METADATA))
-            networks = networks_of(_texts(claims.get("networks", [])))
-            quotas = read_rules(_texts(claims.get("quota", [])))
-            models = _texts(claims.get("models", []))
-            (api_key_id,) = _texts([claims.get("akid", "")])
-            cipher = CipherName(claims.get("cipher", CipherName.AES_256_GCM))
-        except ValueError as exc:
-            # Of a newer issuer: what is not understood must not be left out of account.
-            raise rejected() from exc
-        return Principal(
-            client_id=claims["client_id"],
-            tenant=claims.get("tenant", ""),
-            scopes=frozenset(claims.get("scope", "").split()),
-            expires_at=float(claims["exp"]),
-            token_id=claims["jti"],
-            models=models,
-            networks=networks,
-            quotas=quotas,
-            api_key_id=api_key_id,
-            audit_detail=detail,
-            cipher=cipher,
-            signing_key=kid,
-        )
 
     def _remember(self, digest: bytes, principal: Principal) -> None:
         self._cache[digest] = principal
@@ -352,21 +326,10 @@ class Verifier:
         self._renew_at.pop(digest, None)
 
 
-def _check_times(claims: Mapping[str, Any], now: float) -> None:
-    """Raises ValueError unless the token is alive at `now`, give or take the leeway."""
-    times = [claims["iat"], claims["exp"], claims.get("nbf", claims["iat"])]
-    if not all(type(moment) in (int, float) and math.isfinite(moment) for moment in times):
-        raise ValueError("a time is no number")
-    issued_at, ends_at, begins_at = times
-    if max(issued_at, begins_at) > now + LEEWAY_S or ends_at + LEEWAY_S <= now:
-        raise ValueError("it is not this token's time")
-
-
-def _texts(claim: Any) -> tuple[str, ...]:
-    """A claim that is a list of texts. Raises ValueError."""
-    if not isinstance(claim, list) or not all(isinstance(text, str) for text in claim):
-        raise ValueError("a claim is no list of texts")
-    return tuple(claim)
+def _is_rejection(failure: Exception) -> bool:
+    return (
+        isinstance(failure, Fault) and failure.reason == errors_pb2.ERROR_REASON_CREDENTIAL_REJECTED
+    )
 
 
 def bearer_token(authorization: str) -> str:

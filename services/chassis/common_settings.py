@@ -114,7 +114,8 @@ class CommonSettings:
     audit_retention: float = setting(
         400 * 86_400.0,
         minimum=86_400,
-        help="How long entries of the audit trail are kept in files.",
+        help="How long entries of the audit trail are kept: in files, and in the database of the "
+        "auth service.",
     )
     audit_otlp: bool = setting(
         False, help="Whether the audit trail also goes to the collector at the OTLP endpoint."

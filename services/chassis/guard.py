@@ -265,7 +265,8 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             return
         fault = fault_of(exc)
         if self._on_refusal is not None:
-            self._on_refusal(method, fault, context.peer())
+            address = self._origin.of(context)
+            self._on_refusal(method, fault, "" if address is None else str(address))
         self._ended(context, method, fault.code, began, fault)
         await context.abort_with_status(rpc_status.to_status(to_status(fault)))
 

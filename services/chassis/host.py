@@ -31,6 +31,7 @@ from services.chassis.auth_client import AuthClient, TokenSource
 from services.chassis.authn import KeySource, Verifier
 from services.chassis.common_settings import CommonSettings
 from services.chassis.detached_sessions import ResumeLimits
+from services.chassis.guard import OnRefusal
 from services.chassis.guarded_server import guarded_server
 from services.chassis.http_endpoint import HttpEndpoint
 from services.chassis.model_handler import ModelHandler
@@ -73,6 +74,7 @@ class Host:
         tasks: Tasks,
         http: HttpEndpoint,
         audit: Trail,
+        on_refusal: OnRefusal | None = None,
         worker: Worker | None = None,
         tls: Tls | None = None,
     ) -> None:
@@ -104,7 +106,7 @@ class Host:
             verifier,
             shared=worker is not None,
             observer=self._observe,
-            on_refusal=Refusals(audit),
+            on_refusal=on_refusal or Refusals(audit),
         )
         self._private = (
             guarded_server(settings, verifier, siblings=True) if worker is not None else None
@@ -123,6 +125,7 @@ class Host:
         registry: Registry | None = None,
         key_source: KeySource | None = None,
         exchange: KeyExchange | None = None,
+        on_refusal: OnRefusal | None = None,
         worker: Worker | None = None,
         clock: Callable[[], float] = time.time,
     ) -> AsyncIterator[Host]:
@@ -130,7 +133,8 @@ class Host:
 
         `registry` replaces the one that the settings name (tests share one);
         `key_source` and `exchange` replace the auth service as the origin of verification keys
-        and of tokens for API keys. `worker`: this process is one of several that share the
+        and of tokens for API keys, `on_refusal` the trail as who hears of callers that are turned
+        away. `worker`: this process is one of several that share the
         address. `clock` returns the unix seconds by which credentials are judged.
         Raises what a background task raised, as an ExceptionGroup, and SettingsError when the
         certificate files cannot be used.
@@ -179,6 +183,7 @@ class Host:
                         tls=https_of(settings, tls),
                     ),
                     audit=audit,
+                    on_refusal=on_refusal,
                     worker=worker,
                     tls=tls,
                 )
@@ -236,9 +241,13 @@ class Host:
         remember_ids: int = 0,
         resume: ResumeLimits | None = None,
         quotas: QuotaGate | None = None,
+        relays: bool = True,
     ) -> ModelService:
-        """Serves ModelService with this handler, to callers within their `quotas`. Before
-        `start`."""
+        """Serves ModelService with this handler, to callers within their `quotas`. Before `start`.
+
+        With `relays`, what others bring here for their callers is in their audit trails, not in
+        this one.
+        """
         if quotas is not None:
             quotas.observe(self.meter)
             self.tasks.create_task(quotas.run(), name="quotas")
@@ -249,7 +258,7 @@ class Host:
             remember_ids=remember_ids,
             resume=resume,
             worker=self.worker,
-            audit=RequestAudit(self.audit, self._sealer),
+            audit=RequestAudit(self.audit, self._sealer, relays=relays),
             quotas=quotas,
         )
         if self._private is not None:

@@ -29,7 +29,7 @@ from services.chassis.principal import current_principal
 from services.chassis.quotas.gate import QuotaGate
 from services.chassis.quotas.metered import metered_reply, tokens_of
 from services.chassis.session_handover import hand_over
-from services.chassis.session_wire import GrpcWire
+from services.chassis.session_wire import GrpcWire, WireLost
 from services.chassis.validation import generate_violations
 from services.chassis.workers import Worker
 
@@ -140,7 +140,10 @@ class ModelService:
         except HandOver as held:
             assert self._worker is not None, "there are no siblings"
             authorization = metadata_value(call, "authorization")
-            await hand_over(self._worker.siblings, held, wire, authorization)
+            try:
+                await hand_over(self._worker.siblings, held, wire, authorization)
+            except WireLost as lost:
+                raise lost.fault from lost
 
     async def _session_from_sibling(self, _: Any, call: ServerCall) -> None:
         try:

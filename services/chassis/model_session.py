@@ -123,9 +123,7 @@ class Session:
             async with asyncio.TaskGroup() as tasks:
                 reader = tasks.create_task(self._read_all())
                 ticker = tasks.create_task(self._tick())
-                renewing: asyncio.Task[None] | None = None
-                if looks_like_key(self._credential):
-                    renewing = tasks.create_task(self._keep_api_key_renewed())
+                renewing = tasks.create_task(self._keep_api_key_renewed())
                 self._wake.set()
                 while not self._is_over():
                     if self._blocked and (unblocking is None or unblocking.done()):
@@ -134,8 +132,7 @@ class Session:
                     self._attention.clear()
                 reader.cancel()
                 ticker.cancel()
-                if renewing is not None:
-                    renewing.cancel()
+                renewing.cancel()
         except BaseExceptionGroup as group:
             # One failure ends the session; its siblings were only cancelled by it.
             raise group.exceptions[0] from None
@@ -202,10 +199,12 @@ class Session:
         self._wake.set()
 
     async def _renew(self, authorization: str) -> None:
-        renewed = await self._verifier.verify(bearer_token(authorization))
+        credential = bearer_token(authorization)
+        renewed = await self._verifier.verify(credential)
         if renewed.client_id != self._state.principal.client_id:
             raise protocol_fault("a session is renewed by the client that opened it")
         renewed.check_address(self._address)
+        self._credential = credential
         self._state.principal = renewed
 
     async def _keep_api_key_renewed(self) -> None:
@@ -216,12 +215,16 @@ class Session:
         """
         while True:
             await asyncio.sleep(_LOOK_AT_KEY_S)
+            credential = self._credential
+            if not looks_like_key(credential):
+                continue
             try:
-                renewed = await self._verifier.verify(self._credential)
+                renewed = await self._verifier.verify(credential)
                 renewed.check_address(self._address)
             except Fault:
                 continue
-            self._state.principal = renewed
+            if credential is self._credential:
+                self._state.principal = renewed
 
     # Writing
 

@@ -204,12 +204,10 @@ class ActiveRequests:
         traceparent: str = "",
         time_remaining: float | None = None,
         mask: frozenset[int] = frozenset(),
-        relayed: bool = False,
     ) -> ActiveRequest:
         """Starts a serialised GenerateRequest; a refusal goes to the target as well.
 
-        Never raises for what the request is; the target hears of it. One that is `relayed` is
-        written to the audit trail by the router that it came to.
+        Never raises for what the request is; the target hears of it.
         """
         active = ActiveRequest(self, target)
         self._active.add(active)
@@ -219,7 +217,7 @@ class ActiveRequests:
             # Kept, since asking for the loop costs a system call.
             deadlines = self._deadlines or self._running()
             request = self._read(raw, caller)
-            if self._audit is not None and not relayed:
+            if self._audit is not None:
                 active.watch(self._audit.watch(request, caller, target))
             caller.check_model(request.model)
             now = deadlines.now()

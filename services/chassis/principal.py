@@ -41,7 +41,8 @@ class Principal:
     that it may call from; none means from everywhere. `quotas` hold for its requests.
     `api_key_id` names the key that the token was issued for, if one was. `audit_detail` and
     `cipher` say how its tenant wants its requests written down (audit/, encryption/).
-    `signing_key` is the id of the key that signed the token.
+    `signing_key` is the id of the key that signed the token. `relayed_by` is the client that
+    speaks for this one, which then is what that client says.
     """
 
     client_id: str
@@ -56,6 +57,7 @@ class Principal:
     audit_detail: AuditDetail = AuditDetail.METADATA
     cipher: CipherName = CipherName.AES_256_GCM
     signing_key: str = ""
+    relayed_by: str = ""
 
     def has(self, scope: str) -> bool:
         """Whether the token carries this scope."""

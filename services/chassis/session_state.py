@@ -227,7 +227,6 @@ class SessionState:
             caller,
             traceparent=frame.traceparent,
             mask=mask,
-            relayed=frame.HasField("on_behalf_of"),
         )
         if not request.ended:
             self._streams[number] = request
@@ -246,6 +245,7 @@ class SessionState:
                 scopes=principal.scopes,
                 expires_at=principal.expires_at,
                 token_id=principal.token_id,
+                relayed_by=principal.client_id,
             )
         if not principal.has("generate"):
             raise denied(frozenset({"generate"}))

@@ -114,6 +114,7 @@ async def running(
         )
         model_service = host.add_model_service(
             handler,
+            relays=False,  # callers come in here; who speaks for others is written down beside them
             limits=StreamLimits(
                 default_timeout=settings.default_timeout,
                 session_buffer_bytes=settings.session_buffer_bytes,

@@ -13,7 +13,7 @@ from typing import Any
 from anabranch.v1 import admin_pb2, admin_pb2_grpc
 from services.chassis.audit.entry import Act, Scalar
 from services.chassis.audit.trail import Trail
-from services.chassis.principal import current_principal
+from services.chassis.principal import current_address, current_principal
 from services.router.admin import Context
 
 
@@ -82,7 +82,7 @@ class AuditedAdmin(admin_pb2_grpc.RouterAdminServiceServicer):
             client_id=caller.client_id,
             tenant=caller.tenant,
             target=target,
-            peer=context.peer() or "",
+            peer="" if (address := current_address()) is None else str(address),
             details=details or {},
         )
         method = getattr(self._inner, type(request).__name__.removesuffix("Request"))

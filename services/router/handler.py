@@ -23,7 +23,7 @@ from services.router.core import values
 from services.router.exchange import Exchange
 from services.router.legs import Routing
 from services.router.observation import Observer
-from services.router.refusals import refused
+from services.router.refusals import kept_from_cloud, not_charged, refused
 from services.router.response_cache.cache import ResponseCache
 from services.router.spending import payer_of
 
@@ -77,14 +77,14 @@ class RouterHandler:
     async def embed(
         self, request: model_pb2.EmbedRequest, context: CallContext
     ) -> model_pb2.EmbedResponse:
-        """Forwards to a backend of the model."""
+        """Forwards to a backend of the model; to the cloud only what no budget has to pay."""
         about = generation_pb2.GenerateRequest(model=request.model)
 
         def send(stub: model_pb2_grpc.ModelServiceStub, model: str, **how: Any) -> Any:
             request.model = model
             return stub.Embed(request, **how)
 
-        return await self._forward(about, context, send)
+        return await self._forward(about, context, send, costs=True)
 
     async def count_tokens(
         self, request: model_pb2.CountTokensRequest, context: CallContext
@@ -129,14 +129,29 @@ class RouterHandler:
         about: generation_pb2.GenerateRequest,
         context: CallContext,
         send: Callable[..., grpc.aio.UnaryUnaryCall[Message, Reply]],
+        *,
+        costs: bool = False,
     ) -> Reply:
-        """Asks backends of the model in turn. Both RPCs are idempotent."""
+        """Asks backends of the model in turn. Both RPCs are idempotent.
+
+        `costs` says that the cloud's answer has a price.
+        """
         routing = self._routing
         payer = payer_of(context.caller, about.model)
         asking = Asking(about, payer, routing.decisions, routing.spending)
         asked = asking.values()
+        stays = self._why_it_stays(asking, context, limited=costs and asked.budget is not None)
+        if stays is not None:
+            # What is left of a budget is no matter for what will not be paid from it.
+            asked = asked._replace(budget=None)
+        uplinks = routing.decisions.open_to(asked, asking.terms)
+        if stays is not None:
+            here = [u for u in uplinks if u.backend.tier is not values.Tier.CLOUD]
+            if uplinks and not here:
+                raise stays
+            uplinks = here
         failure: Fault | None = None
-        for uplink in routing.decisions.open_to(asked, asking.terms)[:_UNARY_ATTEMPTS]:
+        for uplink in uplinks[:_UNARY_ATTEMPTS]:
             token = await self._tokens.token()
             try:
                 reply: Reply = await send(
@@ -162,3 +177,13 @@ class RouterHandler:
         raise refused(
             values.Refuse(values.Refusal.NO_BACKEND, "no backend can answer now"), about.model
         )
+
+    def _why_it_stays(self, asking: Asking, context: CallContext, *, limited: bool) -> Fault | None:
+        """What to say if only the cloud could take it and must not; None where it may.
+
+        A call bears no mask and comes under the router's own name: the proxy could neither mask
+        for the tenant nor charge whose it is.
+        """
+        if context.mask or self._routing.decisions.masks(asking.tenant):
+            return kept_from_cloud(asking.name)
+        return not_charged(asking.name) if limited else None

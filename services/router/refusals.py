@@ -111,6 +111,30 @@ def no_budget(why: str) -> Fault:
     )
 
 
+def kept_from_cloud(model: str) -> Fault:
+    """Only the cloud could answer a small question, and the tenant's prompts leave masked only."""
+    return Fault(
+        errors_pb2.ERROR_REASON_ACCESS_DENIED,
+        "embeddings and token counts are not asked of the cloud for a tenant whose prompts are"
+        f" masked, and no local backend of {model!r} is ready",
+        metadata={"model": model},
+    )
+
+
+def not_charged(model: str) -> Fault:
+    """Only the cloud could embed it, and the caller's money is limited; waiting does not help."""
+    why = (
+        "embeddings are not charged to budgets, so the cloud makes none for a caller with a cloud"
+        f" budget or a quota of money, and no local backend of {model!r} is ready"
+    )
+    return Fault(
+        errors_pb2.ERROR_REASON_BUDGET_EXHAUSTED,
+        why,
+        metadata={"model": model},
+        quota=[("cloud budget", why)],
+    )
+
+
 def refused(verdict: values.Refuse, model: str) -> Fault:
     """The decision was to refuse."""
     if verdict.refusal is values.Refusal.MODEL_UNKNOWN:

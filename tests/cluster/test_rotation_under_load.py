@@ -17,8 +17,9 @@ import jwt
 import pytest
 
 from anabranch.v1 import auth_pb2 as pb
-from services.chassis.authn import LEEWAY_S, Verifier
+from services.chassis.authn import Verifier
 from services.chassis.errors import Fault
+from services.chassis.token_claims import LEEWAY_S
 from tests.support.auth import Front, auth, bearer
 from tests.support.auth_replicas import follower
 from tests.support.waiting import until

@@ -1,7 +1,6 @@
 """What every database of the auth service must do: one suite over SQLite and a real PostgreSQL."""
 
 import asyncio
-import secrets
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
@@ -20,14 +19,14 @@ from services.auth.core.rotation import RotationPolicy
 from services.auth.key_records import ApiKey
 from services.auth.keyring import Keyring
 from services.auth.models import metadata
-from services.auth.records import AlreadyThere, Client
+from services.auth.records import AlreadyThere, Client, StoredKey
 from services.auth.resealing import reseal
 from services.auth.store import Store, database_url, open_store
 from services.auth.vault import Vault, VaultError
-from services.chassis.audit.entry import Act
 from services.chassis.encryption.keychain import Keychain
 from services.chassis.errors import Fault
 from tests.support.auth import sealed_before_keychains
+from tests.support.databases import BOTH, empty_database
 from tests.support.postgres import binaries, postgres_server
 from tests.support.waiting import BOUND_S, until
 
@@ -49,29 +48,17 @@ def postgres() -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(
-    params=[
-        "sqlite",
-        pytest.param(
-            "postgresql",
-            marks=[
-                pytest.mark.cluster,
-                pytest.mark.skipif(not HAVE_POSTGRES, reason="no PostgreSQL server installed"),
-            ],
-        ),
-    ]
-)
+@pytest.fixture(params=BOTH)
 async def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an empty database."""
-    if request.param == "sqlite":
-        return f"sqlite+aiosqlite:///{tmp_path / 'auth.db'}"
-    server = make_url(request.getfixturevalue("postgres"))
-    name = f"t{secrets.token_hex(6)}"
-    plain = server.set(drivername="postgresql").render_as_string(hide_password=False)
-    connection = await asyncpg.connect(plain)
-    await connection.execute(f"CREATE DATABASE {name}")
-    await connection.close()
-    return server.set(database=name).render_as_string(hide_password=False)
+    return await empty_database(request.param, tmp_path, request)
+
+
+async def rotated(store: Store, ring: Keyring) -> StoredKey:
+    async with store.alone() as records:
+        key = await ring.rotate(records)
+    await ring.learn()
+    return key
 
 
 @pytest.fixture
@@ -324,7 +311,7 @@ async def test_a_replica_that_was_not_told_of_a_key_goes_on_with_the_keys_it_has
     kid = late.signer().kid
     early = Keyring(store, Vault(Keychain(OLD | NEW, "2026-11")), POLICY, lambda: 5000.0)
     await early.refresh()
-    published = (await early.rotate(Act("signing-key.rotate"))).kid
+    published = (await rotated(store, early)).kid
 
     with pytest.raises(VaultError, match="'2026-11'"):
         await late.refresh()
@@ -348,8 +335,8 @@ async def test_a_rotation_is_published_first_signs_later_and_ends_the_old_key_la
     ring = Keyring(store, Vault.under("v" * 32), POLICY, lambda: now)
     await ring.refresh()
     old = ring.signer().kid
-    new = await ring.rotate(Act("signing-key.rotate"))
-    assert (await ring.rotate(Act("signing-key.rotate"))).kid == new.kid
+    new = await rotated(store, ring)
+    assert (await rotated(store, ring)).kid == new.kid
     assert ring.signer().kid == old
     assert new.kid in ring.jwks
     now += POLICY.publish_ahead

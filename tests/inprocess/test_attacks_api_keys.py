@@ -173,7 +173,10 @@ async def test_keys_with_the_same_beginning_never_share_a_verdict(front: Front) 
 
 
 async def test_tokens_with_the_same_beginning_never_share_a_verdict(front: Front) -> None:
-    """The same of tokens, whose header is the same for everybody: 20 characters tell nothing."""
+    """The same of tokens, whose header is the same for everybody: 20 characters tell nothing.
+
+    CVE-2026-35030, GHSA-jjhc-v7c2-5hh6 (LiteLLM).
+    """
     secret = await created(front, "orders")
     admin, mine = await front.token(), await front.token("orders", secret)
     assert mine.startswith(admin[:60])
@@ -189,7 +192,7 @@ async def test_a_refusal_leaves_at_one_time_whatever_was_looked_up(
 ) -> None:
     """Timing (CWE-208): unknown id, wrong secret, revoked and malformed wait for the same moment.
 
-    The clock is the test's: each kind of look-up takes another time by it.
+    CVE-2025-59425 (vLLM). The clock is the test's: each kind of look-up takes another time by it.
     """
     good, ended = await key_of(front, "admin"), await key_of(front, "admin")
     await front.as_admin(front.stub.RevokeApiKey, pb.RevokeApiKeyRequest(key_id=public_id(ended)))

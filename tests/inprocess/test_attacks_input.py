@@ -1,6 +1,6 @@
 """Requests to the auth service that are too much, or not what they look like.
 
-Every violation is told at once (robustness: bad input), the answer stays small whatever is sent
+Every violation is told at once, the answer stays small whatever is sent
 (amplification), and nothing that a caller writes ends as INTERNAL or as an outage of the database:
 NUL characters (PostgreSQL takes none), numbers beyond 64 bits, durations whose nanoseconds hide
 seconds.

@@ -114,7 +114,10 @@ async def called(front: Front, path: str, *more: tuple[str, str], **pseudo: str)
 
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS.keys())
 async def test_no_spelling_of_a_path_is_another_method(front: Front, path: str) -> None:
-    """A path is dispatched as it is or not at all: nobody gets in, and who is in finds nothing."""
+    """A path is dispatched as it is or not at all: nobody gets in, and who is in finds nothing.
+
+    CVE-2026-48746 (vLLM).
+    """
     assert await called(front, path) in ("UNAUTHENTICATED", "PROTOCOL_ERROR")
     credential = ("authorization", f"Bearer {await front.token()}")
     assert await called(front, path, credential) in ("UNIMPLEMENTED", "PROTOCOL_ERROR")
@@ -124,7 +127,10 @@ async def test_no_spelling_of_a_path_is_another_method(front: Front, path: str) 
 async def test_no_header_changes_which_method_is_authorised(
     front: Front, more: list[tuple[str, str]]
 ) -> None:
-    """Named elsewhere, the public method opens nothing, and a closed one stays what it is."""
+    """Named elsewhere, the public method opens nothing, and a closed one stays what it is.
+
+    CVE-2026-49468, GHSA-4xpc-pv4p-pm3w (LiteLLM).
+    """
     assert await called(front, ADMIN, *more) in ("UNAUTHENTICATED", "PROTOCOL_ERROR")
     assert await called(front, PUBLIC, *more) in ("OK", "PROTOCOL_ERROR")
 
@@ -143,7 +149,10 @@ async def test_no_header_changes_which_method_is_authorised(
     ],
 )
 async def test_no_authority_changes_who_may_call(front: Front, authority: str) -> None:
-    """CVE class of virtual hosts: a name that is trusted, or empty, or another path."""
+    """CVE class of virtual hosts: a name that is trusted, or empty, or another path.
+
+    CVE-2026-49468, GHSA-4xpc-pv4p-pm3w (LiteLLM).
+    """
     assert await called(front, ADMIN, authority=authority) in ("UNAUTHENTICATED", "PROTOCOL_ERROR")
 
 

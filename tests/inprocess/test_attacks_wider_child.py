@@ -56,7 +56,10 @@ WIDER: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("given", WIDER.values(), ids=WIDER.keys())
 async def test_a_child_is_never_wider_than_its_creator(front: Front, given: dict[str, Any]) -> None:
-    """Neither created with more, nor given more later."""
+    """Neither created with more, nor given more later.
+
+    CVE-2026-47101, GHSA-qrc4-49gv-mv9m (LiteLLM).
+    """
     deputy = bearer(await limited_admin(front))
     for tenant in ("shop", "rival"):
         request = pb.CreateClientRequest(client_id="child", tenant=tenant, **given)

@@ -20,7 +20,7 @@ async def front(tmp_path: Path) -> AsyncIterator[Front]:
 
 async def test_http_logins_work_with_basic_and_with_body_credentials(front: Front) -> None:
     async with aiohttp.ClientSession() as http:
-        form = {"grant_type": "client_credentials", "scope": "generate relay"}
+        form = {"grant_type": "client_credentials", "scope": "generate observe"}
         url = f"{front.http}/oauth/token"
         body = await http.post(
             url, data={**form, "client_id": "admin", "client_secret": front.secret}
@@ -31,7 +31,7 @@ async def test_http_logins_work_with_basic_and_with_body_credentials(front: Fron
             assert answer.headers["Cache-Control"] == "no-store"
             read = await answer.json()
             assert (read["token_type"], read["expires_in"]) == ("Bearer", 300)
-            assert read["scope"] == "generate relay"
+            assert read["scope"] == "generate observe"
             assert await front.active(read["access_token"])
 
 

@@ -44,7 +44,7 @@ async def test_a_login_yields_a_token_that_other_services_can_verify(front: Fron
         )
     )
     assert (issued.token_type, issued.expires_in.seconds) == ("Bearer", 300)
-    assert list(issued.scopes) == sorted(SCOPES)
+    assert list(issued.scopes) == sorted(set(SCOPES) - {"relay"})
     keys = await front.stub.GetJwks(pb.GetJwksRequest())
     assert keys.issuer == ISSUER
     (key,) = jwt.PyJWKSet.from_json(keys.jwks_json).keys

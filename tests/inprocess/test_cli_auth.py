@@ -337,7 +337,7 @@ def test_a_name_that_does_not_exist_is_answered_with_the_one_that_is_meant(
     [
         (("clients", "create", "admin", "-t", "finance", "-s", "generate"), "ALREADY_EXISTS"),
         (("clients", "create", "x", "-t", "finance", "-s", "generate"), "INVALID_REQUEST"),
-        (("quotas", "delete", "nothing", "--yes"), "NOT_FOUND"),
+        (("quotas", "delete", "tokens/nobody//", "--yes"), "NOT_FOUND"),
         (("keys", "revoke", "0000000000000000", "--yes"), "NOT_FOUND"),
     ],
 )

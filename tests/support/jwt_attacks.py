@@ -29,7 +29,6 @@ ACCEPTED: dict[str, Attack] = {
     "ES256 with the other s": signature(high_s, "ES256"),
     "typ in capitals": header(typ="AT+JWT"),
     "typ in full": header(typ="application/at+jwt"),
-    "audience among others": claims(aud=["other", "anabranch"]),
     "issued by a clock that runs ahead": moved(iat=20, exp=20),
     "not before a moment ahead": moved(nbf=20),
     "ended a moment ago": moved(iat=-320, exp=-320),

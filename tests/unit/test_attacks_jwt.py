@@ -43,6 +43,7 @@ async def refusal(verifier: Verifier, token: str) -> Fault:
 
 @pytest.mark.parametrize("name", CASES)
 async def test_the_good_token_is_let_in_and_the_changed_one_is_not(forge, name):
+    """Among the cases: `kid` injection, as path, SQL and address."""
     good, changed = CASES[name].make(forge)
     assert good != changed
     own = verifier(forge)

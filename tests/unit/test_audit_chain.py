@@ -20,7 +20,7 @@ from services.chassis.audit.entry import (
     parse_line,
 )
 from services.chassis.audit.head import Signer, is_genuine, parse_head
-from services.chassis.audit.verify import PRUNED, SKIPPED, Kind, verify
+from services.chassis.audit.verify import PRUNED, RECOVERED, SKIPPED, Kind, verify
 
 TRAIL = "router"
 SIGNER = Signer(Ed25519PrivateKey.from_private_bytes(bytes(range(32))))
@@ -279,3 +279,48 @@ def test_random_bytes_are_unreadable_and_raise_nothing() -> None:
             junk[rng.randrange(len(junk))] = rng.randrange(256)
         assert kinds([bytes(junk)], [bytes(junk)])
     assert kinds([b"[" * 100_000, b"{}", b"null", b"1" * 5000, b"\xff"], []) == {Kind.UNREADABLE}
+
+
+def without_the_middle(action: str, first: int) -> tuple[list[ChainedEntry], list[bytes]]:
+    """A hundred entries with a head after every ten; some are removed, and an entry that nobody
+    signed says that this is well."""
+    entries = numbered(100)
+    heads = [head_of(entry) for entry in entries[9::10]]
+    forged = chain(entries[-1], removed_up_to(entries[59], action, first), trail=TRAIL, time=1.0)
+    return [*entries[: first - 1], *entries[60:], forged], heads
+
+
+@pytest.mark.parametrize(
+    ("action", "first", "kind"),
+    [(SKIPPED, 41, Kind.MISSING), (PRUNED, 1, Kind.START_MISSING)],
+)
+def test_a_gap_is_found_when_only_an_unsigned_entry_states_it(
+    action: str, first: int, kind: Kind
+) -> None:
+    copy, heads = without_the_middle(action, first)
+    assert kinds(lines_of(copy), heads) == {kind}
+    # Under a head, it is the trail that says so.
+    assert not kinds(lines_of(copy), [*heads, head_of(copy[-1])])
+    stranger = head_of(copy[-1], OTHER)
+    assert kinds(lines_of(copy), [*heads, stranger]) == {kind, Kind.UNKNOWN_KEY}
+
+
+def test_a_head_behind_a_gap_does_not_vouch_for_what_is_stated_before_it() -> None:
+    entries = numbered(60)
+    forged = chain(entries[38], removed_up_to(entries[37], SKIPPED, 31), trail=TRAIL, time=1.0)
+    skipped = chain(entries[-1], removed_up_to(entries[49], SKIPPED, 41), trail=TRAIL, time=1.0)
+    copy = [*entries[:30], forged, *entries[50:], skipped]
+    heads = [head_of(entries[29]), head_of(skipped)]
+    assert kinds(lines_of(copy), heads) >= {Kind.MISSING}
+
+
+@pytest.mark.parametrize(
+    ("action", "first", "kind"),
+    [(SKIPPED, 41, Kind.MISSING), (PRUNED, 1, Kind.START_MISSING)],
+)
+def test_what_a_process_found_unsigned_is_not_believed_for_its_later_heads(
+    action: str, first: int, kind: Kind
+) -> None:
+    copy, heads = without_the_middle(action, first)
+    copy.append(chain(copy[-1], Act(RECOVERED, succeeded=False), trail=TRAIL, time=2.0))
+    assert kinds(lines_of(copy), [*heads, head_of(copy[-1])]) == {kind}

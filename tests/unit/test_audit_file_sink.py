@@ -210,6 +210,19 @@ async def test_the_segment_being_written_is_never_removed(tmp_path: Path) -> Non
     await sink.close()
 
 
+async def test_an_old_time_at_its_end_makes_no_segment_old(tmp_path: Path) -> None:
+    sink = FileSink.open(tmp_path, "t")
+    await written(sink, 3, time=BEGAN + 100 * DAY)
+    await sink.append(entries_after(sink.last, 1, time=BEGAN), None)
+    await sink.close()
+    sink = FileSink.open(tmp_path, "t")
+    await written(sink, 1, time=BEGAN + 101 * DAY)
+    assert len(segments_of(tmp_path)) == 2
+    assert sink.removable(BEGAN + 50 * DAY) is None
+    assert sink.removable(BEGAN + 150 * DAY) is not None
+    await sink.close()
+
+
 async def test_what_was_cut_off_while_nobody_wrote_is_found_after_it_was_gone_on_with(
     tmp_path: Path,
 ) -> None:

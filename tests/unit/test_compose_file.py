@@ -131,6 +131,49 @@ def test_the_router_finds_its_policy_where_it_is_mounted():
     assert (ROOT / source / path.rpartition("/")[2]).is_file()
 
 
+def test_the_administrators_secret_lies_where_only_those_who_need_it_look():
+    services = COMPOSE["services"]
+    admin = services["auth"]["environment"]["ANABRANCH_AUTH_BOOTSTRAP_SECRET_FILE"]
+    mounts = dict(volume.split(":")[:2][::-1] for volume in services["auth"]["volumes"])
+    volume = mounts[str(Path(admin).parent)]
+    holders = {
+        name
+        for name, service in services.items()
+        if volume in {mount.split(":")[0] for mount in service.get("volumes", ())}
+    }
+    assert holders == {"auth", "identities"}
+
+
+def test_the_router_finds_its_secret_alone_in_a_volume_that_it_cannot_write():
+    services = COMPOSE["services"]
+    secret = Path(services["router"]["environment"]["ANABRANCH_ROUTER_CLIENT_SECRET_FILE"])
+    (volume,) = (
+        source
+        for source, target, *mode in (v.split(":") for v in services["router"]["volumes"])
+        if (target, mode) == (str(secret.parent), ["ro"])
+    )
+    mounts = dict(mount.split(":")[:2] for mount in services["identities"]["volumes"])
+    copies = [word for word in services["identities"]["command"] if word.startswith("--copy=")]
+    assert copies == [f"--copy={secret.name}={mounts[volume]}"]
+    image = (ROOT / services["auth"]["build"]["dockerfile"]).read_text(encoding="utf-8")
+    made = re.search(r"install --directory --owner anabranch .*", image)
+    assert made is not None
+    assert mounts[volume] in made[0].split()
+
+
+def test_redis_is_told_its_password_on_no_command_line():
+    redis = COMPOSE["services"]["redis"]
+    assert "${" not in str(redis["command"])
+    assert redis["environment"]["REDISCLI_AUTH"] == "${ANABRANCH_REDIS_PASSWORD:-}"
+    assert "requirepass" in str(redis["command"])
+
+
+@pytest.mark.parametrize("name", ["router", "engine", "cloud-proxy"])
+def test_what_counts_quotas_can_be_given_redis(name):
+    key = f"{OURS[name][1]}REDIS_URL"
+    assert COMPOSE["services"][name]["environment"][key] == f"${{{key}:-}}"
+
+
 def test_our_containers_give_up_every_privilege():
     for name in OURS:
         service = COMPOSE["services"][name]

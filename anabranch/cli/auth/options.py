@@ -21,7 +21,7 @@ SCOPES = {
     "observe": "looks at the router",
     "audit": "reads the audit trail",
     "tenant-admin": "looks after the clients and keys of its own tenant",
-    "admin": "does everything",
+    "admin": "everything that is administration",
 }
 """The scopes of the contract, and what they are for."""
 

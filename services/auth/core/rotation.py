@@ -50,9 +50,11 @@ def in_order(keys: Sequence[K]) -> list[K]:
 
 
 def signer(keys: Sequence[K], now: float) -> K | None:
-    """The key that signs now: the newest that is active."""
-    active = [key for key in in_order(keys) if key.active_at <= now]
-    return active[-1] if active else None
+    """The key that signs now: the newest that is active. Where none is, as by a clock that is late
+    after all were replaced, the first that will be; None without any."""
+    ordered = in_order(keys)
+    active = [key for key in ordered if key.active_at <= now]
+    return active[-1] if active else next(iter(ordered), None)
 
 
 def dead(keys: Sequence[K], now: float) -> list[K]:

@@ -81,7 +81,9 @@ class RuleRpcs:
         refuse(problems)
         role = Role(asked.name, asked.description, tuple(asked.scopes), tuple(asked.models))
         await self._changes.set_role(
-            role, act("role.set", role.name, scopes=role.scopes, models=role.models)
+            role,
+            authority_of(current_principal()),
+            act("role.set", role.name, scopes=role.scopes, models=role.models),
         )
         return pb.SetRoleResponse(role=_role(role))
 
@@ -95,7 +97,9 @@ class RuleRpcs:
         self, request: pb.DeleteRoleRequest, context: Context
     ) -> pb.DeleteRoleResponse:
         refuse(name_problems("name", request.name))
-        await self._changes.delete_role(request.name, act("role.delete", request.name))
+        await self._changes.delete_role(
+            request.name, authority_of(current_principal()), act("role.delete", request.name)
+        )
         return pb.DeleteRoleResponse()
 
     async def SetQuota(self, request: pb.SetQuotaRequest, context: Context) -> pb.SetQuotaResponse:
@@ -115,7 +119,9 @@ class RuleRpcs:
             problems.append(Problem("quota.unit", "must be a unit: requests, tokens or cost"))
         refuse(problems)
         await self._changes.set_quota(
-            quota, act("quota.set", quota.quota_id, limit=quota.amount, period=quota.period)
+            quota,
+            authority_of(current_principal()),
+            act("quota.set", quota.quota_id, limit=quota.amount, period=quota.period),
         )
         return pb.SetQuotaResponse(quota=_quota(quota))
 
@@ -139,7 +145,9 @@ class RuleRpcs:
         quota_id = request.quota_id
         if not _QUOTA_ID.fullmatch(quota_id):
             refuse([Problem("quota_id", "must be a quota_id of ListQuotas")])
-        await self._changes.delete_quota(quota_id, act("quota.delete", quota_id))
+        await self._changes.delete_quota(
+            quota_id, authority_of(current_principal()), act("quota.delete", quota_id)
+        )
         return pb.DeleteQuotaResponse()
 
     async def SetTenant(
@@ -156,6 +164,7 @@ class RuleRpcs:
         refuse(problems)
         tenant = await self._changes.set_tenant(
             Tenant(asked.name, asked.display_name, str(detail), cipher or ""),
+            authority_of(current_principal()),
             act("tenant.set", asked.name, audit=str(detail), cipher=cipher or ""),
         )
         return pb.SetTenantResponse(tenant=_tenant(tenant))

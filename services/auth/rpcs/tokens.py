@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TypeAlias
 
 import grpc
 
 from anabranch.api_keys import looks_like_key
 from anabranch.v1 import auth_pb2 as pb
+from services.auth.acts import Acts
 from services.auth.api_keys import ApiKeys
+from services.auth.authority import authority_of
 from services.auth.core.claims import MAX_TOKEN_BYTES
 from services.auth.core.clients import Problem, scope_problems
-from services.auth.core.roles import ADMIN
 from services.auth.grants import Caller, Grants
 from services.auth.keyring import Keyring
 from services.auth.keyset import LONGEST_WAIT_S, StoredKeySet
@@ -31,6 +33,7 @@ class TokenRpcs:
         self,
         *,
         login: Login,
+        acts: Acts,
         grants: Grants,
         api_keys: ApiKeys,
         keyring: Keyring,
@@ -38,6 +41,7 @@ class TokenRpcs:
         issuer: str,
     ) -> None:
         self._login = login
+        self._acts = acts
         self._grants = grants
         self._api_keys = api_keys
         self._keyring = keyring
@@ -125,17 +129,25 @@ class TokenRpcs:
     async def RotateSigningKey(
         self, request: pb.RotateSigningKeyRequest, context: Context
     ) -> pb.RotateSigningKeyResponse:
-        if request.compromised:
-            key = await self._keyring.replace_all(act("signing-key.replace"))
-        else:
-            key = await self._keyring.rotate(act("signing-key.rotate"))
+        authority = authority_of(current_principal())
+        done = act("signing-key.replace" if request.compromised else "signing-key.rotate")
+        async with self._acts.changing(done, authority) as change:
+            change.authority.check_everywhere()
+            if request.compromised:
+                key, gone = await self._keyring.replace_all(change.records)
+                details = {**change.act.details, "removed": " ".join(gone)}
+                change.act = replace(change.act, details=details)
+            else:
+                key = await self._keyring.rotate(change.records)
+            change.act = replace(change.act, target=key.kid)
+        await self._keyring.learn()
         self._keyset.changed()
         return pb.RotateSigningKeyResponse(kid=key.kid, active_at=timestamp(key.active_at))
 
 
 def _caller() -> Caller:
     principal = current_principal()
-    return Caller(principal.client_id, principal.has(ADMIN), peer())
+    return Caller(authority_of(principal), peer())
 
 
 def _token_problems(token: str) -> list[Problem]:

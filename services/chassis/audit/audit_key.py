@@ -6,7 +6,6 @@ It signs nothing itself.
 from __future__ import annotations
 
 import os
-import secrets
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -19,6 +18,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
     load_pem_public_key,
 )
+
+from services.chassis.private_files import put_once
 
 _LARGEST = 16 * 1024
 
@@ -36,11 +37,7 @@ def signing_key(path: Path) -> Ed25519PrivateKey:
     if not path.exists():
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         made = Ed25519PrivateKey.generate()
-        _put(
-            path,
-            made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
-            mode=0o600,
-        )
+        put_once(path, made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     try:
         key = load_pem_private_key(path.read_bytes()[:_LARGEST], None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -51,7 +48,7 @@ def signing_key(path: Path) -> Ed25519PrivateKey:
     # A key from a read-only place has its public half elsewhere.
     if not public.exists() and os.access(path.parent, os.W_OK):
         form = PublicFormat.SubjectPublicKeyInfo
-        _put(public, key.public_key().public_bytes(Encoding.PEM, form), mode=0o644)
+        put_once(public, key.public_key().public_bytes(Encoding.PEM, form), mode=0o644)
     return key
 
 
@@ -74,19 +71,3 @@ def read_public_key(text: str) -> bytes:
     if not isinstance(key, Ed25519PublicKey):
         raise KeyFileError(f"{text} does not hold an Ed25519 public key in PEM form")
     return key.public_bytes_raw()
-
-
-def _put(path: Path, data: bytes, *, mode: int) -> None:
-    """Whole or not at all, and never over what is there: a finished file is linked into place."""
-    draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    with open(os.open(draft, flags, mode), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    try:
-        os.link(draft, path)
-    except FileExistsError:
-        pass
-    finally:
-        draft.unlink()

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.chassis.audit.entry import ChainedEntry
+from services.chassis.audit.entry import ChainedEntry, parse_line
 from services.chassis.audit.head import Head, parse_head
 from services.chassis.audit.segments import (
     Segment,
@@ -112,7 +112,15 @@ class FileSink:
         if oldest is None or oldest.path == current:
             return None
         last, _ = last_entry(oldest.path)
-        return Removable(oldest.path, last) if last and last.entry.time < before else None
+        if last is None or last.entry.time >= before:
+            return None
+        # Of all of them, not of the last one alone: that may have been added to have the others
+        # removed.
+        try:
+            young = any(parse_line(line).entry.time >= before for line in lines_of(oldest.path))
+        except ValueError:
+            return None  # somebody changed it: it stays, to be looked at
+        return None if young else Removable(oldest.path, last)
 
     def remove(self, old: Removable, head: Head) -> None:
         """Removes a segment, and the heads of what was in it but for `head`, which is that of its

@@ -129,7 +129,7 @@ class Lane:
         pause = _FIRST_PAUSE_S
         while True:
             await self._work()
-            while self._backlog and len(self._batch) < _BATCH:
+            while self._backlog and len(self._batch) < _BATCH and not self._gap_follows():
                 self._batch.append(self._taken())
             head = self._head_after(self._batch)
             if not self._batch and head is None:
@@ -147,6 +147,12 @@ class Lane:
         entry = self._backlog.popleft()
         self._bytes -= _weight(entry)
         return entry
+
+    def _gap_follows(self) -> bool:
+        """Whether what comes after the batch does not follow it."""
+        if not self._batch or not self._backlog:
+            return False
+        return self._backlog[0].entry.sequence != self._batch[-1].entry.sequence + 1
 
     async def _work(self) -> None:
         """Returns when there may be something to do."""
@@ -173,7 +179,8 @@ class Lane:
         if last is None or not unsigned:
             return None
         asked = self.kept < self._sign_up_to <= last.entry.sequence
-        if asked or unsigned >= HEAD_EVERY or self._due():
+        # A head behind a gap vouches for nothing before it.
+        if asked or unsigned >= HEAD_EVERY or self._due() or (batch and self._gap_follows()):
             return self._signer.sign(last, time=self._clock())
         return None
 

@@ -18,7 +18,7 @@ REFUSED = "rpc.refused"
 OMITTED = "refusals.omitted"
 MOST_PER_SECOND = 100
 
-_REASONS = frozenset(
+TURNED_AWAY = frozenset(
     {errors_pb2.ERROR_REASON_CREDENTIAL_REJECTED, errors_pb2.ERROR_REASON_ACCESS_DENIED}
 )
 
@@ -34,7 +34,7 @@ class Refusals:
 
     def __call__(self, method: str, fault: Fault, peer: str) -> None:
         """`peer` is the address that the call came from."""
-        if fault.reason not in _REASONS or not self._trail.enabled:
+        if fault.reason not in TURNED_AWAY or not self._trail.enabled:
             return
         if self._window is None:
             self._window = asyncio.get_running_loop().call_later(1.0, self._next_second)

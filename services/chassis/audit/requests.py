@@ -50,7 +50,11 @@ class RequestAudit:
         trail: Trail,
         sealer: Sealer | None = None,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        relays: bool = True,
     ) -> None:
+        """With `relays`, what a relay brings is not written here: it was where it came in."""
+        self._relays = relays
         self._trail = trail
         self._sealer = sealer
         self._clock = clock
@@ -64,6 +68,8 @@ class RequestAudit:
         Raises Fault DEPENDENCY_UNAVAILABLE while the trail has no room for it.
         """
         if not self._trail.enabled or caller.audit_detail is AuditDetail.NONE:
+            return None
+        if self._relays and caller.relayed_by:
             return None
         self._check_room()
         with_content = caller.audit_detail is AuditDetail.CONTENT
@@ -80,7 +86,7 @@ class RequestAudit:
 
         Raises what `answer` raises, and Fault DEPENDENCY_UNAVAILABLE while the trail has no room.
         """
-        skipped = caller.audit_detail is AuditDetail.NONE or caller.has(RELAY)
+        skipped = caller.audit_detail is AuditDetail.NONE or (self._relays and caller.has(RELAY))
         if not self._trail.enabled or skipped:
             return await answer()
         self._check_room()
@@ -120,6 +126,8 @@ class RequestAudit:
         """Notes a request that is over."""
         details["ms"] = round((self._clock() - watched.began) * 1000, 1)
         caller = watched.caller
+        if caller.relayed_by:
+            details["relayed_by"] = caller.relayed_by
         if watched.content is not None:
             if self._trail.spooled < _CONTENT_SPOOL:
                 self._add_content(details, watched.content.plain(), caller)

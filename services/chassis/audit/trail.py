@@ -284,6 +284,9 @@ class Trail:
             self._unwritten += len(entries)
         sign = 0
         for waiting, entry in zip(batch, entries, strict=True):
+            if waiting.act.action == SKIPPED:
+                # Believed only under a head.
+                sign = entry.entry.sequence
             if waiting.safe is None or waiting.safe.done():
                 continue
             sign = entry.entry.sequence

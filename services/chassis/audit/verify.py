@@ -22,6 +22,10 @@ SKIPPED = "trail.skipped"
 """The action of the entry that says what one copy of a trail lacks, because it could not be
 written for too long."""
 
+RECOVERED = "trail.recovered"
+"""The action of the entry that says how a process found the trail after another; one that did not
+succeed disowns what no head vouched for at that time."""
+
 _MOST = 1000
 
 
@@ -113,7 +117,11 @@ class _Check:
         self._report = report
         self._keys = keys
         self._gaps: list[_Gap] = []
-        self._stated: list[tuple[int, int, bytes]] = []  # absences: first, last, hash of the last
+        # Absences: first, last, hash of the last. Anybody can compute the hash of an entry that
+        # states one, so it is believed once a head vouches for it: one of an entry that follows it
+        # without a gap, behind which the entries before could be anything.
+        self._stated: list[tuple[int, int, bytes]] = []
+        self._unsigned: list[tuple[int, int, bytes]] = []
         # The hash that the last entry states and the one that it should have; the next may follow
         # either, so that one altered entry is one finding.
         self._previous: frozenset[bytes] = frozenset({GENESIS})
@@ -151,6 +159,7 @@ class _Check:
             return
         good = True
         if entry.sequence > report.last + 1:
+            self._unsigned.clear()
             # Whether it follows what is missing can be told at the end, if at all.
             if len(self._gaps) < _MOST:
                 self._gaps.append(_Gap(report.last + 1, entry.sequence - 1, chained))
@@ -185,6 +194,9 @@ class _Check:
 
     def _remember_absence(self, chained: ChainedEntry) -> None:
         act = chained.entry.act
+        if act.action == RECOVERED and not act.succeeded:
+            # The heads from here on vouch for what comes, not for what that process found.
+            self._unsigned.clear()
         if act.action not in (PRUNED, SKIPPED):
             return
         first = act.details.get("first_sequence")
@@ -194,7 +206,7 @@ class _Check:
         except ValueError:
             return
         if isinstance(first, int) and isinstance(last, int) and last < chained.entry.sequence:
-            self._stated.append((first, last, hash_))
+            self._unsigned.append((first, last, hash_))
 
     # Heads
 
@@ -242,6 +254,8 @@ class _Check:
                     self._early.append(self._head)
             elif self._head.hash in self._previous:
                 self._report.signed = sequence
+                self._stated += self._unsigned
+                self._unsigned.clear()
             else:
                 self._report.add(Kind.HEAD_DIFFERS, sequence, "was signed with another hash")
             self._head = next(self._heads, None)

@@ -20,11 +20,12 @@ from services.chassis.audit.entry import CONTENT_FIELD, Act, Scalar
 from services.chassis.audit.file_sink import FileSink
 from services.chassis.audit.head import Signer
 from services.chassis.audit.otlp_sink import OtlpSink
+from services.chassis.audit.recovery import Doubts, doubts_about
 from services.chassis.audit.requests import Sealer
 from services.chassis.audit.segments import CorruptError, trail_name
 from services.chassis.audit.sink import Sink, in_thread
 from services.chassis.audit.trail import LocalChain, Trail
-from services.chassis.audit.verify import PRUNED
+from services.chassis.audit.verify import PRUNED, RECOVERED
 from services.chassis.common_settings import CommonSettings
 from services.chassis.encryption.ciphers import CipherName
 from services.chassis.encryption.envelope import Envelope
@@ -37,7 +38,6 @@ from services.chassis.version import VERSION
 _log = logging.getLogger(__name__)
 
 OPENED = "trail.opened"
-RECOVERED = "trail.recovered"
 KEY_NAME = "audit.key"
 
 _PRUNE_EVERY_S = 3600.0
@@ -58,7 +58,7 @@ async def open_trail(service: str, settings: CommonSettings, meter: Meter) -> As
         return
     name = trail_name(settings.service_id or service)
     try:
-        file, signer = await asyncio.to_thread(_open_files, name, settings)
+        file, signer, doubts = await asyncio.to_thread(_open_files, name, settings)
     except (CorruptError, KeyFileError) as exc:
         raise SettingsError([str(exc)]) from exc
     # Without a file nobody knows where the last process ended: each begins a trail of its own.
@@ -70,7 +70,7 @@ async def open_trail(service: str, settings: CommonSettings, meter: Meter) -> As
     trail = Trail(sinks, LocalChain(trail_id, last), signer, spool=settings.audit_spool)
     _observe(trail, meter)
     if file is not None:
-        _note_recovery(trail, file)
+        _note_recovery(trail, file, doubts)
         retention = settings.audit_retention
         trail.chores.append(lambda: _prune_for_ever(trail, file, signer, retention))
     trail.note(Act(OPENED, target=trail_id, details={"service": service, "version": VERSION}))
@@ -124,33 +124,40 @@ async def prune(trail: Trail, file: FileSink, signer: Signer, before: float) -> 
     return removed
 
 
-def _open_files(name: str, settings: CommonSettings) -> tuple[FileSink | None, Signer]:
+def _open_files(name: str, settings: CommonSettings) -> tuple[FileSink | None, Signer, Doubts]:
     directory = settings.audit_dir
     key_file = settings.audit_key_file
     if key_file is None and directory is not None:
         key_file = directory / KEY_NAME
     key = signing_key(key_file) if key_file is not None else Ed25519PrivateKey.generate()
-    file = FileSink.open(directory, name) if directory is not None else None
-    return file, Signer(key)
+    signer = Signer(key)
+    if directory is None:
+        return None, signer, Doubts()
+    file = FileSink.open(directory, name)
+    return file, signer, doubts_about(directory, file.trail, file.head, signer.public_key)
 
 
-def _note_recovery(trail: Trail, file: FileSink) -> None:
+def _note_recovery(trail: Trail, file: FileSink, doubts: Doubts) -> None:
     last = 0 if file.last is None else file.last.entry.sequence
     signed = 0 if file.head is None else file.head.sequence
-    if not file.cut and signed <= last:
+    if not file.cut and signed <= last and not doubts:
         return
     # Beyond a signed head nothing is lost by a crash: that somebody cut the file is for
-    # `audit verify` to show, and is said here at once.
-    log = _log.error if signed > last else _log.warning
-    log("audit trail recovered", extra={"cut_bytes": file.cut, "last": last, "signed": signed})
-    trail.note(
-        Act(
-            RECOVERED,
-            target=file.trail,
-            succeeded=signed <= last,
-            details={"cut_bytes": file.cut, "last_sequence": last, "signed_sequence": signed},
-        )
-    )
+    # `audit verify` to show, and is said here at once. What states a gap is signed as it is
+    # written: where it is not, the heads of this process must not make it credible.
+    good = signed <= last and not doubts
+    details: dict[str, Scalar] = {
+        "cut_bytes": file.cut,
+        "last_sequence": last,
+        "signed_sequence": signed,
+    }
+    if doubts.first_unsigned:
+        details["unsigned_gap_at"] = doubts.first_unsigned
+    if doubts.head_differs:
+        details["head_differs"] = True
+    log = _log.warning if good else _log.error
+    log("audit trail recovered", extra=dict(details))
+    trail.note(Act(RECOVERED, target=file.trail, succeeded=good, details=details))
 
 
 async def _prune_for_ever(trail: Trail, file: FileSink, signer: Signer, retention: float) -> None:

@@ -6,8 +6,6 @@ operator's; docs/security/encryption.md has the steps.
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +22,7 @@ from services.chassis.encryption.keychain_document import (
     with_current,
     without_key,
 )
+from services.chassis.private_files import put_over
 
 _FILE = click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 _ID = click.option("--id", "key_id", metavar="ID", help="The key's name. [default: today's date]")
@@ -130,15 +129,9 @@ def _write(file: Path, changed: Callable[[], str]) -> None:
         text = changed()
     except EncryptionError as refused:
         raise _fail(file, refused) from None
-    draft = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
     try:
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
-            out.write(text)
-            out.flush()
-            os.fsync(out.fileno())
-        draft.replace(file)
+        put_over(file, text.encode())
     except OSError as refused:
-        draft.unlink(missing_ok=True)
         raise click.UsageError(f"{file} cannot be written: {refused.strerror}") from None
 
 
