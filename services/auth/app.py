@@ -79,7 +79,12 @@ async def running(
             throttle = LoginThrottle(
                 rate=settings.login_rate, burst=settings.login_burst, clock=time.monotonic
             )
-            login = Login(store, acts, passwords, throttle)
+            strangers = LoginThrottle(
+                rate=10 * settings.login_rate,
+                burst=3 * settings.login_burst,
+                clock=time.monotonic,
+            )
+            login = Login(store, acts, passwords, throttle, strangers)
             grants = Grants(
                 store,
                 acts,

@@ -36,8 +36,16 @@ class Login:
     """Checks client credentials against the store, slowed down per client id and address."""
 
     def __init__(
-        self, store: Store, acts: Acts, passwords: Passwords, throttle: LoginThrottle
+        self,
+        store: Store,
+        acts: Acts,
+        passwords: Passwords,
+        throttle: LoginThrottle,
+        strangers: LoginThrottle,
     ) -> None:
+        """`throttle` slows down guesses at one client from one address, `strangers` those from one
+        address at whichever: each costs a hash, and there are few places for them."""
+        self._strangers = strangers
         self._store = store
         self._acts = acts
         self._passwords = passwords
@@ -64,13 +72,15 @@ class Login:
         act = Act("token.issue", client_id, target=client_id, peer=peer)
         guesser = f"{peer}|{client_id}"
         wait = self._throttle.attempt(guesser)
+        if not wait and (wait := self._strangers.attempt(peer)):
+            self._throttle.give_back(guesser)
         if wait > 0:
             self._acts.note_stranger(
                 replace(act, succeeded=False, details={"reason": "QUOTA_EXCEEDED"})
             )
             raise Fault(
                 errors_pb2.ERROR_REASON_QUOTA_EXCEEDED,
-                "too many failed logins for this client",
+                "too many failed logins for this client, or from this address",
                 retry_after=wait,
                 quota=[(f"client:{client_id}", "failed logins")],
             )
@@ -85,12 +95,14 @@ class Login:
         except Fault:
             # We failed, not the caller: an outage must not use up its attempts.
             self._throttle.give_back(guesser)
+            self._strangers.give_back(peer)
             raise
         if client is None or not right:
             tenant = "" if client is None else client.tenant
             self._acts.note_stranger(replace(act, tenant=tenant, succeeded=False))
             raise wrong_login()
         self._throttle.give_back(guesser)
+        self._strangers.give_back(peer)
         return client
 
 

@@ -78,10 +78,13 @@ class Settings(CommonSettings):
     login_burst: int = setting(
         100,
         minimum=1,
-        help="Failed logins of one client, from one address, that are answered at once.",
+        help="Failed logins of one client, from one address, that are answered at once; of all "
+        "clients from one address, three times as many.",
     )
     login_rate: float = setting(
-        1.0, minimum=0.01, help="Further failed logins of one client from there per second."
+        1.0,
+        minimum=0.01,
+        help="Further failed logins of one client from there, per second; of all, ten times.",
     )
     hash_threads: int = setting(
         2, minimum=1, maximum=64, help="Threads that check client secrets (argon2id)."

@@ -115,6 +115,25 @@ async def test_who_is_turned_away_is_in_the_databases_trail(
     await until(written)
 
 
+async def test_guesses_at_ever_new_clients_are_slowed_down_and_real_ones_get_in_elsewhere(
+    tmp_path: Path,
+) -> None:
+    async with auth(tmp_path, login_burst=2, login_rate=0.01, trusted_proxies=("127.0.0.1",)) as it:
+
+        async def guessed(name: str, address: str) -> Fault:
+            request = pb.IssueTokenRequest(client_id=name, client_secret="wrong")
+            told = (("x-forwarded-for", address),)
+            return await refused(it.stub.IssueToken(request, metadata=told))
+
+        for number in range(6):
+            assert (await guessed(f"guess-{number}", "10.0.0.1")).reason == REJECTED
+        slowed = await guessed("guess-6", "10.0.0.1")
+        assert slowed.reason == errors_pb2.ERROR_REASON_QUOTA_EXCEEDED
+        assert slowed.retry_after
+        assert (await guessed("guess-7", "10.0.0.2")).reason == REJECTED
+        assert await it.token()
+
+
 async def test_every_act_is_in_both_trails(tmp_path: Path) -> None:
     files = tmp_path / "trail"
     async with auth(tmp_path, audit_dir=files) as front:
