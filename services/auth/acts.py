@@ -24,10 +24,10 @@ from services.auth.rule_records import Role
 from services.auth.rulebook import read_roles
 from services.auth.store import Store
 from services.chassis.audit.entry import Act, Scalar
-from services.chassis.audit.refusals import MOST_PER_SECOND, OMITTED, REFUSED, TURNED_AWAY
+from services.chassis.audit.refusals import MOST_PER_SECOND, OMITTED, TURNED_AWAY, refusal
 from services.chassis.audit.verify import PRUNED
 from services.chassis.errors import Fault, reason_name
-from services.chassis.principal import known_principal, rejected
+from services.chassis.principal import rejected
 
 _log = logging.getLogger(__name__)
 
@@ -132,18 +132,7 @@ class Acts:
         """What the guard calls with the end of each failed RPC."""
         if fault.reason not in TURNED_AWAY or method in _WRITE_THEIR_OWN:
             return
-        caller = known_principal()
-        self.note_stranger(
-            Act(
-                REFUSED,
-                client_id=caller.client_id if caller else "",
-                tenant=caller.tenant if caller else "",
-                target=method,
-                succeeded=False,
-                peer=peer,
-                details={"reason": reason_name(fault.reason)},
-            )
-        )
+        self.note_stranger(refusal(method, fault, peer))
 
     async def keep_written(self) -> None:
         """Writes what was noted, until cancelled; then once more."""
@@ -213,5 +202,5 @@ class Acts:
 
 def refused(act: Act, fault: Fault) -> Act:
     """The act, not done for this reason."""
-    details = {**act.details, "reason": reason_name(fault.reason)}
+    details = {**act.details, "error": reason_name(fault.reason)}
     return replace(act, succeeded=False, details=details)

@@ -76,7 +76,7 @@ class Login:
             self._throttle.give_back(guesser)
         if wait > 0:
             self._acts.note_stranger(
-                replace(act, succeeded=False, details={"reason": "QUOTA_EXCEEDED"})
+                replace(act, succeeded=False, details={"error": "QUOTA_EXCEEDED"})
             )
             raise Fault(
                 errors_pb2.ERROR_REASON_QUOTA_EXCEEDED,

@@ -109,7 +109,7 @@ async def test_who_is_turned_away_is_in_the_databases_trail(
     async def written() -> bool:
         doors = [(r.client_id, r.target) for r in await trail(front, "rpc.refused")]
         listing = "/anabranch.v1.AuthService/ListClients"
-        logins = [r.details["reason"] for r in await trail(front, "token.issue") if not r.succeeded]
+        logins = [r.details["error"] for r in await trail(front, "token.issue") if not r.succeeded]
         return doors == [("", listing), ("orders", listing)] and logins == ["QUOTA_EXCEEDED"]
 
     await until(written)

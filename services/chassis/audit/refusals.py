@@ -23,6 +23,20 @@ TURNED_AWAY = frozenset(
 )
 
 
+def refusal(method: str, fault: Fault, peer: str) -> Act:
+    """The act of turning away whoever called, from the address `peer`; who, where that is known."""
+    caller = known_principal()
+    return Act(
+        REFUSED,
+        client_id=caller.client_id if caller else "",
+        tenant=caller.tenant if caller else "",
+        target=method,
+        succeeded=False,
+        peer=peer,
+        details={"error": reason_name(fault.reason)},
+    )
+
+
 class Refusals:
     """What a guard calls with the end of each failed RPC."""
 
@@ -43,18 +57,7 @@ class Refusals:
             self._omitted += 1
             return
         self._noted += 1
-        caller = known_principal()
-        self._trail.note(
-            Act(
-                REFUSED,
-                client_id=caller.client_id if caller else "",
-                tenant=caller.tenant if caller else "",
-                target=method,
-                succeeded=False,
-                peer=peer,
-                details={"error": reason_name(fault.reason)},
-            )
-        )
+        self._trail.note(refusal(method, fault, peer))
 
     def _next_second(self) -> None:
         self._window = None
