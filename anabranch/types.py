@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from anabranch.planning.values import CloudPrices, StepPace
 from anabranch.v1 import generation_pb2
 from anabranch.vocabulary import (
     BackendState,
@@ -232,11 +233,13 @@ class Model:
     backends: int
     provider: str
     served_model: str
+    prices: CloudPrices | None = None
+    """What the provider charges; None for a local model, or where it is unknown."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """How busy a backend says it is."""
+    """How busy a backend says it is. `step_pace` is None before an engine has learnt its pace."""
 
     running: int
     waiting: int
@@ -246,6 +249,7 @@ class Load:
     output_tokens_per_second: float
     step_time_ratio: float
     draining: bool
+    step_pace: StepPace | None = None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 
+from anabranch.planning.values import CloudPrices, StepPace
 from anabranch.types import (
     Attempt,
     Backend,
@@ -113,6 +114,15 @@ def model(proto: generation_pb2.ModelInfo) -> Model:
         backends=proto.backends,
         provider=proto.provider,
         served_model=proto.served_model,
+        prices=_prices(proto.prices) if proto.HasField("prices") else None,
+    )
+
+
+def _prices(proto: generation_pb2.TokenPrices) -> CloudPrices:
+    return CloudPrices(
+        prompt=proto.input / 1e6,
+        output=proto.output / 1e6,
+        cached_prompt=proto.cached_input / 1e6 if proto.cached_input else None,
     )
 
 
@@ -131,7 +141,14 @@ def embeddings(proto: model_pb2.EmbedResponse) -> Embeddings:
 
 def load(proto: session_pb2.LoadReport) -> Load:
     """Reads what people look at in a LoadReport."""
-    return Load(**{f.name: getattr(proto, f.name) for f in dataclasses.fields(Load)})
+    plain = [f.name for f in dataclasses.fields(Load) if f.name != "step_pace"]
+    pace = proto.step_model
+    return Load(
+        **{name: getattr(proto, name) for name in plain},
+        step_pace=StepPace(pace.base, pace.prefill, pace.decode, pace.context)
+        if proto.HasField("step_model")
+        else None,
+    )
 
 
 def backend(proto: admin_pb2.BackendStatus) -> Backend:

@@ -14,6 +14,7 @@ from anabranch.cli.auth import auth
 from anabranch.cli.cluster import backends, drain, explain, models, undrain
 from anabranch.cli.connection import Connection
 from anabranch.cli.extensions import ExtensibleGroup
+from anabranch.cli.plan import plan
 from anabranch.cli.policy import policy
 from anabranch.cli.shell import completion, version
 
@@ -66,6 +67,7 @@ for command in (
     undrain,
     explain,
     policy,
+    plan,
     auth,
     version,
     completion,

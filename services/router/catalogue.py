@@ -46,4 +46,12 @@ def _joined(name: str, infos: Sequence[pb.ModelInfo]) -> pb.ModelInfo:
         entry.capabilities.extend(both)
         lengths = [n for n in (entry.context_length, info.context_length) if n]
         entry.context_length = min(lengths, default=0)
+        if info.HasField("prices"):
+            _dearest(entry.prices, info.prices)
     return entry
+
+
+def _dearest(known: pb.TokenPrices, other: pb.TokenPrices) -> None:
+    """What a request may cost at most, whoever of the two answers it."""
+    for field in ("input", "cached_input", "output"):
+        setattr(known, field, max(getattr(known, field), getattr(other, field)))
