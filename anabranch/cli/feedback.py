@@ -34,8 +34,8 @@ def feedback(
 
     \b
     Examples:
-      anabranch feedback 9f3c2a1b5d7e4f608192a3b4c5d6e7f8 --rating 4 --completed
-      anabranch feedback 9f3c2a1b5d7e4f608192a3b4c5d6e7f8 --not-completed --json
+      anabranch feedback req-9f3c2a1b5d7e4f608192a3b4c5d6e7f8 --rating 4 --completed
+      anabranch feedback req-9f3c2a1b5d7e4f608192a3b4c5d6e7f8 --not-completed --json
     """
     if rating is None and completed is None:
         raise click.UsageError("say something: --rating, --completed or --not-completed")
