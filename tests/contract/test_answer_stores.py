@@ -11,14 +11,14 @@ import pytest
 
 from services.chassis.errors import Fault, reason_name
 from services.chassis.redis_connection import open_redis
-from services.router.feedback.answers import Answered, Answers, Judgement
+from services.router.feedback.answers import Answers, Judgement
 from services.router.feedback.redis_answers import RedisAnswers
 from services.router.feedback.stores import open_answers
 from tests.support.redis import RedisServer, binary, redis_server
 from tests.support.waiting import until
 
-ENGINE = Answered("river", "local", "engine-1")
-CLOUD = Answered("sea\n\"'", "cloud", "cloud 1")
+ENGINE = ("river", "local", "engine-1")
+CLOUD = ("sea\n\"'", "cloud", "cloud 1")
 Open = Callable[..., "asyncio.Future[Answers]"]
 
 

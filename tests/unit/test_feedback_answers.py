@@ -10,11 +10,11 @@ from anabranch.v1 import generation_pb2 as pb
 from services.chassis.model_handler import CallContext
 from services.chassis.principal import Principal
 from services.router.core.values import Tier
-from services.router.feedback.answers import Answered, Judgement
+from services.router.feedback.answers import Judgement
 from services.router.feedback.intake import RememberedOutlet
 from services.router.feedback.memory import MemoryAnswers
 
-ENGINE = Answered("river", "local", "engine-1")
+ENGINE = ("river", "local", "engine-1")
 SAID = [Judgement(r, c) for r, c in itertools.product((None, 1, 5), (None, False, True))]
 
 
@@ -50,7 +50,7 @@ async def test_an_answer_is_no_longer_known_when_its_window_is_over() -> None:
 async def test_a_flood_costs_the_oldest_answers_and_their_judgements_and_no_memory() -> None:
     answers = MemoryAnswers(100, 60.0, lambda: 0.0)
     for n in range(1000):
-        answers.remember("shop", f"r-{n}", Answered("river", "local", f"engine-{n}"))
+        answers.remember("shop", f"r-{n}", ("river", "local", f"engine-{n}"))
         await answers.judge("shop", f"r-{n}", Judgement(5))
     assert len(answers) == len(answers._judged) == 100
     assert (await answers.judge("shop", "r-900", Judgement(5))).new == Judgement()
@@ -61,11 +61,9 @@ async def test_a_flood_costs_the_oldest_answers_and_their_judgements_and_no_memo
 async def test_backends_that_come_and_go_leave_nothing_behind() -> None:
     answers = MemoryAnswers(10, 60.0, lambda: 0.0)
     for n in range(10_000):
-        answers.remember("shop", f"r-{n}", Answered("river", "local", f"engine-{n}"))
+        answers.remember("shop", f"r-{n}", ("river", "local", f"engine-{n}"))
     assert len(answers._kinds) <= 4096
-    assert (
-        await answers.judge("shop", "r-9999", Judgement(1))
-    ).answered.backend_id == "engine-9999"
+    assert (await answers.judge("shop", "r-9999", Judgement(1))).answered[2] == "engine-9999"
 
 
 def test_of_a_shared_answer_the_last_chunk_says_where_it_was_made() -> None:

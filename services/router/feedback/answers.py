@@ -6,18 +6,16 @@ Pure. No text of an answer is here, nor anything else of its request than its id
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 from anabranch.v1 import errors_pb2
 from services.chassis.errors import Fault
 
-
-class Answered(NamedTuple):
-    """By whom a request was answered; `model` as the request named it, `tier` as in labels."""
-
-    model: str
-    tier: str
-    backend_id: str
+Answered: TypeAlias = tuple[str, str, str]
+"""By whom a request was answered: the model as the request named it, the tier as in labels, and the
+backend's id. A plain tuple, since one is made for every request, and of those that are kept the
+garbage collector lets go of plain ones alone.
+"""
 
 
 class Judgement(NamedTuple):

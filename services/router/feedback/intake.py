@@ -16,7 +16,7 @@ from services.chassis.errors import Fault
 from services.chassis.model_handler import CallContext, Outlet
 from services.chassis.principal import Principal
 from services.router.core.values import Tier
-from services.router.feedback.answers import Answered, Answers, Judgement
+from services.router.feedback.answers import Answers, Judgement
 from services.router.observation import Remember
 
 _log = logging.getLogger(__name__)
@@ -41,8 +41,9 @@ class Feedback:
 
     def remember(self, context: CallContext, model: str, tier: Tier, backend_id: str) -> None:
         """A request of this model was answered. On the path of every request."""
-        answered = Answered(model, tier.value, backend_id)
-        self._answers.remember(context.caller.client_id, context.request_id, answered)
+        self._answers.remember(
+            context.caller.client_id, context.request_id, (model, tier.value, backend_id)
+        )
 
     async def take(
         self, request: model_pb2.FeedbackRequest, caller: Principal
@@ -52,8 +53,9 @@ class Feedback:
             request.rating if request.HasField("rating") else None,
             request.completed if request.HasField("completed") else None,
         )
-        answered, new = await self._answers.judge(caller.client_id, request.request_id, given)
-        labels = {"gen_ai.request.model": answered.model, "anabranch.tier": answered.tier}
+        judged = await self._answers.judge(caller.client_id, request.request_id, given)
+        (model, tier, backend_id), new = judged
+        labels = {"gen_ai.request.model": model, "anabranch.tier": tier}
         if new.rating is not None:
             self._rating.record(new.rating, labels)
         if new.completed is not None:
@@ -64,9 +66,9 @@ class Feedback:
                 "feedback",
                 extra={
                     "request_id": request.request_id,
-                    "model": answered.model,
-                    "tier": answered.tier,
-                    "backend": answered.backend_id,
+                    "model": model,
+                    "tier": tier,
+                    "backend": backend_id,
                     "rating": new.rating,
                     "completed": new.completed,
                 },

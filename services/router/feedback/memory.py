@@ -29,10 +29,10 @@ class MemoryAnswers:
         self._window = window
         self._clock = clock
         # A request id holds no blank, so no two pairs of ids make the same key.
-        self._given: OrderedDict[str, tuple[float, tuple[str, str, str]]] = OrderedDict()
+        self._given: OrderedDict[str, tuple[float, Answered]] = OrderedDict()
         self._judged: dict[str, Judgement] = {}
         # The same few values stand behind most answers, and are held once.
-        self._kinds: dict[tuple[str, str, str], tuple[str, str, str]] = {}
+        self._kinds: dict[Answered, Answered] = {}
 
     def __len__(self) -> int:
         return len(self._given)
@@ -58,10 +58,9 @@ class MemoryAnswers:
         if judgement.contradicts(known):
             raise judged_otherwise()
         self._judged[key] = judgement.joined(known)
-        return Judged(Answered(*found[1]), judgement.beyond(known))
+        return Judged(found[1], judgement.beyond(known))
 
-    def _new_kind(self, answered: Answered) -> tuple[str, str, str]:
+    def _new_kind(self, answered: Answered) -> Answered:
         if len(self._kinds) >= _MOST_KINDS:
             self._kinds.clear()
-        kind = (answered.model, answered.tier, answered.backend_id)
-        return self._kinds.setdefault(kind, kind)
+        return self._kinds.setdefault(answered, answered)

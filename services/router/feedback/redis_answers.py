@@ -129,9 +129,10 @@ class RedisAnswers:
             raise unknown()
         if reply[1] == _OTHERWISE:
             raise judged_otherwise()
-        _, new_rating, new_completed = reply
+        answered, new_rating, new_completed = reply
+        model, tier, backend_id = orjson.loads(answered)
         return Judged(
-            Answered(*orjson.loads(reply[0])),
+            (model, tier, backend_id),
             Judgement(
                 int(new_rating) if new_rating else None,
                 new_completed == b"1" if new_completed else None,
@@ -159,7 +160,7 @@ class RedisAnswers:
                 self._sending.append(self._waiting.popleft())
             pairs: list[Any] = [self._most, self._window_ms]
             for client_id, request_id, answered in self._sending:
-                pairs += (_digest(client_id, request_id), orjson.dumps(tuple(answered)))
+                pairs += (_digest(client_id, request_id), orjson.dumps(answered))
             try:
                 async with asyncio.timeout(LONGEST_S):
                     await self._remember(keys=_KEYS, args=pairs)
