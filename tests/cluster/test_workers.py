@@ -273,7 +273,7 @@ async def test_a_request_is_cancelled_and_a_level_set_wherever_they_are_asked_fo
 
 async def test_one_level_holds_in_every_worker_and_in_no_other_process(router):
     token = await router.token(identities.ADMIN)
-    engine = router.processes["sim-1"].record.grpc
+    engine = router.processes["sim-1"].record.address
     async with (
         AsyncClient(router.router, token=token) as operator,
         AsyncClient(engine, token=token) as aside,
