@@ -33,6 +33,7 @@ from anabranch.request import RequestOptions, build_request
 from anabranch.session import SessionSettings
 from anabranch.streams import AnswerStream
 from anabranch.tokens import ClientCredentials, FixedToken, TokenSource
+from anabranch.transcript import Transcript
 from anabranch.types import (
     Answer,
     Backend,
@@ -48,6 +49,8 @@ from anabranch.v1 import (
     generation_pb2,
     model_pb2,
     model_pb2_grpc,
+    operations_pb2,
+    operations_pb2_grpc,
 )
 
 DEFAULT_TIMEOUT = 600.0
@@ -189,6 +192,24 @@ class AsyncClient:
             if not token:
                 return found
 
+    async def feedback(
+        self,
+        answer: str | Answer | Transcript,
+        *,
+        rating: int | None = None,
+        completed: bool | None = None,
+    ) -> None:
+        """Says how good an answer was: one of this client's, or its request id.
+
+        rating: 1 (not at all satisfying) to 5. completed: whether it did what it was asked for.
+        At least one of them; the other may follow, and saying the same again changes nothing.
+        Raises NotFoundError for an answer that the router does not know, or no longer, and
+        InvalidRequestError with the reason ALREADY_EXISTS where it was told otherwise before.
+        """
+        request_id = answer if isinstance(answer, str) else answer.request_id
+        ask = model_pb2.FeedbackRequest(request_id=request_id, rating=rating, completed=completed)
+        await self._call(self._models().Feedback, ask)
+
     async def backends(self) -> list[Backend]:
         """Lists the backends that the router knows. Needs the scope `admin`."""
         answer = await self._call(self._admin().ListBackends, admin_pb2.ListBackendsRequest())
@@ -213,6 +234,16 @@ class AsyncClient:
         """Says what the router would do with a request, without doing it. Needs `admin`."""
         ask = admin_pb2.ExplainRouteRequest(request=self.prepare(request, options))
         return wire.explanation(await self._call(self._admin().ExplainRoute, ask))
+
+    async def log_level(self) -> str:
+        """Returns how much the process at the target logs. Needs `admin` or `observe`."""
+        ask = operations_pb2.GetLogLevelRequest()
+        return str((await self._call(self._operations().GetLogLevel, ask)).level)
+
+    async def set_log_level(self, level: str) -> str:
+        """Changes it until the process restarts, and returns the level before. Needs `admin`."""
+        ask = operations_pb2.UpdateLogLevelRequest(level=level)
+        return str((await self._call(self._operations().UpdateLogLevel, ask)).previous_level)
 
     async def policy(self) -> RoutingPolicy:
         """Returns the routing policy in force. Needs the scope `admin`."""
@@ -280,6 +311,9 @@ class AsyncClient:
 
     def _admin(self) -> Any:
         return admin_pb2_grpc.RouterAdminServiceStub(self._unary())
+
+    def _operations(self) -> Any:
+        return operations_pb2_grpc.OperationsServiceStub(self._unary())
 
     async def _call(self, method: Any, request: Any) -> Any:
         authorization = await self._tokens.authorization()

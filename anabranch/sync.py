@@ -18,6 +18,7 @@ from anabranch.environment import client_arguments
 from anabranch.loop_thread import LoopThread
 from anabranch.request import RequestOptions
 from anabranch.streams import BlockingAnswerStream
+from anabranch.transcript import Transcript
 from anabranch.types import (
     Answer,
     Backend,
@@ -102,6 +103,16 @@ class Client:
         """As AsyncClient.models."""
         return self._loop.run(self._client.models())
 
+    def feedback(
+        self,
+        answer: str | Answer | Transcript,
+        *,
+        rating: int | None = None,
+        completed: bool | None = None,
+    ) -> None:
+        """As AsyncClient.feedback."""
+        self._loop.run(self._client.feedback(answer, rating=rating, completed=completed))
+
     def backends(self) -> list[Backend]:
         """As AsyncClient.backends."""
         return self._loop.run(self._client.backends())
@@ -122,6 +133,14 @@ class Client:
     ) -> Explanation:
         """As AsyncClient.explain."""
         return self._loop.run(self._client.explain(request, **options))
+
+    def log_level(self) -> str:
+        """As AsyncClient.log_level."""
+        return self._loop.run(self._client.log_level())
+
+    def set_log_level(self, level: str) -> str:
+        """As AsyncClient.set_log_level."""
+        return self._loop.run(self._client.set_log_level(level))
 
     def policy(self) -> RoutingPolicy:
         """As AsyncClient.policy."""

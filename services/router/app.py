@@ -19,6 +19,7 @@ from services.chassis.encryption.errors import EncryptionError
 from services.chassis.encryption.keychain import Keychain
 from services.chassis.host import Host
 from services.chassis.model_streams import StreamLimits
+from services.chassis.operations import serve_operations
 from services.chassis.quotas import money
 from services.chassis.quotas.gate import QuotaGate
 from services.chassis.quotas.money import LeasesByKind
@@ -34,6 +35,8 @@ from services.router.admin_of_all import AdminOfAll
 from services.router.audited_admin import AuditedAdmin
 from services.router.core.policy import AdmissionRules, Objective, Policy
 from services.router.decisions import Decisions
+from services.router.feedback.intake import Feedback
+from services.router.feedback.stores import open_answers
 from services.router.handler import RouterHandler
 from services.router.legs import Routing
 from services.router.observation import Observer
@@ -81,6 +84,9 @@ async def running(
             disk_bytes=settings.cache_disk_bytes,
             sealed=sealed,
         ) as stores,
+        open_answers(
+            redis, most=settings.feedback_answers, window=settings.feedback_window
+        ) as answers,
         Host.open(SERVICE, settings, registry=registry, worker=worker) as host,
         open_source(
             settings.policy_place,
@@ -111,6 +117,7 @@ async def running(
                 zone=settings.zone,
             ),
             cache,
+            Feedback(answers, host.meter) if answers is not None else None,
         )
         model_service = host.add_model_service(
             handler,
@@ -135,6 +142,7 @@ async def running(
             host.add_private_servicer(add_admin, admin)
         audited = AuditedAdmin(of_all or admin, host.audit)
         host.add_servicer(add_admin, audited, "anabranch.v1.RouterAdminService")
+        serve_operations(host)
         host.meter.create_observable_gauge(
             "anabranch.router.waiting",
             callbacks=[lambda _: [Observation(len(routing.line))]],

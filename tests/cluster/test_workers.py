@@ -25,6 +25,7 @@ from services.chassis.channels import open_channel
 from tests.support.auth import bearer, until
 from tests.support.waiting import BOUND_S
 from tests.support.workers import WorkerProcess, ask_any, ask_each, until_workers, values, workers
+from tools import identities
 from tools.cluster import Cluster, EngineKind, EngineSpec
 from tools.cluster.ports import free_port
 from tools.cluster.recipes import ROOT, SIM_MODEL
@@ -268,6 +269,63 @@ async def test_a_request_is_cancelled_and_a_level_set_wherever_they_are_asked_fo
     await until_workers(router, 2, gone=[victim])
     each = await ask_each(router, "SetLogLevel", admin_pb2.SetLogLevelRequest(level="info"))
     assert [reply.previous_level for reply in each] == ["error", "error"]
+
+
+async def test_one_level_holds_in_every_worker_and_in_no_other_process(router):
+    token = await router.token(identities.ADMIN)
+    engine = router.processes["sim-1"].record.address
+    async with (
+        AsyncClient(router.router, token=token) as operator,
+        AsyncClient(engine, token=token) as aside,
+    ):
+        assert await operator.set_log_level("error") == "info"
+
+        async def levels() -> list[str]:
+            found = []
+            for worker in workers(router):
+                async with AsyncClient(worker.assignment.grpc_socket, token=token) as each:
+                    found.append(await each.log_level())
+            return found
+
+        assert await levels() == ["error", "error"]
+        victim = workers(router)[0]
+        os.kill(victim.pid, signal.SIGKILL)
+        await until_workers(router, 2, gone=[victim])
+        assert await levels() == ["error", "error"]
+        assert await aside.log_level() == "info"
+        assert await aside.set_log_level("debug") == "info"
+    log = router.processes["sim-1"].log.read_text()
+    assert '"message":"log level changed"' in log
+
+
+async def test_feedback_finds_the_worker_that_gave_the_answer(router):
+    own = (("grpc.use_local_subchannel_pool", 1),)
+    token = await router.token("demo")
+
+    async def say(request_id: str, rating: int) -> None:
+        """Over a new connection, so that any worker may be asked."""
+        request = model_pb2.FeedbackRequest(request_id=request_id, rating=rating)
+        async with open_channel(router.router, options=own) as channel:
+            stub = model_pb2_grpc.ModelServiceStub(channel)
+            await stub.Feedback(request, metadata=bearer(token), timeout=BOUND_S)
+
+    async with AsyncExitStack() as stack:
+        callers = await clients(stack, router, 12)
+        answers = await asyncio.gather(*(ask(caller, 3) for caller in callers))
+    # Each is judged over several connections: some of them meet the worker that did not answer.
+    for _ in range(4):
+        await asyncio.gather(*(say(answer.request_id, 4) for answer in answers))
+    for request_id, rating, code in (
+        (answers[0].request_id, 5, grpc.StatusCode.ALREADY_EXISTS),
+        ("never-was", 5, grpc.StatusCode.NOT_FOUND),
+    ):
+        for _ in range(6):
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await say(request_id, rating)
+            assert refused.value.code() is code
+    counted = await values(router, "anabranch_router_feedback_rating_count")
+    assert set(counted) == {"0", "1"}
+    assert sum(counted.values()) == 12
 
 
 async def test_a_private_socket_lets_nobody_in_without_a_credential(router):
