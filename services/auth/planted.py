@@ -1,7 +1,7 @@
-"""Takes up the identities whose secrets lie in a directory: a file for each client, named by its id.
+"""Takes up the identities whose secrets lie in a directory: a file a client, named by its id.
 
-Who may be planted, and with what scopes, is fixed here: whoever writes the directory chooses secrets,
-never rights. Which client is whose otherwise is directory.py's.
+Who may be planted, and with what scopes, is fixed here: whoever writes the directory chooses
+secrets, never rights. Which client is whose otherwise is directory.py's.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from services.auth.acts import Acts
 from services.auth.core.clients import MAX_SECRET
 from services.auth.core.roles import BUILT_IN
 from services.auth.directory import BOOTSTRAP_CLIENT, BOOTSTRAP_TENANT
-from services.auth.records import Client
 from services.auth.passwords import Passwords
+from services.auth.records import Client
 from services.auth.store import Store
 from services.chassis.audit.entry import Act
 from services.chassis.encryption.keychain import MIN_SECRET
@@ -53,10 +53,11 @@ PLANTED: Mapping[str, Planted] = {
 
 
 def read_secrets(directory: Path) -> dict[str, str]:
-    """Client id → secret, without the white space around it. Raises SettingsError, naming every fault.
+    """Client id → secret, without the white space around it.
 
-    Names that begin with a dot are no clients: Kubernetes keeps the versions of a mounted Secret
-    under such names. So is nothing that is no file.
+    Raises SettingsError, which names every fault and no secret. Names that begin with a dot are no
+    clients: Kubernetes keeps the versions of a mounted Secret under such names. Nor is what is no
+    file.
     """
     problems: list[str] = []
     found: dict[str, str] = {}

@@ -20,7 +20,7 @@ OWN_ARGUMENTS = frozenset(
         *("kv_events_config", "max_logprobs", "scheduling_policy", "use_tqdm_on_load"),
     }
 )
-"""Arguments of vLLM that this engine sets: they have settings of their own, or must be as they are."""
+"""Arguments of vLLM that this engine sets: they have settings of their own, or no choice."""
 
 
 @dataclass(frozen=True, slots=True)

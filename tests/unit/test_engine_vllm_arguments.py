@@ -67,7 +67,8 @@ def test_an_argument_that_vllm_does_not_have_is_refused_with_the_one_that_is_nea
 
 @pytest.mark.vllm
 def test_the_installed_vllm_has_the_arguments_that_are_refused():
-    from services.local_engine.vllm_engine import _field_names
     from vllm.engine.arg_utils import AsyncEngineArgs
+
+    from services.local_engine.vllm_engine import _field_names
 
     assert _field_names(AsyncEngineArgs) >= OWN_ARGUMENTS
