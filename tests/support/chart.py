@@ -1,4 +1,4 @@
-"""The chart, rendered by the real helm once for each set of values, and ways to look at the result."""
+"""The chart, rendered by the real helm once for each set of values, and ways to look at it."""
 
 from __future__ import annotations
 

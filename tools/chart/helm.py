@@ -1,7 +1,7 @@
 """Renders the chart with the real helm. It judges nothing: validate.py and the tests do.
 
-Helm renders no chart whose dependency is absent, whatever the condition says, and HashiCorp's chart is
-fetched by `helm dependency build` alone. So what is rendered here is a copy of the chart with a
+Helm renders no chart whose dependency is absent, whatever the condition says, and HashiCorp's chart
+is fetched by `helm dependency build` alone. So what is rendered here is a copy of the chart with a
 stand-in for it, of the same name and a fitting version: one ConfigMap that says so, and holds the
 values that HashiCorp's chart would have been given.
 """
@@ -148,7 +148,7 @@ def objects(text: str) -> list[Object]:
     """The objects in a stream of YAML."""
     # The C loader: ten times as fast, where PyYAML has it.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return [found for found in yaml.load_all(text, Loader=loader) if found]  # noqa: S506
+    return [found for found in yaml.load_all(text, Loader=loader) if found]
 
 
 def _values(case: Case, values: Sequence[Path]) -> list[str]:

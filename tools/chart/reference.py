@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -22,9 +21,9 @@ _SERVICES = ("router", "cloudProxy", "auth")
 _HEAD = """\
 # Values of the chart
 
-Made by `python -m tools.chart docs` from `deploy/helm/anabranch/values.schema.json`, which helm holds
-values against: a key that is not here is refused by name. [kubernetes.md](kubernetes.md) says how to
-install; whole installations are in `deploy/helm/anabranch/examples`.
+Made by `python -m tools.chart docs` from `deploy/helm/anabranch/values.schema.json`, which helm
+holds values against: a key that is not here is refused by name. [kubernetes.md](kubernetes.md) says
+how to install; whole installations are in `deploy/helm/anabranch/examples`.
 """
 
 
@@ -44,8 +43,8 @@ def page() -> str:
             shown = {key: one for key, one in shown.items() if key not in _SHARED}
         elif name == "engineDefaults":
             parts.append(
-                "Each entry of `engines` has a `name`, a `model`, and any of these keys. Besides the "
-                "[keys of every service](#keys-of-every-service), but `autoscaling`:\n"
+                "Each entry of `engines` has a `name`, a `model`, and any of these keys, besides "
+                "the [keys of every service](#keys-of-every-service) but `autoscaling`:\n"
             )
             shown = {key: one for key, one in shown.items() if key not in _SHARED}
         parts += _table(shown, values.get(name) or {})
@@ -69,14 +68,15 @@ def _plain(schema: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in schema["properties"].items() if "properties" not in v}
 
 
-def _table(
-    properties: Mapping[str, Any], values: Mapping[str, Any]
-) -> list[str]:
+def _table(properties: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
     rows = list(_rows(properties, values, ()))
     if not rows:
         return []
     head = ["| key | meaning | default |", "|---|---|---|"]
-    return ["\n".join([*head, *(f"| `{key}` | {text} | {default} |" for key, text, default in rows)]), ""]
+    return [
+        "\n".join([*head, *(f"| `{key}` | {text} | {default} |" for key, text, default in rows)]),
+        "",
+    ]
 
 
 def _rows(
