@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -121,8 +122,8 @@ SAMPLES = {
 
 
 def mount(objects: Sequence[Object], spec: Mapping[str, Any], root: Path) -> None:
-    """Puts what the pod mounts below `root`, as the kubelet would: ConfigMaps as they are
-    rendered, Secrets with samples."""
+    """Puts what the pod mounts below `root`, as the kubelet would: what the chart makes as it is
+    rendered, other Secrets with samples."""
     (container,) = spec["containers"]
     volumes = {volume["name"]: volume for volume in spec["volumes"]}
     for one in container["volumeMounts"]:
@@ -139,15 +140,24 @@ def _contents(objects: Sequence[Object], volume: Mapping[str, Any]) -> Iterator[
         yield from found["data"].items()
     elif "projected" in volume:
         for source in volume["projected"]["sources"]:
-            for item in source["secret"]["items"]:
-                yield item["path"], SAMPLES.get(item["path"], "s" * 43)
+            yield from _secret(objects, source["secret"]["name"], source["secret"]["items"])
+    elif volume["name"] == "provider-keys":
+        yield from (("deepseek", "sk-sample"), ("openai", "sk-sample"))
     elif "secret" in volume:
-        items = volume["secret"].get("items")
-        names = [item["path"] for item in items] if items else ["tls.crt", "tls.key", "ca.crt"]
-        if volume["name"] == "provider-keys":
-            names = ["deepseek", "openai"]
-        for name in names:
-            yield name, "s" * 43
+        files = ("tls.crt", "tls.key", "ca.crt")
+        items = volume["secret"].get("items") or [{"key": name, "path": name} for name in files]
+        yield from _secret(objects, volume["secret"]["secretName"], items)
+
+
+def _secret(
+    objects: Sequence[Object], name: str, items: Sequence[Mapping[str, str]]
+) -> Iterator[tuple[str, str]]:
+    made = [one for one in of_kind(objects, "Secret") if one["metadata"]["name"] == name]
+    for item in items:
+        if made:
+            yield item["path"], base64.b64decode(made[0]["data"][item["key"]]).decode()
+        else:
+            yield item["path"], SAMPLES.get(item["path"], "s" * 43)
 
 
 def settings_of(

@@ -127,6 +127,26 @@ def test_existing_certificates_are_mounted_and_none_are_made(chart: Path):
         assert "subPath" not in mount  # such a file is never renewed
 
 
+# Callers from outside
+
+
+def test_a_route_of_the_gateway_api_leads_to_the_routers_service(chart: Path):
+    route = {"enabled": True, "parentRefs": [{"name": "edge"}], "hostnames": ["models.example.org"]}
+    objects = changed(chart, router__grpcRoute=route)
+    spec = named(objects, "GRPCRoute", "anabranch-router")["spec"]
+    assert spec["parentRefs"] == [{"name": "edge"}]
+    (backend,) = spec["rules"][0]["backendRefs"]
+    service = named(objects, "Service", backend["name"])["spec"]
+    assert backend["port"] in [port["port"] for port in service["ports"]]
+
+
+@pytest.mark.parametrize("mode", ["none", "certManager"])
+def test_a_service_says_which_protocol_it_speaks(chart: Path, mode: str):
+    for service in of_kind(changed(chart, tls__mode=mode), "Service"):
+        (grpc,) = [port for port in service["spec"]["ports"] if port["name"] == "grpc"]
+        assert grpc["appProtocol"] == ("kubernetes.io/h2c" if mode == "none" else "https")
+
+
 # External secrets
 
 

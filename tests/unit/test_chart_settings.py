@@ -69,6 +69,7 @@ def test_whole_numbers_stay_whole_however_large(chart: Path, tmp_path: Path):
     assert json.loads(policy.read_text())["admission"]["max_waiting"] == 3_000_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", EXAMPLES, ids=lambda case: case.name)
 def test_the_router_finds_no_fault_in_an_examples_policy(chart: Path, case: Case, tmp_path: Path):
     objects = rendered(chart, case)
@@ -87,6 +88,7 @@ def test_the_router_finds_no_fault_in_an_examples_policy(chart: Path, case: Case
         assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
+@pytest.mark.slow
 def test_a_policy_with_a_fault_is_found_before_anything_is_installed(chart: Path, tmp_path: Path):
     objects = changed(chart, policy={"version": 1, "algoritm": "predicted"})
     (found,) = [one for one in services_pods(objects) if one[1][COMPONENT] == "router"]

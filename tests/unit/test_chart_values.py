@@ -79,6 +79,7 @@ def test_the_schema_refuses_by_name(chart: Path, changes: dict[str, Any], said: 
             {"monitoring": {"podMonitor": {"enabled": True}, "serviceMonitor": {"enabled": True}}},
             "scraped twice",
         ),
+        ({"router__grpcRoute": {"enabled": True}}, "router.grpcRoute.parentRefs is empty"),
         ({"router__autoscaling": {"minReplicas": 11}}, "minReplicas exceeds maxReplicas"),
         (
             {"engines": [{"name": "a", "model": "m", "gpus": 4, "tensorParallel": 3}]},

@@ -111,6 +111,7 @@ def test_secrets_are_made_as_printed_and_are_those_that_the_chart_asks_for(tmp_p
 
 
 @needs_helm
+@pytest.mark.slow
 @pytest.mark.parametrize("program", ["helm", "kubectl"])
 def test_every_option_is_one_that_the_program_has(program: str):
     checked = 0

@@ -12,10 +12,14 @@ from tools.chart.helm import CHART, ROOT
 
 PAGE = ROOT / "docs/install/values.md"
 # What several keys have in common is listed once.
-_SHARED = ("settings", "drainTimeout", "preStopSeconds", "terminationGracePeriodSeconds")
-_SHARED += ("rollingUpdate", "podDisruptionBudget", "priorityClassName", "nodeSelector")
-_SHARED += ("tolerations", "affinity", "podAnnotations", "podLabels", "extraEnv", "extraVolumes")
-_SHARED += ("extraVolumeMounts", "image", "resources", "autoscaling", "replicas")
+_SHARED = frozenset(
+    {
+        *("settings", "drainTimeout", "preStopSeconds", "terminationGracePeriodSeconds"),
+        *("rollingUpdate", "podDisruptionBudget", "priorityClassName", "nodeSelector"),
+        *("tolerations", "affinity", "podAnnotations", "podLabels", "extraEnv", "extraVolumes"),
+        *("extraVolumeMounts", "image", "resources", "autoscaling", "replicas"),
+    }
+)
 _SERVICES = ("router", "cloudProxy", "auth")
 
 _HEAD = """\

@@ -21,6 +21,7 @@ OPERATORS = {
     ("cert-manager.io/v1", "Issuer"),
     ("external-secrets.io/v1", "ExternalSecret"),
     ("external-secrets.io/v1beta1", "ExternalSecret"),
+    ("gateway.networking.k8s.io/v1", "GRPCRoute"),
     ("keda.sh/v1alpha1", "ScaledObject"),
     ("monitoring.coreos.com/v1", "PodMonitor"),
     ("monitoring.coreos.com/v1", "PrometheusRule"),

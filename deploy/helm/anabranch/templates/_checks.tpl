@@ -55,6 +55,9 @@
 {{- if and .Values.monitoring.podMonitor.enabled .Values.monitoring.serviceMonitor.enabled -}}
 {{- $faults = append $faults "monitoring.podMonitor and monitoring.serviceMonitor are both enabled: everything would be scraped twice" -}}
 {{- end -}}
+{{- if and .Values.router.grpcRoute.enabled (not .Values.router.grpcRoute.parentRefs) -}}
+{{- $faults = append $faults "router.grpcRoute.parentRefs is empty: name a gateway" -}}
+{{- end -}}
 {{- $services := dict "router" .Values.router "auth" .Values.auth -}}
 {{- if .Values.cloudProxy.enabled -}}{{- $_ := set $services "cloudProxy" .Values.cloudProxy -}}{{- end -}}
 {{- range $name, $v := $services -}}
