@@ -162,8 +162,8 @@ def test_every_command_of_our_own_exists():
 
 def test_files_that_the_page_names_are_there():
     for words in of_program("docker"):
-        if "--file" in words:
-            assert (ROOT / words[words.index("--file") + 1]).is_file()
+        file, target = words[words.index("--file") + 1], words[words.index("--target") + 1]
+        assert re.search(rf"^FROM \S+ AS {target}$", (ROOT / file).read_text(), re.MULTILINE)
     for name in re.findall(r"`(?:deploy/helm/anabranch/)?(?:examples/)?([\w-]+\.yaml)`", TEXT):
         assert (CHART / "examples" / name).is_file(), name
     examples = {path.name for path in (CHART / "examples").glob("*.yaml")}
