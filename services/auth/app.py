@@ -18,13 +18,14 @@ from services.auth.acts import Acts
 from services.auth.api_keys import ApiKeys
 from services.auth.bootstrap import announcer
 from services.auth.core.throttle import LoginThrottle
-from services.auth.directory import Directory
+from services.auth.directory import BOOTSTRAP_CLIENT, Directory
 from services.auth.grants import Grants
 from services.auth.keyring import Keyring
 from services.auth.keyset import StoredKeySet
 from services.auth.login import Login
 from services.auth.oauth_http import OAuthEndpoints
 from services.auth.passwords import Passwords
+from services.auth.planted import PlantedIdentities, read_secrets
 from services.auth.resealing import reseal
 from services.auth.rpcs.api_keys import ApiKeyRpcs
 from services.auth.rpcs.audit import AuditRpcs
@@ -56,9 +57,12 @@ async def running(
     """The service, serving, until the block is left. `clock` returns unix seconds.
 
     Raises Fault when the database is away, SettingsError when the keychain is
-    none, VaultError when its secrets were sealed under another key than it
-    holds, OSError when an address or a file cannot be had.
+    none or an identity's file is not good, VaultError when its secrets were
+    sealed under another key than it holds, OSError when an address or a file
+    cannot be had.
     """
+    identities_dir = settings.bootstrap_identities_dir
+    secrets = await asyncio.to_thread(read_secrets, identities_dir) if identities_dir else {}
     with Passwords(threads=settings.hash_threads, waiting=settings.hash_waiting) as passwords:
         async with open_store(settings.url) as store:
             vault = await asyncio.to_thread(_vault, settings)
@@ -148,7 +152,14 @@ async def running(
                 ).hang(host.http)
                 await host.start()
                 # Only now: a process that cannot bind must not use up the one announcement.
-                await directory.bootstrap(announcer(settings.bootstrap_secret_file, sys.stdout))
+                if BOOTSTRAP_CLIENT not in secrets:
+                    await directory.bootstrap(announcer(settings.bootstrap_secret_file, sys.stdout))
+                if identities_dir is not None:
+                    planted = PlantedIdentities(store, acts, passwords, clock)
+                    await planted.plant(secrets)
+                    host.tasks.create_task(
+                        planted.follow(identities_dir, secrets), name="planted-identities"
+                    )
                 host.tasks.create_task(
                     keyring.keep_fresh(settings.refresh_period), name="signing-keys"
                 )

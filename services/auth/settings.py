@@ -50,6 +50,12 @@ class Settings(CommonSettings):
         help="Where the first administrator's secret is written at the very first start. "
         "Empty: it is printed on standard output.",
     )
+    bootstrap_identities_dir: Path | None = setting(
+        None,
+        help="Directory with a file for each identity that the installation brings along (admin, "
+        "router, tester, demo), which holds its secret, at least 32 random characters. Who is "
+        "missing is created; a changed secret is taken up while the service runs. Empty: none.",
+    )
     token_life: int = setting(
         300,
         minimum=MIN_TOKEN_LIFE,

@@ -22,7 +22,7 @@ from services.local_engine.sim_model import SimLimits
 from services.local_engine.slow_spells import slow_spells
 from services.local_engine.step_model import StepModel
 from services.local_engine.vllm_engine import VllmEngine
-from services.local_engine.vllm_options import VllmOptions
+from services.local_engine.vllm_options import VllmOptions, further_arguments
 
 SERVICE = "anabranch-engine"
 
@@ -123,6 +123,8 @@ def make_engine(settings: Settings) -> Engine:
             seed=settings.seed,
             prefix_events=settings.prefix_events,
             step_model=pace,
+            quantization=settings.quantization,
+            further=further_arguments(settings.vllm_args),
         )
     )
 

@@ -10,6 +10,7 @@ from services.chassis.common_settings import CommonSettings
 from services.chassis.settings import Secret, setting
 from services.local_engine.slow_spells import slow_spells
 from services.local_engine.step_model import StepModel
+from services.local_engine.vllm_options import further_arguments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,16 @@ class Settings(CommonSettings):
     enforce_eager: bool | None = setting(
         None, help="Skip compilation: a faster start, slower steps. Empty: only on a CPU."
     )
+    quantization: str = setting(
+        "",
+        help="How the weights are quantised, by vLLM's name (fp8, awq_marlin, gptq_marlin, …). "
+        "Empty: what the checkpoint says.",
+    )
+    vllm_args: str = setting(
+        "",
+        help="Further arguments of vLLM's AsyncEngineArgs, as a JSON object such as "
+        '{"enable_expert_parallel": true}; none that the engine sets itself.',
+    )
     cpu_kv_cache_gib: int = setting(2, minimum=1, help="On a CPU: size of the KV cache in GiB.")
     cpu_threads: int = setting(
         0, minimum=0, help="On a CPU: threads that compute. 0: all cores but one."
@@ -103,6 +114,11 @@ class Settings(CommonSettings):
             slow_spells(self.sim_slow_spells)
         except ValueError as error:
             raise ValueError(f"sim_slow_spells {error}") from None
+
+        try:
+            further_arguments(self.vllm_args)
+        except ValueError as error:
+            raise ValueError(f"vllm_args {error}") from None
 
     @property
     def names(self) -> tuple[str, ...]:

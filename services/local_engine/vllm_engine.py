@@ -7,6 +7,7 @@ to 0.33. Jobs, tokenizer, mapping and statistics are in the files beside this on
 from __future__ import annotations
 
 import asyncio
+import difflib
 import logging
 import multiprocessing
 import os
@@ -187,12 +188,13 @@ class VllmEngine:
 
         options = self._options
         is_cpu = current_platform.is_cpu()
+        _check_known(options.further, _field_names(AsyncEngineArgs), vllm.__version__)
         arguments = _engine_arguments(options, is_cpu=is_cpu)
         if is_cpu:
             _set_variables(vllm_options.cpu_variables(options))
             if options.tensor_parallel_size * options.pipeline_parallel_size == 1:
                 # Without a third process, which would import everything once more: 10 s less.
-                arguments["distributed_executor_backend"] = UniProcExecutor
+                arguments.setdefault("distributed_executor_backend", UniProcExecutor)
         if "iteration_details" in _field_names(SchedulerStats):
             # What each step computed comes with its statistics; older ones only log it.
             arguments["enable_logging_iteration_details"] = True
@@ -283,10 +285,21 @@ def _engine_arguments(options: VllmOptions, *, is_cpu: bool) -> dict[str, Any]:
         "enable_log_requests": False,
         "use_tqdm_on_load": False,
     }
-    for name in ("max_model_len", "max_num_batched_tokens", "num_gpu_blocks_override"):
+    for name in (
+        *("max_model_len", "max_num_batched_tokens"),
+        *("num_gpu_blocks_override", "quantization"),
+    ):
         if getattr(options, name):
             arguments[name] = getattr(options, name)
-    return arguments
+    return {**options.further, **arguments}
+
+
+def _check_known(further: Mapping[str, Any], known: frozenset[str], version: str) -> None:
+    """Raises ValueError for arguments that this vLLM does not have."""
+    for name in sorted(set(further) - known):
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ValueError(f"vllm_args names {name}, which vLLM {version} does not have{hint}")
 
 
 def _event_socket() -> KvEventSocket | None:

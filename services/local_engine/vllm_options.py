@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from services.local_engine.step_model import StepModel
+
+OWN_ARGUMENTS = frozenset(
+    {
+        *("dtype", "enforce_eager", "gpu_memory_utilization", "max_model_len"),
+        *("max_num_batched_tokens", "max_num_seqs", "model", "pipeline_parallel_size"),
+        *("quantization", "seed", "served_model_name", "tensor_parallel_size"),
+        *("disable_log_stats", "enable_log_requests", "enable_logging_iteration_details"),
+        *("kv_events_config", "max_logprobs", "scheduling_policy", "use_tqdm_on_load"),
+    }
+)
+"""Arguments of vLLM that this engine sets: they have settings of their own, or no choice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +51,31 @@ class VllmOptions:
     """Follow what the prefix cache holds, where vLLM tells it."""
     step_model: StepModel | None = None
     """The pace that step_time_ratio compares with; None learns it from the steps seen."""
+    quantization: str = ""
+    """As vLLM calls it; empty: what the checkpoint says."""
+    further: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of vLLM beyond these, none of OWN_ARGUMENTS."""
+
+
+def further_arguments(text: str) -> dict[str, Any]:
+    """Arguments of vLLM from a JSON object; none from an empty text. Raises ValueError.
+
+    Whether vLLM has an argument of such a name only that version of it knows: VllmEngine asks.
+    """
+    if not text.strip():
+        return {}
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as wrong:
+        raise ValueError(f"is no JSON: {wrong}") from None
+    if not isinstance(found, dict):
+        raise ValueError('must be a JSON object, such as {"enable_expert_parallel": true}')
+    for name in found:
+        if name in OWN_ARGUMENTS:
+            raise ValueError(f"may not hold {name}: the engine sets it; see the other settings")
+        if not name.isidentifier() or name.startswith("_"):
+            raise ValueError(f"holds {name!r}, which is no argument's name")
+    return found
 
 
 def process_variables(options: VllmOptions) -> Mapping[str, str]:
