@@ -110,7 +110,7 @@ async def test_a_connection_that_sends_no_request_is_closed():
 
 async def test_an_address_in_use_is_an_error():
     async with running(endpoint()) as (started, _):
-        second = HttpEndpoint(started.address, metrics=str, ready=lambda: True)
+        second = HttpEndpoint(started.address, metrics=str, ask=Health().ask)
         with pytest.raises(OSError, match="in use"):
             await second.start()
 
