@@ -1,7 +1,7 @@
 """Asks the database again and again whether it is there, and lets health say so.
 
-Without it nobody can log in, so the process is not ready; other replicas may be. It is alive all the
-same: a restart brings no database back, and what needs none, such as the keys, is still answered.
+Without it nobody can log in, so the process is not ready; other replicas may be. It is alive all
+the same: a restart brings no database back, and what needs none, such as the keys, is answered.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from services.chassis.errors import Fault
 from services.chassis.health import Health
 
 CONCERN = "database"
-_EVERY_S = 1.0
+_EVERY_S = 2.0
 _ANSWER_WITHIN_S = 2.0
 _PATIENCE_S = 3.0
 """A failover, or a pool that is used up for a moment, is shorter than this."""
