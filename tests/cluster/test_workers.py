@@ -210,6 +210,23 @@ async def test_the_probes_of_the_whole_tell_of_each_worker(router):
     assert await http_answers(http) == (True, True, True)
 
 
+@pytest.mark.slow
+async def test_a_stuck_worker_is_replaced_and_its_callers_are_served_by_others(router):
+    victim = workers(router)[0]
+    os.kill(victim.pid, signal.SIGSTOP)
+
+    async def is_gone() -> bool:
+        return victim not in workers(router)
+
+    await until(is_gone, 3 * BOUND_S)
+    await until_workers(router, 2, gone=[victim])
+    assert await http_answers(router.processes["router"].record.http) == (True, True, True)
+    assert (await values(router, "anabranch_worker_deaths_total")) == {"supervisor": 1.0}
+    async with AsyncExitStack() as stack:
+        callers = await clients(stack, router, 8)
+        await asyncio.gather(*(ask(caller, 5) for caller in callers))
+
+
 async def until_replaced(cluster: Cluster, before: Sequence[WorkerProcess]) -> None:
     """Waits until none of the workers of before is left and two others serve."""
     while True:
