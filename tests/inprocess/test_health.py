@@ -289,6 +289,26 @@ async def test_an_engine_that_hangs_for_too_long_ends_its_process_and_fails_its_
             await task
 
 
+async def test_a_process_whose_engine_has_died_says_so_before_it_ends():
+    died = asyncio.Event()
+
+    class Mortal(SimEngine):
+        async def lost(self) -> str:
+            await died.wait()
+            return "killed"
+
+    engine = Engine(Mortal(SimOptions(name=MODEL)))
+    async with living(engine) as (probes, task):
+        watch = health_pb2_grpc.HealthStub(probes).Watch(
+            health_pb2.HealthCheckRequest(service="liveness"), timeout=BOUND_S
+        )
+        assert (await watch.read()).status == STATUS.SERVING
+        died.set()
+        assert (await watch.read()).status == STATUS.NOT_SERVING
+        with pytest.RaisesGroup(EngineLost):
+            await task
+
+
 async def test_a_hung_engine_that_is_told_to_end_waits_for_no_stream():
     """The drain timeout is as long as the test would wait."""
     engine = Engine(
