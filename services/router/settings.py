@@ -19,11 +19,13 @@ class Settings(WorkerSettings):
 
     listen: str = setting("127.0.0.1:50051", help="Address and port of the gRPC server, host:port.")
     http_listen: str = setting(
-        "127.0.0.1:9101", help="Address and port of /metrics, /healthz and /readyz, host:port."
+        "127.0.0.1:9101",
+        help="Address and port of /metrics, /livez, /readyz and /startupz, host:port.",
     )
     registry: str = setting(
         "consul://127.0.0.1:8500",
-        help="Where backends are found: consul://host:port, static:service=host:port,… or none.",
+        help="Where backends are found: consul://host:port, dns:service=host:port,… (names that "
+        "are resolved again and again), static:service=host:port,… or none.",
     )
     policy: str = setting(
         "none",
