@@ -43,10 +43,18 @@ class Observation:
     `traceparent` is what the next hop is told.
     """
 
-    __slots__ = ("_began", "_model", "_observer", "_over", "_span", "traceparent")
+    __slots__ = ("_began", "_model", "_observer", "_over", "_request_id", "_span", "traceparent")
 
-    def __init__(self, observer: Observer, model: str, span: Span | None, traceparent: str) -> None:
+    def __init__(
+        self,
+        observer: Observer,
+        model: str,
+        span: Span | None,
+        traceparent: str,
+        request_id: str = "",
+    ) -> None:
         self._observer = observer
+        self._request_id = request_id
         self._model = model
         self._span = span
         self._began = time.monotonic()
@@ -74,6 +82,15 @@ class Observation:
             observer.overflows.add(1, labels)
         if receipt.resumes:
             observer.resumes.add(receipt.resumes, {"gen_ai.request.model": self._model})
+        if receipt.overflow is not None or receipt.attempts > 1:
+            self._tell(
+                "request left its first choice",
+                tier=receipt.tier.value if receipt.tier else "",
+                backend=receipt.backend_id,
+                overflow="" if receipt.overflow is None else receipt.overflow.value,
+                attempts=receipt.attempts,
+                resumes=receipt.resumes,
+            )
         if self._span is not None:
             self._span.set_attributes(
                 {
@@ -105,12 +122,21 @@ class Observation:
         reason = reason_name(fault.reason)
         # A model nobody serves is the caller's text: as a label it would be unbounded.
         self._observer.failures.add(1, {"error.type": reason})
+        # A provider's words may quote the prompt, which only its caller may read.
+        words = None if "provider" in fault.metadata else fault.message
+        self._tell("request failed", reason=reason, cause=words or "", work=str(fault.work))
         if self._span is not None:
             self._span.set_attribute("error.type", reason)
-            # A provider's words may quote the prompt, which only its caller may read.
-            words = None if "provider" in fault.metadata else fault.message
             self._span.set_status(Status(StatusCode.ERROR, words))
         self._end()
+
+    def _tell(self, message: str, **facts: object) -> None:
+        """A line for who searches by the request's id. What went as foreseen has none: the
+        caller's receipt and the audit trail tell of it."""
+        ids = {"request_id": self._request_id, "model": self._model}
+        if self.traceparent:
+            ids["trace_id"] = self.traceparent.split("-")[1]
+        _log.info(message, extra=ids | facts)
 
     def _end(self) -> None:
         if self._over:
@@ -176,7 +202,7 @@ class Observer:
         """Starts observing a request that has just arrived."""
         if self._tracer is None:
             onward = telemetry.passed_on(context.traceparent)
-            return Observation(self, request.model, None, onward)
+            return Observation(self, request.model, None, onward, context.request_id)
         span = self._tracer.start_span(
             f"chat {request.model}",
             context=telemetry.extract(context.traceparent),
@@ -189,4 +215,4 @@ class Observer:
             },
         )
         onward = telemetry.inject(set_span_in_context(span))
-        return Observation(self, request.model, span, onward)
+        return Observation(self, request.model, span, onward, context.request_id)
