@@ -203,7 +203,10 @@ def _detail(name: str, raw: bytes, options: Options, address: str) -> dict[str, 
     if message is None:
         why = f"{name} is not recognized; see @value for raw binary message data"
         return typed | {"@error": why, "@value": base64.b64encode(raw).decode()}
-    return typed | MessageToDict(message.FromString(raw))
+    shown = MessageToDict(message.FromString(raw))
+    if isinstance(named := shown.get("metadata"), dict):
+        shown["metadata"] = dict(sorted(named.items()))
+    return typed | shown
 
 
 def _channel(options: Options, address: str) -> Any:
