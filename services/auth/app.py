@@ -37,6 +37,7 @@ from services.auth.sealed_secrets import AUDIT_KEY, PEPPER, sealed_secret
 from services.auth.servicer import AuthServicer
 from services.auth.settings import Settings
 from services.auth.store import open_store, sqlite_file
+from services.auth.store_watch import watch_store
 from services.auth.vault import Vault, earlier_secret_beside, master_secret_beside
 from services.chassis.audit.head import Signer
 from services.chassis.encryption.errors import EncryptionError
@@ -151,6 +152,7 @@ async def running(
                     keyring.keep_fresh(settings.refresh_period), name="signing-keys"
                 )
                 host.tasks.create_task(rulebook.keep_fresh(), name="rules")
+                host.tasks.create_task(watch_store(store, host.health), name="database-watch")
                 host.tasks.create_task(acts.keep_written(), name="audit-database")
                 await host.serve()
                 try:

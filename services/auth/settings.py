@@ -24,7 +24,7 @@ class Settings(CommonSettings):
     listen: str = setting("127.0.0.1:50054", help="Address and port of the gRPC server, host:port.")
     http_listen: str = setting(
         "127.0.0.1:9104",
-        help="Address and port of the OAuth endpoints, /metrics, /healthz and /readyz.",
+        help="Address and port of the OAuth endpoints, /metrics, /livez, /readyz and /startupz.",
     )
     data_dir: Path = setting(
         Path(".run/auth"), help="Directory of the SQLite database and of its encryption key."

@@ -99,6 +99,11 @@ class Store:
         async with self._locked() as connection:
             yield Records(connection)
 
+    async def ping(self) -> None:
+        """Has the database answer. Raises Fault when it is away."""
+        async with self._transaction("BEGIN") as connection:
+            await connection.execute(text("SELECT 1"))
+
     async def upgrade(self, revision: str = "head") -> None:
         """Applies missing migrations, once, however many replicas start together."""
         async with self._locked() as connection:

@@ -22,7 +22,8 @@ class CommonSettings:
         "127.0.0.1:0", help="Address and port of the gRPC server, host:port; port 0 takes any."
     )
     http_listen: str = setting(
-        "127.0.0.1:0", help="Address and port of /metrics, /healthz and /readyz, host:port."
+        "127.0.0.1:0",
+        help="Address and port of /metrics, /livez, /readyz and /startupz, host:port.",
     )
     advertise: str = setting(
         "",
@@ -36,6 +37,8 @@ class CommonSettings:
     registry: str = setting(
         "none",
         help="How processes find each other: consul://host:port?dc=name&tls=true, or "
+        "dns:service=host:port,service=host:port;…?refresh=2s (each address of each name is a "
+        "process of that service; family=ipv4 or ipv6 takes only those), or "
         "static:service=host:port,service=host:port;… , or none.",
     )
     registry_token: Secret | None = setting(None, help="The registry's access token.")

@@ -1,14 +1,13 @@
 """The composition of one service process: server, health, reflection, HTTP, registration.
 
 `Host.open` nests every resource and, on the way out, shuts down in order:
-NOT_SERVING, deregister, GoAway, drain, stop, flush. Each service's app.py uses
+not ready, deregister, GoAway, drain, stop, flush. Each service's app.py uses
 it, in production and in tests alike. What the service does is not known here.
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib.resources
 import logging
 import re
 import time
@@ -17,7 +16,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from opentelemetry.metrics import Meter
 from opentelemetry.trace import Tracer
 
@@ -32,20 +30,25 @@ from services.chassis.authn import KeySource, Verifier
 from services.chassis.common_settings import CommonSettings
 from services.chassis.detached_sessions import ResumeLimits
 from services.chassis.guard import OnRefusal
-from services.chassis.guarded_server import guarded_server
+from services.chassis.health import Health
 from services.chassis.http_endpoint import HttpEndpoint
 from services.chassis.model_handler import ModelHandler
 from services.chassis.model_service import SERVICE_NAME, ModelService
 from services.chassis.model_streams import StreamLimits
-from services.chassis.ports import bind, registration, require_address, warn_of_certificates
+from services.chassis.ports import (
+    registration,
+    require_address,
+    told_address,
+    warn_of_certificates,
+)
 from services.chassis.quotas.gate import QuotaGate
-from services.chassis.reflection import add_reflection
 from services.chassis.registry import Registry, open_registry
+from services.chassis.servers import Servers
 from services.chassis.tasks import Tasks
 from services.chassis.telemetry import Telemetry
 from services.chassis.tls import Tls, https_of
 from services.chassis.version import VERSION
-from services.chassis.workers.retirement import REASON, retire
+from services.chassis.workers.retirement import retire
 from services.chassis.workers.worker import Worker
 
 _log = logging.getLogger(__name__)
@@ -73,6 +76,7 @@ class Host:
         tokens: TokenSource | None,
         tasks: Tasks,
         http: HttpEndpoint,
+        health: Health,
         audit: Trail,
         on_refusal: OnRefusal | None = None,
         worker: Worker | None = None,
@@ -95,24 +99,20 @@ class Host:
         self.model_service: ModelService | None = None
         self._meta = dict(meta)
         self._services: list[str] = []
-        self._serving = False
         self._registered = False
-        self._health = health.aio.HealthServicer()
+        self.health = health
         self._duration = telemetry.meter.create_histogram(
             "rpc.server.duration", unit="s", description="Duration of finished RPCs"
         )
-        self._server = guarded_server(
+        self._servers = Servers(
             settings,
             verifier,
-            shared=worker is not None,
+            tls=tls,
+            worker=worker,
             observer=self._observe,
             on_refusal=on_refusal or Refusals(audit),
         )
-        self._private = (
-            guarded_server(settings, verifier, siblings=True) if worker is not None else None
-        )
-        self._probed = guarded_server(settings, verifier) if settings.health_listen else None
-        self._health_address = ""
+        self._server = self._servers.callers
 
     @classmethod
     @asynccontextmanager
@@ -140,6 +140,7 @@ class Host:
         certificate files cannot be used.
         """
         tls = await asyncio.to_thread(Tls.open, settings)
+        health = Health()
         own_registry = registry is None
         registry = registry or open_registry(
             settings.registry,
@@ -179,9 +180,10 @@ class Host:
                     http=HttpEndpoint(
                         settings.http_listen,
                         metrics=telemetry.prometheus_text,
-                        ready=lambda: host.is_serving,
+                        ask=health.ask,
                         tls=https_of(settings, tls),
                     ),
+                    health=health,
                     audit=audit,
                     on_refusal=on_refusal,
                     worker=worker,
@@ -219,14 +221,9 @@ class Host:
         return self.telemetry.tracer
 
     @property
-    def is_serving(self) -> bool:
-        """Whether health says SERVING."""
-        return self._serving
-
-    @property
     def health_address(self) -> str:
         """host:port of the plaintext health port, once started; empty without one."""
-        return self._health_address
+        return self._servers.health_address
 
     @property
     def http_address(self) -> str:
@@ -261,8 +258,9 @@ class Host:
             audit=RequestAudit(self.audit, self._sealer, relays=relays),
             quotas=quotas,
         )
-        if self._private is not None:
-            self._private.add_generic_rpc_handlers((self.model_service.sibling_handler(),))
+        if self._servers.siblings is not None:
+            of_siblings = self.model_service.sibling_handler()
+            self._servers.siblings.add_generic_rpc_handlers((of_siblings,))
         self._server.add_generic_rpc_handlers((self.model_service.generic_handler(),))
         self._services.append(SERVICE_NAME)
         return self.model_service
@@ -276,38 +274,33 @@ class Host:
 
     def add_private_servicer(self, add: Callable[[Any, Any], None], servicer: object) -> None:
         """Serves a service to the sibling workers alone. Only in a worker, before `start`."""
-        assert self._private is not None, "there are no siblings"
-        add(servicer, self._private)
+        assert self._servers.siblings is not None, "there are no siblings"
+        add(servicer, self._servers.siblings)
 
     def set_meta(self, meta: Mapping[str, str]) -> None:
         """Adds to what the registry tells about this process. Before `serve`."""
         self._meta.update(meta)
 
     async def start(self) -> None:
-        """Binds and answers; health says NOT_SERVING until `serve`.
+        """Binds and answers; health says alive, but neither started nor ready, until `serve`.
 
         A worker answers its siblings alone: the kernel would bring it callers at once.
         """
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        protoset = importlib.resources.files("anabranch.v1").joinpath("anabranch.protoset")
-        add_reflection(self._server, protoset.read_bytes(), self._services)
-        if self._probed is not None:
-            health_pb2_grpc.add_HealthServicer_to_server(self._health, self._probed)
+        self._servers.describe(self.health, self._services)
         require_address(self.settings)
         if self.tls is not None:
             warn_of_certificates(self.service, self.settings, self.tls)
-        if self.worker is None or self._private is None:
-            self.address = await self._bind()
+        if self.worker is None:
+            self.address = await self._servers.open()
             await self.http.start()
         else:
             self.address = self.settings.listen
-            await self._private.listen(self.worker.assignment.grpc_socket)
-            await self._private.start()
+            await self._servers.open_for_siblings(self.worker)
             await self.http.start()
             await self.worker.reachable()
         if not self.instance_id:
-            self.instance_id = f"{self.service}-{re.sub('[^A-Za-z0-9.]+', '-', self.address)}"
+            told = told_address(self.settings, self.address)
+            self.instance_id = f"{self.service}-{re.sub('[^A-Za-z0-9.]+', '-', told)}"
         _log.info(
             "listening",
             extra={"address": self.address, "http": self.http_address, "id": self.instance_id},
@@ -317,16 +310,15 @@ class Host:
         """Says SERVING and registers. Call it once the service can answer."""
         if self.model_service is not None:
             self.model_service.open_for_work()
-        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        self.health.started()
         if self.worker is not None:
-            await self._bind()
-        self._serving = True
+            await self._servers.open()
         told = registration(
             self.service,
             self.instance_id,
             self.settings,
             address=self.address,
-            health=self._health_address,
+            health=self._servers.health_address,
             tls=self.tls is not None,
             meta={"version": VERSION, "zone": self.settings.zone, **self._meta},
         )
@@ -338,21 +330,17 @@ class Host:
         _log.info("serving", extra={"id": self.instance_id})
 
     async def stop_serving(self, reason: str) -> None:
-        """Says NOT_SERVING and leaves the registry, for good. Running requests go on."""
+        """Says that it is not ready and leaves the registry, for good. Running requests go on."""
         was_registered, self._registered = self._registered, False
-        self._serving = False
-        await self._health.enter_graceful_shutdown()
+        self.health.leaves(reason)
         if was_registered:
             await self.registry.deregister(self.instance_id)
         _log.info("not serving", extra={"id": self.instance_id, "cause": reason})
 
     async def _shut_down(self) -> None:
         limit = self.settings.drain_timeout
-        if self.worker is not None and self.worker.retiring and self._serving:
-            if self._probed is not None:
-                # Its siblings answer there: whoever asks is not to hear that this one leaves.
-                self._probed.close_listeners()
-                self._probed.send_away(REASON)
+        if self.worker is not None and self.worker.retiring and self.health.is_ready:
+            self._servers.leave_probes_to_siblings()
             await retire(self.worker, self._server, self.model_service, limit)
         await self.stop_serving("shutting down")
         if self.model_service is not None:
@@ -364,34 +352,14 @@ class Host:
                 _log.warning(
                     "drain time is over", extra={"cut_off": len(self.model_service.requests)}
                 )
-        await self._server.stop(_STOP_GRACE_S)
-        for further in (self._private, self._probed):
-            if further is not None:
-                await further.stop(_STOP_GRACE_S)
+        await self._servers.stop(_STOP_GRACE_S)
         await self.http.close()
         _log.info("stopped", extra={"id": self.instance_id})
-
-    async def _bind(self) -> str:
-        """Binds the service's own port and returns its address."""
-        tls = None if self.tls is None else self.tls.server_context
-        shared = self.worker is not None
-        address = await bind(self._server, self.settings.listen, reuse_port=shared, tls=tls)
-        if self._probed is not None:
-            self._health_address = await bind(
-                self._probed, self.settings.health_listen, reuse_port=shared
-            )
-            await self._probed.start()
-        await self._server.start()
-        return address
 
     async def _renew_tls(self, authorities_changed: bool) -> None:
         if authorities_changed:
             # Whom the former authorities vouched for may finish, and must prove itself anew.
             self._server.send_away("the trusted authorities have changed")
-
-    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
-        for name in ("", *self._services):
-            await self._health.set(name, status)
 
     def _observe(self, method: str, code: grpc.StatusCode, seconds: float) -> None:
         self._duration.record(

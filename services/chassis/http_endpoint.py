@@ -1,4 +1,4 @@
-"""The small HTTP server beside gRPC: /metrics, /healthz, /readyz and what a service adds.
+"""The small HTTP server beside gRPC: /metrics, /livez, /readyz, /startupz and what a service adds.
 
 It is for scrapers, probes and a few standard documents, not for model traffic. It authenticates
 nobody: handlers that need it do so themselves.
@@ -15,6 +15,7 @@ from typing import cast
 
 from aiohttp import web
 
+from services.chassis.health import Question
 from services.chassis.registry.instances import join_address
 
 _log = logging.getLogger(__name__)
@@ -23,15 +24,24 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
+PATHS = {
+    Question.LIVENESS: "/livez",
+    Question.READINESS: "/readyz",
+    Question.STARTUP: "/startupz",
+}
+_YES = {Question.LIVENESS: "alive", Question.READINESS: "ready", Question.STARTUP: "started"}
+# /healthz is the older name of /livez.
+_PROBES = {"/healthz": Question.LIVENESS, **{path: question for question, path in PATHS.items()}}
+
 
 class HttpEndpoint:
     """One listening HTTP server. Add routes, then `start`, then `close`.
 
-    `listen` is host:port, or unix:/path for a socket file. `ready` decides what /readyz says;
-    `metrics` renders the Prometheus text, as a coroutine or in a thread. A request body may
-    have `max_body_bytes`; it must arrive, and the handler answer, within `request_timeout`
-    seconds. A connection may go `idle_timeout` seconds without a whole request head. With `tls`
-    it speaks HTTPS, but for a socket file.
+    `listen` is host:port, or unix:/path for a socket file. `ask` decides what probes are told: why
+    not, in a few words, or nothing for a yes. `metrics` renders the Prometheus text, as a coroutine
+    or in a thread. A request body may have `max_body_bytes`; it must arrive, and the handler
+    answer, within `request_timeout` seconds. A connection may go `idle_timeout` seconds without a
+    whole request head. With `tls` it speaks HTTPS, but for a socket file.
     """
 
     def __init__(
@@ -39,7 +49,7 @@ class HttpEndpoint:
         listen: str,
         *,
         metrics: Callable[[], str] | Callable[[], Awaitable[str]],
-        ready: Callable[[], bool],
+        ask: Callable[[Question], Awaitable[str]],
         max_body_bytes: int = 64 * 1024,
         request_timeout: float = 10.0,
         idle_timeout: float = 60.0,
@@ -48,15 +58,15 @@ class HttpEndpoint:
         self._tls = tls
         self._listen = listen
         self._metrics = metrics
-        self._ready = ready
+        self._ask = ask
         self._timeout = request_timeout
         self._idle_timeout = idle_timeout
         self._runner: web.AppRunner | None = None
         self._address = ""
         self._app = web.Application(client_max_size=max_body_bytes, middlewares=[self._bounded])
         self.add_get("/metrics", self._answer_metrics)
-        self.add_get("/healthz", self._answer_health)
-        self.add_get("/readyz", self._answer_readiness)
+        for path in _PROBES:
+            self.add_get(path, self._answer_probe)
 
     @property
     def address(self) -> str:
@@ -129,10 +139,9 @@ class HttpEndpoint:
             text = await asyncio.to_thread(cast(Callable[[], str], metrics))
         return web.Response(body=text.encode(), headers={"Content-Type": _METRICS_TYPE})
 
-    async def _answer_health(self, _: web.Request) -> web.Response:
-        return web.Response(text="alive\n")
-
-    async def _answer_readiness(self, _: web.Request) -> web.Response:
-        if self._ready():
-            return web.Response(text="ready\n")
-        return web.Response(status=503, text="not ready\n")
+    async def _answer_probe(self, request: web.Request) -> web.Response:
+        question = _PROBES[request.path]
+        why_not = await self._ask(question)
+        if why_not:
+            return web.Response(status=503, text=f"not {_YES[question]}: {why_not}\n")
+        return web.Response(text=f"{_YES[question]}\n")

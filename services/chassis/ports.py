@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import socket
 from collections.abc import Mapping
 
 from services.chassis.common_settings import CommonSettings
@@ -33,15 +34,27 @@ async def bind(
     return f"{listen.rpartition(':')[0]}:{port}"
 
 
+# Registries that tell others nothing of this process: they know by themselves where it is.
+_TELLS_NOBODY = ("", "none", "dns", "static")
+
+
 def require_address(settings: CommonSettings) -> None:
     """Others cannot call a wildcard: what they should call must be said. Raises SettingsError."""
-    if _is_wildcard(settings.listen) and not settings.advertise and settings.registry != "none":
+    told = settings.registry.partition(":")[0] not in _TELLS_NOBODY
+    if told and _is_wildcard(settings.listen) and not settings.advertise:
         raise SettingsError(
             [
                 f"ADVERTISE is required with LISTEN={settings.listen}: the host:port at "
                 "which others reach this process"
             ]
         )
+
+
+def told_address(settings: CommonSettings, address: str) -> str:
+    """Where others are told that this process is; a wildcard becomes the machine's name."""
+    if settings.advertise or not _is_wildcard(address):
+        return settings.advertise or address
+    return join_address(socket.gethostname(), int(address.rpartition(":")[2]))
 
 
 def registration(
@@ -59,7 +72,7 @@ def registration(
     The health port is asked in plain text, at the host that the process is advertised at unless
     it has an address of its own.
     """
-    told = settings.advertise or address
+    told = told_address(settings, address)
     if health and _is_wildcard(health):
         host, _ = split_address(told)
         health = join_address(host, int(health.rpartition(":")[2]))

@@ -25,7 +25,7 @@ class Settings(CommonSettings):
 
     listen: str = setting("127.0.0.1:50053", help="Address and port of the gRPC server.")
     http_listen: str = setting(
-        "127.0.0.1:9103", help="Address and port of /metrics, /healthz and /readyz."
+        "127.0.0.1:9103", help="Address and port of /metrics, /livez, /readyz and /startupz."
     )
     models_file: Path = setting(
         help="YAML file of the models offered: name, provider, model, and where needed base_url, "

@@ -15,6 +15,7 @@ from services.chassis.version import VERSION
 from services.local_engine.engine import Engine
 from services.local_engine.engine_metrics import EngineMetrics, VllmCollector
 from services.local_engine.handler import BackendIdentity, EngineHandler
+from services.local_engine.hang_watch import CONCERN, HangWatch
 from services.local_engine.settings import Settings
 from services.local_engine.sim_engine import H100_LLAMA_8B, SimEngine, SimOptions
 from services.local_engine.sim_model import SimLimits
@@ -29,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 
 class EngineLost(Exception):
-    """The engine died. The process ends, so that its supervisor starts another."""
+    """The engine died, or hangs. The process ends, so that its supervisor starts another."""
 
 
 @asynccontextmanager
@@ -42,9 +43,9 @@ async def running(
 ) -> AsyncIterator[Host]:
     """Runs the service; yields once the model is loaded and requests are taken.
 
-    Until then the process listens and its health says NOT_SERVING. `registry`, `key_source` and
-    `engine` replace what the settings name. Raises EngineStartError when loading fails and
-    EngineLost, in an ExceptionGroup, when the engine dies later.
+    Until then the process listens and is alive, but neither started nor ready. `registry`,
+    `key_source` and `engine` replace what the settings name. Raises EngineStartError when loading
+    fails and EngineLost, in an ExceptionGroup, when the engine dies later or hangs for too long.
     """
     engine = engine or make_engine(settings)
     meta = {
@@ -60,11 +61,19 @@ async def running(
                 SERVICE, settings, meta=meta, registry=registry, key_source=key_source
             ) as host,
         ):
+            hang = HangWatch(
+                engine,
+                host.health,
+                hang_after=settings.hang_after,
+                hang_exit=settings.hang_exit,
+            )
+            hang.observe(host.meter)
             handler = EngineHandler(
                 engine,
                 names=settings.names,
                 identity=lambda: BackendIdentity(host.instance_id, VERSION, settings.zone),
                 draining=lambda: service.requests.draining,
+                hung=lambda: hang.hung,
                 metrics=EngineMetrics(host.meter),
                 max_waiting=settings.max_waiting,
             )
@@ -76,6 +85,7 @@ async def running(
             for lane in range(EngineHandler.LANES):
                 host.tasks.create_task(handler.encode_requests(lane), name=f"encode-{lane}")
             host.tasks.create_task(_stop_when_lost(engine, host), name="engine-watch")
+            host.tasks.create_task(_stop_when_hopeless(hang, engine, host), name="hang-watch")
             await host.serve()
             yield host
     finally:
@@ -128,5 +138,15 @@ def make_engine(settings: Settings) -> Engine:
 async def _stop_when_lost(engine: Engine, host: Host) -> None:
     reason = await engine.lost()
     _log.error("engine lost", extra={"cause": reason})
+    host.health.trouble(CONCERN, reason, restart=True)
     await host.stop_serving(reason)
+    raise EngineLost(reason)
+
+
+async def _stop_when_hopeless(hang: HangWatch, engine: Engine, host: Host) -> None:
+    reason = await hang.hopeless()
+    _log.error("engine given up", extra={"cause": reason})
+    # First out of the registry: what fails next is resumed, and not here.
+    await host.stop_serving(reason)
+    engine.give_up(reason)
     raise EngineLost(reason)

@@ -15,6 +15,7 @@ from typing import Protocol
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault
 from services.chassis.prefix_log import PrefixLog
+from services.local_engine.heartbeat import Heartbeat
 from services.local_engine.step_model import StepModel
 
 
@@ -185,6 +186,10 @@ class Engine(Protocol):
     def prefixes(self) -> PrefixLog | None:
         """What its prefix cache holds, once loaded; None from an engine that does not tell."""
 
+    @property
+    def heartbeat(self) -> Heartbeat:
+        """When it last ended a step, or should have begun to."""
+
     async def start(self) -> None:
         """Loads the model; returns once jobs can run. Raises EngineStartError."""
 
@@ -211,6 +216,12 @@ class Engine(Protocol):
         """Ends a job early: its open choices finish CANCELLED before this returns.
 
         The engine itself forgets it within 500 ms. An unknown or ended job is no error.
+        """
+
+    def give_up(self, why: str) -> None:
+        """Fails every job with BACKEND_LOST, and each later one; the engine itself is not asked.
+
+        For one that no longer answers, before its process ends.
         """
 
     def load(self) -> EngineLoad:

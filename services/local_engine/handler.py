@@ -52,6 +52,7 @@ class EngineHandler:
         names: Sequence[str],
         identity: Callable[[], BackendIdentity],
         draining: Callable[[], bool],
+        hung: Callable[[], bool],
         metrics: EngineMetrics,
         max_waiting: int,
     ) -> None:
@@ -59,6 +60,7 @@ class EngineHandler:
         self._names = frozenset(names)
         self._aliases = tuple(names[1:])
         self._identity = identity
+        self._hung = hung
         self._metrics = metrics
         self._max_waiting = max_waiting
         self._job_ids = itertools.count(1)
@@ -70,7 +72,8 @@ class EngineHandler:
         )
 
     def open(self, request: pb.GenerateRequest, context: CallContext, outlet: Outlet) -> Cancel:
-        """Takes a request; refuses with Fault MODEL_NOT_FOUND, UNSUPPORTED or OVERLOADED."""
+        """Takes a request; refuses with Fault MODEL_NOT_FOUND, UNSUPPORTED, OVERLOADED or,
+        while the engine hangs, BACKEND_LOST."""
         self._check_model(request.model)
         spec = wire.sampling_of(request)
         continuation = wire.continuation_of(request, spec)
@@ -152,6 +155,12 @@ class EngineHandler:
             )
 
     def _check_room(self) -> None:
+        if self._hung():
+            raise Fault(
+                errors_pb2.ERROR_REASON_BACKEND_LOST,
+                "the engine hangs and takes no work",
+                retry_after=5.0,
+            )
         waiting = self._engine.load().waiting + self._encoding()
         if waiting >= self._max_waiting:
             raise Fault(

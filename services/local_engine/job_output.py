@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from anabranch.v1 import errors_pb2
 from services.chassis.errors import Fault, Work
 from services.local_engine.engine import Candidate, Delta, Finish, Job, OnDelta, OnFail, TokenUsage
 
@@ -79,6 +80,15 @@ class JobOutput:
             return
         self.ended = True
         self._on_fail(fault.after(Work.OUTPUT_SEEN) if self._started else fault)
+
+    def lost(self, why: str) -> Fault:
+        """What a job fails with whose engine is gone: how far it came, so that it is resumed."""
+        return Fault(
+            errors_pb2.ERROR_REASON_BACKEND_LOST,
+            why,
+            work=Work.OUTPUT_SEEN if self._started else Work.MAYBE_BILLED,
+            metadata={"tokens_delivered": str(self.new_tokens)},
+        )
 
     def _usage(self, *, partial: bool) -> TokenUsage:
         return TokenUsage(

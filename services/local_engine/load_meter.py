@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from services.local_engine.engine import EngineLoad
+from services.local_engine.heartbeat import Heartbeat
 from services.local_engine.step_model import StepModel, StepModelFit
 
 _RATIO_WEIGHT = 0.2  # routing's α for the speed ratio
@@ -42,6 +43,8 @@ class JobLoad:
         self._to_read = self.unread = max(0, prompt_tokens - held)
         self._context = 0
         self._choices = choices
+        if not meter.sequences:
+            meter.heartbeat.begins()
         meter.sequences += choices
         meter.queued_prefill += self.unread
         meter.unread[self] = None
@@ -89,6 +92,8 @@ class JobLoad:
         """The job is over."""
         meter = self._meter
         meter.sequences -= self._choices
+        if not meter.sequences:
+            meter.heartbeat.ends()
         if meter.unread.pop(self, self) is None:
             meter.queued_prefill -= self.unread
             meter.context -= self.read
@@ -103,6 +108,7 @@ class LoadMeter:
 
     def __init__(self, clock: Callable[[], float], model: StepModel | None = None) -> None:
         self._clock = clock
+        self.heartbeat = Heartbeat(clock)
         self._given = model
         self._rates: deque[tuple[float, int]] = deque()
         self.forget_pace()
@@ -160,6 +166,7 @@ class LoadMeter:
 
         Without a size it is what the jobs say: the prompts read in it and the tokens put out.
         """
+        self.heartbeat.beat()
         if size is None:
             size = self.measured(self.step_completed, max(0, self.step_output - self.step_prompts))
         if self.step_output:

@@ -7,7 +7,7 @@ from pathlib import PurePath
 from typing import Literal
 
 from services.chassis.common_settings import CommonSettings
-from services.chassis.settings import Secret, setting
+from services.chassis.settings import Secret, SettingsError, setting
 from services.local_engine.slow_spells import slow_spells
 from services.local_engine.step_model import StepModel
 
@@ -18,7 +18,8 @@ class Settings(CommonSettings):
 
     listen: str = setting("127.0.0.1:50052", help="Address and port of the gRPC server, host:port.")
     http_listen: str = setting(
-        "127.0.0.1:9102", help="Address and port of /metrics, /healthz and /readyz, host:port."
+        "127.0.0.1:9102",
+        help="Address and port of /metrics, /livez, /readyz and /startupz, host:port.",
     )
     engine: Literal["vllm", "sim"] = setting(
         "vllm", help="vllm answers; sim is a simulation for tests and benchmarks."
@@ -33,6 +34,19 @@ class Settings(CommonSettings):
     model_aliases: tuple[str, ...] = setting((), help="Other names that requests may use.")
     max_waiting: int = setting(
         2048, minimum=1, help="Requests that may wait here; further ones are refused as overload."
+    )
+    hang_after: float = setting(
+        60.0,
+        minimum=0,
+        help="The engine hangs when it has work and ends no step for so long: health says not live "
+        "and not ready until a step ends. A step takes less than a second, on a CPU with a long "
+        "prompt seconds; loading is not counted. 0: hangs are not looked for.",
+    )
+    hang_exit: float = setting(
+        120.0,
+        minimum=0,
+        help="An engine that hangs for so long ends its process, which fails its requests as "
+        "UNAVAILABLE: whatever runs the process starts it again. Not below HANG_AFTER. 0: never.",
     )
     redis_url: Secret | None = setting(
         None,
@@ -94,6 +108,8 @@ class Settings(CommonSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if 0 < self.hang_exit < self.hang_after:
+            raise SettingsError(["HANG_EXIT must not be below HANG_AFTER, unless it is 0"])
         if self.step_model:
             try:
                 StepModel.parse(self.step_model)

@@ -26,6 +26,7 @@ from services.local_engine.engine import (
     OnDelta,
     OnFail,
 )
+from services.local_engine.heartbeat import Heartbeat
 from services.local_engine.job_output import JobOutput
 from services.local_engine.load_meter import JobLoad, LoadMeter, StepSize
 from services.local_engine.prefix_events import PrefixNames
@@ -98,6 +99,7 @@ class SimEngine:
         self._jobs: dict[str, _Running] = {}
         self._work = asyncio.Event()
         self._loop_task: asyncio.Task[None] | None = None
+        self._given_up = ""
         self.slowdown = 1.0
         self.stalled = False
 
@@ -124,6 +126,11 @@ class SimEngine:
     def prefixes(self) -> PrefixLog | None:
         """What the simulated prefix cache holds."""
         return self._prefixes.log if self._options.prefix_events else None
+
+    @property
+    def heartbeat(self) -> Heartbeat:
+        """When a simulated step last ended."""
+        return self._meter.heartbeat
 
     async def start(self) -> None:
         """Pretends to load."""
@@ -165,6 +172,9 @@ class SimEngine:
     def submit(self, job: Job, on_delta: OnDelta, on_fail: OnFail) -> None:
         """Queues the job's choices."""
         output = JobOutput(job, on_delta, on_fail)
+        if self._given_up:
+            output.fail(output.lost(self._given_up))
+            return
         if job.sampling.constraint is not None:
             output.fail(wire.unsupported("response_format", "a simulation has no grammar"))
             return
@@ -191,10 +201,16 @@ class SimEngine:
         """Ends a job now."""
         running = self._jobs.pop(job_id, None)
         if running is not None:
-            for stream in running.streams:
-                self._model.remove(stream)
-            running.load.end()
+            self._forget(running)
             running.output.cancel()
+
+    def give_up(self, why: str) -> None:
+        """Fails every job."""
+        self._given_up = why
+        jobs, self._jobs = self._jobs, {}
+        for running in jobs.values():
+            self._forget(running)
+            running.output.fail(running.output.lost(why))
 
     def load(self) -> EngineLoad:
         """The load now."""
@@ -206,6 +222,11 @@ class SimEngine:
             max_running=limits.max_running,
             prefill_budget=limits.prefill_budget,
         )
+
+    def _forget(self, running: _Running) -> None:
+        for stream in running.streams:
+            self._model.remove(stream)
+        running.load.end()
 
     def _add_streams(self, running: _Running) -> None:
         job = running.output.job

@@ -31,6 +31,7 @@ from services.local_engine.engine import (
     OnFail,
     SamplingSpec,
 )
+from services.local_engine.heartbeat import Heartbeat
 from services.local_engine.load_meter import LoadMeter
 from services.local_engine.orphan_guard import OrphanGuard
 from services.local_engine.own_thread import in_own_thread
@@ -95,6 +96,11 @@ class VllmEngine:
         names = self._loaded.prefixes
         return None if names is None else names.log
 
+    @property
+    def heartbeat(self) -> Heartbeat:
+        """When vLLM's engine core last told of a step."""
+        return self._meter.heartbeat
+
     async def start(self) -> None:
         """Loads the model, which takes from 15 s to minutes, off the event loop."""
         _set_variables(vllm_options.process_variables(self._options))
@@ -153,6 +159,11 @@ class VllmEngine:
         """Ends a job for its caller now; vLLM hears of it within a step."""
         if self._state is not None:
             self._state.jobs.abort(job_id)
+
+    def give_up(self, why: str) -> None:
+        """Fails every job; vLLM's engine core is not asked."""
+        if self._state is not None:
+            self._state.jobs.give_up(why)
 
     def load(self) -> EngineLoad:
         """The load as of vLLM's last step."""

@@ -10,8 +10,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from anabranch.v1 import errors_pb2
-from services.chassis.errors import Fault, Violation, Work, fault_of, invalid
+from services.chassis.errors import Fault, Violation, fault_of, invalid
 from services.local_engine import vllm_sampling
 from services.local_engine.chat_tokenizer import ChatTokenizer
 from services.local_engine.engine import Finish, Job, OnDelta, OnFail
@@ -23,6 +22,8 @@ from services.local_engine.vllm_outputs import Outputs
 
 NewParams = Callable[[Job, bool], Any]
 """Makes vLLM's SamplingParams for a job; the flag says whether vLLM makes its text."""
+
+_DIED = "the engine has died"
 
 
 class _Running:
@@ -62,6 +63,7 @@ class VllmJobs:
         self._meter = meter
         self._new_params = new_params
         self._refusals = refusals
+        self._given_up = ""
         self._jobs: dict[str, _Running] = {}
         # Jobs to add and ids to abort, in one order: an abort never overtakes its job.
         self._commands: asyncio.Queue[_Running | str] = asyncio.Queue()
@@ -69,8 +71,8 @@ class VllmJobs:
     def submit(self, job: Job, on_delta: OnDelta, on_fail: OnFail) -> None:
         """Queues the job for vLLM."""
         output = JobOutput(job, on_delta, on_fail)
-        if self._llm.errored:
-            output.fail(_lost(output))
+        if self._given_up or self._llm.errored:
+            output.fail(output.lost(self._given_up or _DIED))
             return
         tokens = len(job.prompt_token_ids) + len(job.continuation.token_ids)
         held = 0
@@ -93,6 +95,12 @@ class VllmJobs:
         """Ends every job."""
         for job_id in tuple(self._jobs):
             self.abort(job_id)
+
+    def give_up(self, why: str) -> None:
+        """Fails every job, and each later one, without a word to vLLM."""
+        self._given_up = why
+        for running in tuple(self._jobs.values()):
+            self._end(running, running.output.lost(why))
 
     async def run(self) -> None:
         """Passes jobs and aborts on to vLLM, in order, until cancelled."""
@@ -153,7 +161,7 @@ class VllmJobs:
             if not running.output.started and isinstance(output, self._refusals):
                 self._fail(running, output)
             else:
-                self._end(running, _lost(running.output))
+                self._end(running, running.output.lost(_DIED))
             return
         if not running.output.ended:
             self._deliver_all(running, output)
@@ -208,7 +216,7 @@ class VllmJobs:
         if isinstance(error, Fault):
             fault = error
         elif self._llm.errored:
-            fault = _lost(running.output)
+            fault = running.output.lost(_DIED)
         elif isinstance(error, self._refusals):
             # The chassis has checked every scalar: what is left to refuse is mostly a grammar.
             constrained = running.output.job.sampling.constraint is not None
@@ -225,12 +233,3 @@ class VllmJobs:
     def _forget(self, running: _Running) -> None:
         self._jobs.pop(running.output.job.id, None)
         running.load.end()
-
-
-def _lost(output: JobOutput) -> Fault:
-    return Fault(
-        errors_pb2.ERROR_REASON_BACKEND_LOST,
-        "the engine has died",
-        work=Work.OUTPUT_SEEN if output.started else Work.MAYBE_BILLED,
-        metadata={"tokens_delivered": str(output.new_tokens)},
-    )

@@ -105,10 +105,11 @@ class Pool:
     async def count_peers(self, registry: Registry, own: int) -> None:
         """Keeps count of the router processes that send to the same backends, until cancelled.
 
-        `own` is how many this router has; the others say so in the registry.
+        `own` is how many this router has; the others say so in the registry. Where it tells no
+        such thing they are taken to be of this one's kind.
         """
         async for instances in registry.watch(ROUTER_SERVICE):
-            self._peers = max(sum(map(_processes, instances)), own)
+            self._peers = max(sum(_processes(router, own) for router in instances), own)
             for uplink in self._uplinks.values():
                 uplink.backend.tracker.set_peers(self._peers)
 
@@ -178,8 +179,8 @@ class Pool:
         self.on_change()
 
 
-def _processes(router: Instance) -> int:
-    said = router.meta.get(WORKERS, "1")
+def _processes(router: Instance, own: int) -> int:
+    said = router.meta.get(WORKERS, str(own))
     return int(said) if said.isdecimal() else 1
 
 

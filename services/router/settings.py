@@ -19,7 +19,8 @@ class Settings(WorkerSettings):
 
     listen: str = setting("127.0.0.1:50051", help="Address and port of the gRPC server, host:port.")
     http_listen: str = setting(
-        "127.0.0.1:9101", help="Address and port of /metrics, /healthz and /readyz, host:port."
+        "127.0.0.1:9101",
+        help="Address and port of /metrics, /livez, /readyz and /startupz, host:port.",
     )
     registry: str = setting(
         "consul://127.0.0.1:8500",

@@ -10,6 +10,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from services.chassis.health import Health
 from services.chassis.http_endpoint import HttpEndpoint
 from tests.support.waiting import BOUND_S
 
@@ -26,11 +27,13 @@ async def running(
         await endpoint.close()
 
 
-def endpoint(ready: bool = True, request: float = BOUND_S, idle: float = BOUND_S) -> HttpEndpoint:
+def endpoint(
+    health: Health | None = None, request: float = BOUND_S, idle: float = BOUND_S
+) -> HttpEndpoint:
     return HttpEndpoint(
         "127.0.0.1:0",
         metrics=lambda: "up 1.0\n",
-        ready=lambda: ready,
+        ask=(health or Health()).ask,
         max_body_bytes=1024,
         request_timeout=request,
         idle_timeout=idle,
@@ -42,12 +45,20 @@ async def fetch(session: aiohttp.ClientSession, path: str) -> tuple[int, str]:
         return answer.status, await answer.text()
 
 
-async def test_probes_tell_alive_from_ready():
-    async with running(endpoint(ready=False)) as (_, session):
-        assert await fetch(session, "/healthz") == (200, "alive\n")
-        assert await fetch(session, "/readyz") == (503, "not ready\n")
-    async with running(endpoint(ready=True)) as (_, session):
+async def test_probes_tell_alive_from_started_from_ready():
+    health = Health()
+    async with running(endpoint(health)) as (_, session):
+        for path in ("/livez", "/healthz"):
+            assert await fetch(session, path) == (200, "alive\n")
+        assert await fetch(session, "/startupz") == (503, "not started: it is starting\n")
+        assert await fetch(session, "/readyz") == (503, "not ready: it is starting\n")
+        health.started()
+        assert await fetch(session, "/startupz") == (200, "started\n")
         assert await fetch(session, "/readyz") == (200, "ready\n")
+        health.trouble("engine", "it hangs", restart=True)
+        for path in ("/livez", "/healthz"):
+            assert await fetch(session, path) == (503, "not alive: it hangs\n")
+        assert await fetch(session, "/startupz") == (200, "started\n")
 
 
 async def test_metrics_are_rendered_as_prometheus_text():
@@ -110,7 +121,7 @@ async def test_a_connection_that_sends_no_request_is_closed():
 
 async def test_an_address_in_use_is_an_error():
     async with running(endpoint()) as (started, _):
-        second = HttpEndpoint(started.address, metrics=str, ready=lambda: True)
+        second = HttpEndpoint(started.address, metrics=str, ask=Health().ask)
         with pytest.raises(OSError, match="in use"):
             await second.start()
 

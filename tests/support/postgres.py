@@ -30,54 +30,90 @@ def binaries() -> Path | None:
     return max(found, key=lambda path: float(path.parent.name), default=None)
 
 
-@contextmanager
-def postgres_server() -> Iterator[str]:
-    """Runs a server and yields the URL of its empty default database."""
-    bin_dir = binaries()
-    if bin_dir is None:
-        raise RuntimeError("no PostgreSQL server is installed")
-    # The server refuses to run as root.
-    account = pwd.getpwnam("postgres") if os.geteuid() == 0 else None
-    home = Path(tempfile.mkdtemp(prefix="anabranch-pg-"))
-    password = secrets.token_hex(16)
-    try:
+class PostgresServer:
+    """One server with its data; it can be stopped and started again at the same `url`."""
+
+    def __init__(self, bin_dir: Path, home: Path) -> None:
+        # The server refuses to run as root.
+        account = pwd.getpwnam("postgres") if os.geteuid() == 0 else None
+        self._bin = bin_dir
+        self._home = home
+        self._as = (account.pw_uid, account.pw_gid) if account else (None, None)
+        self._port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        password = secrets.token_hex(16)
+        self.url = f"postgresql+asyncpg://anabranch:{password}@127.0.0.1:{self._port}/postgres"
         secret = home / "password"
         secret.write_text(password)
         if account is not None:
             for path in (home, secret):
                 os.chown(path, account.pw_uid, account.pw_gid)
-        user, group = (account.pw_uid, account.pw_gid) if account else (None, None)
-        data = home / "data"
         made = subprocess.run(
-            [bin_dir / "initdb", "-D", data, "-U", "anabranch", "--pwfile", secret, *_INIT],
+            [
+                bin_dir / "initdb",
+                "-D",
+                home / "data",
+                "-U",
+                "anabranch",
+                "--pwfile",
+                secret,
+                *_INIT,
+            ],
             capture_output=True,
             text=True,
             cwd=home,
-            user=user,
-            group=group,
+            user=self._as[0],
+            group=self._as[1],
         )
         if made.returncode:
             raise RuntimeError(f"initdb failed: {made.stderr}")
-        port = free_port()
-        log = (home / "log").open("wb")
-        with log:
-            server = subprocess.Popen(
-                [bin_dir / "postgres", "-D", data, "-p", str(port), "-k", home, *_RUN],
+
+    def start(self) -> None:
+        """Starts it and waits until it answers. Raises RuntimeError."""
+        place = ("-D", self._home / "data", "-p", str(self._port), "-k", self._home)
+        with (self._home / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [self._bin / "postgres", *place, *_RUN],
                 stdout=log,
                 stderr=log,
-                cwd=home,
-                user=user,
-                group=group,
+                cwd=self._home,
+                user=self._as[0],
+                group=self._as[1],
             )
-        try:
-            _await_ready(server, bin_dir, port, home)
-            yield f"postgresql+asyncpg://anabranch:{password}@127.0.0.1:{port}/postgres"
-        finally:
+        _await_ready(self._process, self._bin, self._port, self._home)
+
+    def stop(self) -> None:
+        """Ends it; what it holds stays."""
+        process, self._process = self._process, None
+        if process is not None:
             # SIGINT: fast shutdown, which ends the sessions that are left.
-            server.send_signal(2)
-            server.wait(timeout=60)
+            process.send_signal(2)
+            process.wait(timeout=60)
+
+
+@contextmanager
+def stoppable_postgres() -> Iterator[PostgresServer]:
+    """A running server that a test may stop and start."""
+    bin_dir = binaries()
+    if bin_dir is None:
+        raise RuntimeError("no PostgreSQL server is installed")
+    home = Path(tempfile.mkdtemp(prefix="anabranch-pg-"))
+    try:
+        server = PostgresServer(bin_dir, home)
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop()
     finally:
         shutil.rmtree(home, ignore_errors=True)
+
+
+@contextmanager
+def postgres_server() -> Iterator[str]:
+    """Runs a server and yields the URL of its empty default database."""
+    with stoppable_postgres() as server:
+        yield server.url
 
 
 def _await_ready(server: subprocess.Popen[bytes], bin_dir: Path, port: int, home: Path) -> None:

@@ -1,4 +1,4 @@
-"""How processes find each other, and what they read together: filled by Consul or by memory.
+"""How processes find each other, and what they read together: filled by Consul, DNS or memory.
 
 `open_registry` and `open_key_values` are the only places that know which kinds exist.
 """
@@ -38,6 +38,8 @@ def open_registry(
     - `consul://host:port?dc=name&tls=true&ca=path&cert=path&key=path`: a Consul agent. `token` is
       its ACL token; `stale_for` and `grace` (seconds) are explained in `last_known.py`.
     - `static:service=host:port,host:port;service2=host:port`: a fixed list.
+    - `dns:service=host:port,host:port;service2=host:port?refresh=2s&family=any`: names that are
+      resolved every `refresh`, each address of theirs an instance; `family` is any, ipv4 or ipv6.
     - `memory:name`: shared by everything in this process that opens the same name; for tests.
     - `none` (or empty): nobody else exists.
 
@@ -50,13 +52,17 @@ def open_registry(
         from services.chassis.registry import consul_registry
 
         return consul_registry.from_url(url, token=token, stale_for=stale_for, grace=grace)
+    if kind == "dns":
+        from services.chassis.registry import dns_registry
+
+        return dns_registry.from_url(url, stale_for=stale_for, grace=grace)
     if kind == "static":
         return static_registry.StaticRegistry(static_registry.parse(rest))
     if kind == "memory":
         return static_registry.MemoryRegistry(static_registry.catalogue(rest))
     if url in ("", "none"):
         return static_registry.StaticRegistry({})
-    raise ValueError(f"a registry is consul://…, static:…, memory:… or none, not {kind!r}")
+    raise ValueError(f"a registry is consul://…, dns:…, static:…, memory:… or none, not {kind!r}")
 
 
 def open_key_values(url: str, *, token: Secret | None = None) -> KeyValues:

@@ -10,29 +10,21 @@ from collections.abc import AsyncIterator, Mapping
 from types import MappingProxyType
 from weakref import WeakValueDictionary
 
-from services.chassis.registry.instances import Instance, Registration, split_address
+from services.chassis.registry import service_lists
+from services.chassis.registry.instances import Instance, Registration
 
 
 def parse(text: str) -> dict[str, tuple[Instance, ...]]:
-    """The instances of `service=host:port,host:port;service2=…`; ValueError if it is not that.
-
-    A comma may also be followed by `service=`, so that both separators read naturally.
-    """
-    found: dict[str, list[Instance]] = {}
-    for group in text.split(";"):
-        service = ""
-        for item in filter(None, (part.strip() for part in group.split(","))):
-            named, equals, address = item.rpartition("=")
-            service = named.strip() if equals else service
-            if not service:
-                raise ValueError(f"static registry: {item!r} belongs to no service")
-            address = address.strip()
-            split_address(address)
-            instances = found.setdefault(service, [])
-            if any(known.address == address for known in instances):
-                raise ValueError(f"static registry: {address} is listed twice for {service}")
-            instances.append(Instance(f"{service}-{address}", service, address))
-    return {s: tuple(sorted(i, key=lambda one: one.id)) for s, i in found.items()}
+    """The instances of `service=host:port,host:port;service2=…`; ValueError if it is not that."""
+    return {
+        service: tuple(
+            sorted(
+                (Instance(f"{service}-{at}", service, at) for at in addresses),
+                key=lambda one: one.id,
+            )
+        )
+        for service, addresses in service_lists.parse(text, "static").items()
+    }
 
 
 class StaticRegistry:

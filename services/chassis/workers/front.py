@@ -1,6 +1,7 @@
-"""What a supervised service says over HTTP: /metrics, /healthz and /readyz for all of its workers.
+"""What a supervised service says over HTTP: /metrics and the probes, for all of its workers.
 
-Asks the workers over their private sockets at each scrape; it remembers nothing of theirs.
+Asks the workers over their private sockets at each scrape and probe. Of what they said it remembers
+only that the start is complete.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ import aiohttp
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.process_collector import ProcessCollector
 
-from services.chassis.http_endpoint import HttpEndpoint
+from services.chassis.health import Question
+from services.chassis.http_endpoint import PATHS, HttpEndpoint
 from services.chassis.workers.child import Child
 from services.chassis.workers.exposition import merge
 
 _log = logging.getLogger(__name__)
 
 _ANSWER_WITHIN_S = 3.0
+_PROBE_WITHIN_S = 2.0
 SUPERVISOR = "supervisor"
 """The value of the label `worker` on the supervisor's own series."""
 
@@ -47,15 +50,32 @@ class Front:
         self.deaths = Counter(
             "anabranch_worker_deaths", "Workers that ended unasked", registry=self._registry
         )
-        self.http = HttpEndpoint(
-            listen, metrics=self._metrics, ready=lambda: self._count() > 0, tls=tls
-        )
+        self._started = False
+        self.http = HttpEndpoint(listen, metrics=self._metrics, ask=self.ask, tls=tls)
 
-    def _count(self) -> int:
-        return sum(child.serving.is_set() and not child.leaving for child in self._children())
+    async def ask(self, question: Question) -> str:
+        """Why not, of the service as a whole; empty for a yes.
+
+        It has started once a worker served, and it is ready while one of them is. It is alive while
+        each worker that serves is: a dead one is replaced, but the kernel goes on bringing callers
+        to one that is stuck.
+        """
+        serving = self._serving_now()
+        self._started = self._started or bool(serving)
+        if question is Question.STARTUP:
+            return "" if self._started else "no worker has served yet"
+        answers = await asyncio.gather(*(_probe_of(child, question) for child in serving))
+        if question is Question.READINESS:
+            if not serving:
+                return "no worker serves"
+            return "" if "" in answers else answers[0]
+        return next(filter(None, answers), "")
+
+    def _serving_now(self) -> list[Child]:
+        return [c for c in self._children() if c.serving.is_set() and not c.leaving]
 
     async def _metrics(self) -> str:
-        self._serving.set(self._count())
+        self._serving.set(len(self._serving_now()))
         asked = [child for child in self._children() if child.reachable]
         texts = await asyncio.gather(*(_metrics_of(child) for child in asked))
         found = {str(child.index): text for child, text in zip(asked, texts, strict=True) if text}
@@ -66,17 +86,32 @@ class Front:
 async def _metrics_of(child: Child) -> str:
     """The worker's own text; nothing when it does not answer, which its series then show."""
     try:
-        async with (
-            aiohttp.ClientSession(
-                connector=aiohttp.UnixConnector(child.http_socket),
-                timeout=aiohttp.ClientTimeout(total=_ANSWER_WITHIN_S),
-            ) as session,
-            session.get("http://worker/metrics") as answer,
-        ):
-            return await answer.text() if answer.status == 200 else ""
+        status, text = await _get(child, "/metrics", _ANSWER_WITHIN_S)
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         _log.warning(
             "a worker's metrics cannot be read",
             extra={"worker": child.index, "cause": type(error).__name__},
         )
         return ""
+    return text if status == 200 else ""
+
+
+async def _probe_of(child: Child, question: Question) -> str:
+    """Why the worker's answer is no; one that does not answer in time says no."""
+    try:
+        status, text = await _get(child, PATHS[question], _PROBE_WITHIN_S)
+    except (aiohttp.ClientError, OSError, TimeoutError):
+        return f"worker {child.index} does not answer"
+    return "" if status == 200 else f"worker {child.index} is {text.strip()}"
+
+
+async def _get(child: Child, path: str, within: float) -> tuple[int, str]:
+    """Status and text. Raises ClientError, OSError or TimeoutError."""
+    async with (
+        aiohttp.ClientSession(
+            connector=aiohttp.UnixConnector(child.http_socket),
+            timeout=aiohttp.ClientTimeout(total=within),
+        ) as session,
+        session.get(f"http://worker{path}") as answer,
+    ):
+        return answer.status, await answer.text()
