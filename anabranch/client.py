@@ -33,6 +33,7 @@ from anabranch.request import RequestOptions, build_request
 from anabranch.session import SessionSettings
 from anabranch.streams import AnswerStream
 from anabranch.tokens import ClientCredentials, FixedToken, TokenSource
+from anabranch.transcript import Transcript
 from anabranch.types import (
     Answer,
     Backend,
@@ -188,6 +189,24 @@ class AsyncClient:
             token = page.next_page_token
             if not token:
                 return found
+
+    async def feedback(
+        self,
+        answer: str | Answer | Transcript,
+        *,
+        rating: int | None = None,
+        completed: bool | None = None,
+    ) -> None:
+        """Says how good an answer was: one of this client's, or its request id.
+
+        rating: 1 (not at all satisfying) to 5. completed: whether it did what it was asked for.
+        At least one of them; the other may follow, and saying the same again changes nothing.
+        Raises NotFoundError for an answer that the router does not know, or no longer, and
+        InvalidRequestError with the reason ALREADY_EXISTS where it was told otherwise before.
+        """
+        request_id = answer if isinstance(answer, str) else answer.request_id
+        ask = model_pb2.FeedbackRequest(request_id=request_id, rating=rating, completed=completed)
+        await self._call(self._models().Feedback, ask)
 
     async def backends(self) -> list[Backend]:
         """Lists the backends that the router knows. Needs the scope `admin`."""

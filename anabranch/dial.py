@@ -16,7 +16,7 @@ Dial = Callable[[], grpc.aio.Channel]
 
 _IDEMPOTENT = {
     # Not Embed: a provider may bill it twice.
-    "anabranch.v1.ModelService": ("CountTokens", "ListModels"),
+    "anabranch.v1.ModelService": ("CountTokens", "ListModels", "Feedback"),
     "anabranch.v1.RouterAdminService": (
         "ListBackends",
         "DrainBackend",

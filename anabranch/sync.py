@@ -18,6 +18,7 @@ from anabranch.environment import client_arguments
 from anabranch.loop_thread import LoopThread
 from anabranch.request import RequestOptions
 from anabranch.streams import BlockingAnswerStream
+from anabranch.transcript import Transcript
 from anabranch.types import (
     Answer,
     Backend,
@@ -101,6 +102,16 @@ class Client:
     def models(self) -> list[Model]:
         """As AsyncClient.models."""
         return self._loop.run(self._client.models())
+
+    def feedback(
+        self,
+        answer: str | Answer | Transcript,
+        *,
+        rating: int | None = None,
+        completed: bool | None = None,
+    ) -> None:
+        """As AsyncClient.feedback."""
+        self._loop.run(self._client.feedback(answer, rating=rating, completed=completed))
 
     def backends(self) -> list[Backend]:
         """As AsyncClient.backends."""

@@ -14,6 +14,7 @@ from anabranch.cli.auth import auth
 from anabranch.cli.cluster import backends, drain, explain, models, undrain
 from anabranch.cli.connection import Connection
 from anabranch.cli.extensions import ExtensibleGroup
+from anabranch.cli.feedback import feedback
 from anabranch.cli.policy import policy
 from anabranch.cli.shell import completion, version
 
@@ -60,6 +61,7 @@ for command in (
     chat,
     generate,
     count,
+    feedback,
     models,
     backends,
     drain,

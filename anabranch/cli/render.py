@@ -100,6 +100,7 @@ def print_receipt(answer: Transcript) -> None:
         parts.append(f"{usage.prompt_tokens}{cached} + {usage.completion_tokens} tokens")
     if (finish := answer.finish_reason) is not None:
         parts.append(f"{finish}")
+    parts.append(f"request {answer.request_id}")
     click.secho(" · ".join(parts), err=True, dim=True)
 
 

@@ -74,6 +74,11 @@ class ModelServiceStub:
                 request_serializer=anabranch_dot_v1_dot_model__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=anabranch_dot_v1_dot_model__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.Feedback = channel.unary_unary(
+                '/anabranch.v1.ModelService/Feedback',
+                request_serializer=anabranch_dot_v1_dot_model__pb2.FeedbackRequest.SerializeToString,
+                response_deserializer=anabranch_dot_v1_dot_model__pb2.FeedbackResponse.FromString,
+                _registered_method=True)
 
 
 class ModelServiceServicer:
@@ -148,6 +153,21 @@ class ModelServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Feedback(self, request, context):
+        """Says how good an answer was, for the metrics of satisfaction and completion.
+        A router takes it, for answers of its own, for a day and as long as it has
+        room to remember them; it keeps no text of them.
+        INVALID_ARGUMENT: every violation at once. NOT_FOUND: this client has had no
+        such answer, or it is no longer remembered; one text for all of these.
+        ALREADY_EXISTS: the answer was judged otherwise before, and that stays; nothing
+        of this request is recorded. UNIMPLEMENTED: a backend, or a router whose
+        operator has switched it off. UNAVAILABLE: not all who may know the answer
+        could be asked. Idempotent; retry freely: what was recorded counts once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModelServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -180,6 +200,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=anabranch_dot_v1_dot_model__pb2.ListModelsRequest.FromString,
                     response_serializer=anabranch_dot_v1_dot_model__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'Feedback': grpc.unary_unary_rpc_method_handler(
+                    servicer.Feedback,
+                    request_deserializer=anabranch_dot_v1_dot_model__pb2.FeedbackRequest.FromString,
+                    response_serializer=anabranch_dot_v1_dot_model__pb2.FeedbackResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -352,6 +377,33 @@ class ModelService:
             '/anabranch.v1.ModelService/ListModels',
             anabranch_dot_v1_dot_model__pb2.ListModelsRequest.SerializeToString,
             anabranch_dot_v1_dot_model__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Feedback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/anabranch.v1.ModelService/Feedback',
+            anabranch_dot_v1_dot_model__pb2.FeedbackRequest.SerializeToString,
+            anabranch_dot_v1_dot_model__pb2.FeedbackResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,7 +1,7 @@
 """What engine, proxy and router each implement; the wire is carried by model_service.
 
 Only the interfaces: an `Outlet` that output goes into, the context of a request, the
-`ModelHandler` protocol, and `HoldsPrefixes` for the handlers that have a prefix cache.
+`ModelHandler` protocol, and what some handlers are as well: `HoldsPrefixes`, `TakesFeedback`.
 """
 
 from __future__ import annotations
@@ -90,3 +90,16 @@ class HoldsPrefixes(Protocol):
 
     def prefix_log(self) -> PrefixLog | None:
         """What the cache holds and what changes in it; None when that is not told."""
+
+
+@runtime_checkable
+class TakesFeedback(Protocol):
+    """What a ModelHandler is as well if its callers may judge its answers."""
+
+    async def feedback(
+        self, request: model_pb2.FeedbackRequest, caller: Principal
+    ) -> model_pb2.FeedbackResponse:
+        """Records what a caller says of an answer of its own. Raises Fault.
+
+        NOT_FOUND where this process knows no such answer; a sibling of it may.
+        """

@@ -19,6 +19,7 @@ from services.chassis.audit.requests import COUNT_TOKENS, EMBED, RequestAudit
 from services.chassis.authn import Verifier
 from services.chassis.detached_sessions import ResumableSessions, ResumeLimits, session_lost
 from services.chassis.errors import Fault, Violation, invalid
+from services.chassis.feedback_calls import FeedbackCalls
 from services.chassis.http2.server_call import ServerCall
 from services.chassis.model_handler import CallContext, ModelHandler
 from services.chassis.model_patterns import allows
@@ -70,6 +71,7 @@ class ModelService:
             quotas=quotas,
         )
         self._plain = PlainCalls(self.requests)
+        self._feedback = FeedbackCalls(handler, worker)
         self._sessions: set[Session] = set()
         self._retiring: tuple[float, str] | None = None
 
@@ -100,13 +102,20 @@ class ModelService:
                     model_pb2.ListModelsRequest.FromString,
                     model_pb2.ListModelsResponse.SerializeToString,
                 ),
+                "Feedback": _feedback_method(self._feedback.of_caller),
             },
         )
 
     def sibling_handler(self) -> grpc.GenericRpcHandler:
-        """The one RPC for siblings: they bring the callers of sessions that are held here."""
-        method = grpc.stream_stream_rpc_method_handler(self._session_from_sibling)
-        return grpc.method_handlers_generic_handler(SERVICE_NAME, {"Session": method})
+        """The RPCs for siblings: they bring the callers of sessions that are held here, and of
+        answers that were given here."""
+        return grpc.method_handlers_generic_handler(
+            SERVICE_NAME,
+            {
+                "Session": grpc.stream_stream_rpc_method_handler(self._session_from_sibling),
+                "Feedback": _feedback_method(self._feedback.of_sibling),
+            },
+        )
 
     @property
     def idle(self) -> bool:
@@ -267,6 +276,14 @@ class ModelService:
             deadline=asyncio.get_running_loop().time() + allowed,
             traceparent=metadata_value(context, "traceparent"),
         )
+
+
+def _feedback_method(behaviour: Any) -> grpc.RpcMethodHandler:
+    return grpc.unary_unary_rpc_method_handler(
+        behaviour,
+        model_pb2.FeedbackRequest.FromString,
+        model_pb2.FeedbackResponse.SerializeToString,
+    )
 
 
 def _may_see(model: str) -> bool:

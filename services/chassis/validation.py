@@ -17,7 +17,7 @@ import orjson
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Violation, invalid
 
-_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}\Z")
+REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}\Z")
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 
 
@@ -101,7 +101,7 @@ def generate_violations(
         _format(request.response_format, limits, found)
     if request.HasField("routing"):
         _routing(request.routing, found)
-    if request.request_id and not _REQUEST_ID.match(request.request_id):
+    if request.request_id and not REQUEST_ID.match(request.request_id):
         found.append(Violation("request_id", "must be 1 to 128 printable ASCII characters"))
     if request.labels:
         _labels(request.labels, limits, found)

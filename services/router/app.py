@@ -34,6 +34,8 @@ from services.router.admin_of_all import AdminOfAll
 from services.router.audited_admin import AuditedAdmin
 from services.router.core.policy import AdmissionRules, Objective, Policy
 from services.router.decisions import Decisions
+from services.router.feedback.intake import Feedback
+from services.router.feedback.stores import open_answers
 from services.router.handler import RouterHandler
 from services.router.legs import Routing
 from services.router.observation import Observer
@@ -81,6 +83,9 @@ async def running(
             disk_bytes=settings.cache_disk_bytes,
             sealed=sealed,
         ) as stores,
+        open_answers(
+            redis, most=settings.feedback_answers, window=settings.feedback_window
+        ) as answers,
         Host.open(SERVICE, settings, registry=registry, worker=worker) as host,
         open_source(
             settings.policy_place,
@@ -111,6 +116,7 @@ async def running(
                 zone=settings.zone,
             ),
             cache,
+            Feedback(answers, host.meter) if answers is not None else None,
         )
         model_service = host.add_model_service(
             handler,

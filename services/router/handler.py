@@ -13,16 +13,18 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from anabranch.v1 import generation_pb2, model_pb2, model_pb2_grpc, session_pb2
+from anabranch.v1 import errors_pb2, generation_pb2, model_pb2, model_pb2_grpc, session_pb2
 from services.chassis.auth_client import TokenSource
 from services.chassis.errors import Fault, fault_from_rpc_error
 from services.chassis.model_handler import CallContext, Cancel, Outlet
+from services.chassis.principal import Principal
 from services.router.asking import Asking
 from services.router.catalogue import catalogue
 from services.router.core import values
 from services.router.exchange import Exchange
+from services.router.feedback.intake import Feedback, RememberedOutlet
 from services.router.legs import Routing
-from services.router.observation import Observer
+from services.router.observation import Observer, Remember
 from services.router.refusals import kept_from_cloud, not_charged, refused
 from services.router.response_cache.cache import ResponseCache
 from services.router.spending import payer_of
@@ -41,6 +43,7 @@ class RouterHandler:
         observer: Observer,
         ready: Callable[[], session_pb2.SessionReady],
         cache: ResponseCache,
+        feedback: Feedback | None = None,
     ) -> None:
         self._routing = routing
         self._pool = routing.pool
@@ -48,6 +51,8 @@ class RouterHandler:
         self._observer = observer
         self._ready = ready
         self._cache = cache
+        self._feedback = feedback
+        self._remember = None if feedback is None else feedback.remember
         self._exchanges: set[Exchange] = set()
         # On behalf of all who ask the same: the cache knows who they are.
         self._shared: set[Exchange] = set()
@@ -64,8 +69,11 @@ class RouterHandler:
             model = self._routing.decisions.resolve(request.model, request.routing.affinity_key)
             if cache.takes(request, model):
                 start = partial(self._start, running=self._shared, model=model)
+                if self._remember is not None:
+                    # Each caller's own answer is remembered, whoever's request brought it.
+                    outlet = RememberedOutlet(outlet, context, request.model, self._remember)
                 return cache.open(request, context, outlet, start, model)
-        return self._start(request, context, outlet, self._exchanges)
+        return self._start(request, context, outlet, self._exchanges, remember=self._remember)
 
     def cancel_request(self, request_id: str) -> bool:
         """Cancels a running request, whoever started it; false when there is none."""
@@ -103,6 +111,18 @@ class RouterHandler:
         backends = [uplink.backend for uplink in self._pool.uplinks()]
         return catalogue(backends, self._routing.decisions.policy_now())
 
+    async def feedback(
+        self, request: model_pb2.FeedbackRequest, caller: Principal
+    ) -> model_pb2.FeedbackResponse:
+        """Records what a caller says of an answer; see TakesFeedback."""
+        if self._feedback is None:
+            raise Fault(
+                errors_pb2.ERROR_REASON_UNSUPPORTED,
+                "this router takes no feedback: its operator has switched it off",
+                metadata={"feature": "feedback"},
+            )
+        return await self._feedback.take(request, caller)
+
     def ready(self) -> session_pb2.SessionReady:
         """The greeting of a session."""
         return self._ready()
@@ -118,8 +138,9 @@ class RouterHandler:
         outlet: Outlet,
         running: set[Exchange],
         model: str = "",
+        remember: Remember | None = None,
     ) -> Cancel:
-        observation = self._observer.begin(request, context)
+        observation = self._observer.begin(request, context, remember)
         exchange = Exchange(self._routing, request, context, outlet, observation, running, model)
         exchange.begin()
         return exchange.cancel

@@ -25,6 +25,8 @@ from services.router.receipt import ReceiptBuilder
 _log = logging.getLogger(__name__)
 
 Record = Callable[[float], None]
+Remember = Callable[[CallContext, str, Tier, str], None]
+"""Keeps in mind whose request of which model was answered in which tier, by which backend."""
 
 
 class _Series(NamedTuple):
@@ -40,10 +42,14 @@ class _Series(NamedTuple):
 class Observation:
     """One request's span and measurements, ended exactly once.
 
-    `traceparent` is what the next hop is told.
+    `traceparent` is what the next hop is told. `remember` hears of an answer, for its caller's
+    feedback.
     """
 
-    __slots__ = ("_began", "_model", "_observer", "_over", "_request_id", "_span", "traceparent")
+    __slots__ = (
+        *("_began", "_context", "_model", "_observer", "_over", "_remember", "_span"),
+        "traceparent",
+    )
 
     def __init__(
         self,
@@ -51,10 +57,12 @@ class Observation:
         model: str,
         span: Span | None,
         traceparent: str,
-        request_id: str = "",
+        context: CallContext,
+        remember: Remember | None,
     ) -> None:
         self._observer = observer
-        self._request_id = request_id
+        self._context = context
+        self._remember = remember
         self._model = model
         self._span = span
         self._began = time.monotonic()
@@ -80,6 +88,8 @@ class Observation:
         if receipt.overflow is not None:
             labels = {"gen_ai.request.model": self._model, "reason": receipt.overflow.value}
             observer.overflows.add(1, labels)
+        if self._remember is not None and receipt.tier is not None:
+            self._remember(self._context, self._model, receipt.tier, receipt.backend_id)
         if receipt.resumes:
             observer.resumes.add(receipt.resumes, {"gen_ai.request.model": self._model})
         if receipt.overflow is not None or receipt.attempts > 1:
@@ -133,7 +143,7 @@ class Observation:
     def _tell(self, message: str, **facts: object) -> None:
         """A line for who searches by the request's id. What went as foreseen has none: the
         caller's receipt and the audit trail tell of it."""
-        ids = {"request_id": self._request_id, "model": self._model}
+        ids = {"request_id": self._context.request_id, "model": self._model}
         if self.traceparent:
             ids["trace_id"] = self.traceparent.split("-")[1]
         _log.info(message, extra=ids | facts)
@@ -198,11 +208,16 @@ class Observer:
             )
         return found
 
-    def begin(self, request: pb.GenerateRequest, context: CallContext) -> Observation:
+    def begin(
+        self,
+        request: pb.GenerateRequest,
+        context: CallContext,
+        remember: Remember | None = None,
+    ) -> Observation:
         """Starts observing a request that has just arrived."""
         if self._tracer is None:
             onward = telemetry.passed_on(context.traceparent)
-            return Observation(self, request.model, None, onward, context.request_id)
+            return Observation(self, request.model, None, onward, context, remember)
         span = self._tracer.start_span(
             f"chat {request.model}",
             context=telemetry.extract(context.traceparent),
@@ -215,4 +230,4 @@ class Observer:
             },
         )
         onward = telemetry.inject(set_span_in_context(span))
-        return Observation(self, request.model, span, onward, context.request_id)
+        return Observation(self, request.model, span, onward, context, remember)

@@ -80,10 +80,21 @@ class Settings(WorkerSettings):
     cache_disk_bytes: int = setting(
         1024 * 1024 * 1024, minimum=0, help="Answers kept in that folder at most, in bytes."
     )
+    feedback_answers: int = setting(
+        50_000,
+        minimum=0,
+        help="Latest answers that callers can give feedback on, of this process or, in Redis, of "
+        "all routers; some 250 bytes each. 0 switches feedback off.",
+    )
+    feedback_window: float = setting(
+        24 * 3600.0,
+        minimum=0,
+        help="How long after an answer its caller can give feedback on it; 0 switches it off.",
+    )
     redis_url: Secret | None = setting(
         None,
-        help="Redis that routers share answers, quotas and cloud budgets through, such as "
-        "redis://:password@host:6379/0. Empty: each process for itself.",
+        help="Redis that routers share answers, feedback, quotas and cloud budgets through, "
+        "such as redis://:password@host:6379/0. Empty: each process for itself.",
     )
 
     def __post_init__(self) -> None:

@@ -270,6 +270,36 @@ async def test_a_request_is_cancelled_and_a_level_set_wherever_they_are_asked_fo
     assert [reply.previous_level for reply in each] == ["error", "error"]
 
 
+async def test_feedback_finds_the_worker_that_gave_the_answer(router):
+    own = (("grpc.use_local_subchannel_pool", 1),)
+    token = await router.token("demo")
+
+    async def say(request_id: str, rating: int) -> None:
+        """Over a new connection, so that any worker may be asked."""
+        request = model_pb2.FeedbackRequest(request_id=request_id, rating=rating)
+        async with open_channel(router.router, options=own) as channel:
+            stub = model_pb2_grpc.ModelServiceStub(channel)
+            await stub.Feedback(request, metadata=bearer(token), timeout=BOUND_S)
+
+    async with AsyncExitStack() as stack:
+        callers = await clients(stack, router, 12)
+        answers = await asyncio.gather(*(ask(caller, 3) for caller in callers))
+    # Each is judged over several connections: some of them meet the worker that did not answer.
+    for _ in range(4):
+        await asyncio.gather(*(say(answer.request_id, 4) for answer in answers))
+    for request_id, rating, code in (
+        (answers[0].request_id, 5, grpc.StatusCode.ALREADY_EXISTS),
+        ("never-was", 5, grpc.StatusCode.NOT_FOUND),
+    ):
+        for _ in range(6):
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await say(request_id, rating)
+            assert refused.value.code() is code
+    counted = await values(router, "anabranch_router_feedback_rating_count")
+    assert set(counted) == {"0", "1"}
+    assert sum(counted.values()) == 12
+
+
 async def test_a_private_socket_lets_nobody_in_without_a_credential(router):
     first = workers(router)[0]
     assert os.stat(first.assignment.directory).st_mode & 0o777 == 0o700

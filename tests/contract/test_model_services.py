@@ -51,6 +51,16 @@ async def test_whole_answer_is_the_stream_joined(there):
     assert answer.usage.completion_tokens == chunks[-1].usage.completion_tokens
 
 
+async def test_an_answer_is_judged_where_it_was_routed_and_nowhere_else(there, request):
+    answer = await there.whole(there.request(sampling=limited(3)))
+    said = model_pb2.FeedbackRequest(request_id=answer.request_id, rating=4)
+    call = there.stub.Feedback(said, metadata=there.metadata)
+    if request.node.callspec.params["there"] == "router":
+        assert await call == model_pb2.FeedbackResponse()
+    else:
+        assert await call.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
 async def test_stop_string_ends_the_answer_and_is_no_part_of_it(there):
     free = await there.whole(there.request(sampling=pb.Sampling(max_tokens=12, temperature=0)))
     stop = free.choices[0].text.split()[-2]

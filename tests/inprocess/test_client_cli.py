@@ -39,7 +39,9 @@ def test_generate_streams_the_answer_to_stdout_and_the_receipt_to_stderr(remote:
     result = run(remote, "generate", "say 3", "--raw", "-m", "m")
     assert result.exit_code == 0
     assert result.stdout == "w0 w1 w2 \n"
-    assert result.stderr == "local scripted · first token 5 ms · 3 + 3 tokens · stop\n"
+    used, _, request_id = result.stderr.rpartition(" · request ")
+    assert used == "local scripted · first token 5 ms · 3 + 3 tokens · stop"
+    assert re.fullmatch(r"req-[0-9a-f]{32}\n", request_id)
     quiet = run(remote, "generate", "say 3", "--raw", "-m", "m", "--no-receipt")
     assert quiet.stderr == ""
 

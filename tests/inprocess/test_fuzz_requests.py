@@ -110,6 +110,17 @@ class Door:
             call = self.stub.CountTokens(counted, metadata=self.auth, timeout=BOUND_S)
         else:
             call = self.stub.Generate(request, metadata=self.auth, timeout=BOUND_S)
+        await self._see(call, request)
+
+    async def judge_all(self, batch: list[model_pb2.FeedbackRequest]) -> None:
+        async with asyncio.timeout(BOUND_S):
+            await asyncio.gather(*map(self._judge, batch))
+
+    async def _judge(self, request: model_pb2.FeedbackRequest) -> None:
+        call = self.stub.Feedback(request, metadata=self.auth, timeout=BOUND_S)
+        await self._see(call, request)
+
+    async def _see(self, call: Any, request: Any) -> None:
         code = await call.code()
         self.codes.add(code)
         assert code not in (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL), request
@@ -150,3 +161,22 @@ async def test_every_shape_of_request_is_answered_or_refused_in_our_words(door):
     # Hypothesis calls what it tests, it does not await it.
     await asyncio.to_thread(send)
     assert {OK, grpc.StatusCode.INVALID_ARGUMENT} <= door.codes
+
+
+async def test_every_shape_of_feedback_is_refused_in_our_words(door):
+    loop = asyncio.get_running_loop()
+
+    @settings(
+        max_examples=EXAMPLES,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.lists(messages(model_pb2.FeedbackRequest), min_size=BATCH, max_size=BATCH))
+    def send(batch: list[model_pb2.FeedbackRequest]) -> None:
+        asyncio.run_coroutine_threadsafe(door.judge_all(batch), loop).result(2 * BOUND_S)
+
+    await asyncio.to_thread(send)
+    assert door.codes == {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND}

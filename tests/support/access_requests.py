@@ -81,6 +81,7 @@ _MODEL_SERVICE: Mapping[str, Case] = {
     "Embed": _of_model("Embed"),
     "CountTokens": _of_model("CountTokens"),
     "ListModels": _of_model("ListModels"),
+    "Feedback": _fixed(model_pb2.FeedbackRequest(request_id="no-such", rating=5)),
 }
 
 _ROUTER_ADMIN: Mapping[str, Case] = {
