@@ -134,12 +134,15 @@ async def _a_long_report(cluster: Cluster) -> None:
     call = model_pb2_grpc.ModelServiceStub(channel).StreamGenerate(
         request, metadata=(("authorization", f"Bearer {await cluster.token('demo')}"),)
     )
-    await call.read()
 
     async def until_cancelled() -> None:
         async with channel:
-            assert await call.code() is grpc.StatusCode.CANCELLED
+            with pytest.raises(grpc.aio.AioRpcError) as ended:
+                while await call.read() is not grpc.aio.EOF:
+                    pass
+        assert ended.value.code() is grpc.StatusCode.CANCELLED
 
+    await call.read()
     _reports.append(asyncio.create_task(until_cancelled()))
 
 
