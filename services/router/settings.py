@@ -24,7 +24,8 @@ class Settings(WorkerSettings):
     )
     registry: str = setting(
         "consul://127.0.0.1:8500",
-        help="Where backends are found: consul://host:port, static:service=host:port,… or none.",
+        help="Where backends are found: consul://host:port, dns:service=host:port,… (names that "
+        "are resolved again and again), static:service=host:port,… or none.",
     )
     policy: str = setting(
         "none",

@@ -23,6 +23,7 @@ from anabranch.types import Answer
 from anabranch.v1 import admin_pb2, generation_pb2, model_pb2, model_pb2_grpc
 from services.chassis.channels import open_channel
 from tests.support.auth import bearer, until
+from tests.support.health import http_answers, reason
 from tests.support.waiting import BOUND_S
 from tests.support.workers import WorkerProcess, ask_any, ask_each, until_workers, values, workers
 from tools.cluster import Cluster, EngineKind, EngineSpec
@@ -192,6 +193,38 @@ async def test_a_restart_one_by_one_under_load_fails_no_call(router):
     assert all(answer.receipt.resumed_at_tokens == () for answer in answers)
     assert all(count > 0 for count in counts)
     assert (await values(router, "anabranch_worker_deaths_total")) == {"supervisor": 0.0}
+
+
+async def test_the_probes_of_the_whole_tell_of_each_worker(router):
+    http = router.processes["router"].record.http
+    assert await http_answers(http) == (True, True, True)
+    victim = workers(router)[0]
+    os.kill(victim.pid, signal.SIGSTOP)
+    try:
+        # One that is stuck still gets callers from the kernel; the other one answers.
+        assert await http_answers(http) == (True, True, False)
+        assert f"worker {victim.assignment.index} does not answer" in await reason(http, "/livez")
+    finally:
+        os.kill(victim.pid, signal.SIGCONT)
+    await until_workers(router, 2)
+    assert await http_answers(http) == (True, True, True)
+
+
+@pytest.mark.slow
+async def test_a_stuck_worker_is_replaced_and_its_callers_are_served_by_others(router):
+    victim = workers(router)[0]
+    os.kill(victim.pid, signal.SIGSTOP)
+
+    async def is_gone() -> bool:
+        return victim not in workers(router)
+
+    await until(is_gone, 3 * BOUND_S)
+    await until_workers(router, 2, gone=[victim])
+    assert await http_answers(router.processes["router"].record.http) == (True, True, True)
+    assert (await values(router, "anabranch_worker_deaths_total")) == {"supervisor": 1.0}
+    async with AsyncExitStack() as stack:
+        callers = await clients(stack, router, 8)
+        await asyncio.gather(*(ask(caller, 5) for caller in callers))
 
 
 async def until_replaced(cluster: Cluster, before: Sequence[WorkerProcess]) -> None:

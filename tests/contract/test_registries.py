@@ -106,13 +106,15 @@ async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
             url = (await stack.enter_async_context(running_consul())).url
         elif request.param == "memory":
             url = f"memory:{uuid.uuid4()}"
+        elif request.param == "dns":
+            url = "dns:svc=localhost:1;other=localhost:3"
         else:
             url = "static:svc=127.0.0.1:2,127.0.0.1:1;other=127.0.0.1:3"
         yield World(url, stack)
 
 
 CONSUL = pytest.param("consul", marks=pytest.mark.cluster)
-every_kind = pytest.mark.parametrize("world", ["static", "memory", CONSUL], indirect=True)
+every_kind = pytest.mark.parametrize("world", ["static", "memory", "dns", CONSUL], indirect=True)
 kinds_that_change = pytest.mark.parametrize("world", ["memory", CONSUL], indirect=True)
 
 
@@ -210,6 +212,14 @@ async def test_a_static_list_is_shown_whole_and_ordered():
         "consul://h:8500?tls=maybe",
         "consul://h:8500?cert=x",
         "consul:h:8500",
+        "dns:",
+        "dns:h:1",
+        "dns:svc=h",
+        "dns:svc=h:1,h:1",
+        "dns:svc=h:1?refresh=never",
+        "dns:svc=h:1?refresh=0",
+        "dns:svc=h:1?family=ipv5",
+        "dns:svc=h:1?ttl=5s",
         "consul://h:8500/path",
     ],
 )

@@ -23,10 +23,13 @@ from services.chassis.settings import Secret
 from services.local_engine.app import EngineLost, make_engine, running
 from services.local_engine.settings import Settings
 from services.local_engine.sim_engine import SimEngine, SimOptions
+from services.local_engine.sim_model import answer_seed, token_at
 from services.router import app as router_app
 from services.router import settings as router_settings
+from tests.support import inprocess
 from tests.support.auth import bearer
 from tests.support.health import answers, asked, http_answers, reason, until_answers
+from tests.support.inprocess import cluster, model_stub
 from tests.support.local_keys import LocalKeys
 from tests.support.postgres import binaries, stoppable_postgres
 from tests.support.raw_http2 import message, peer, request
@@ -34,6 +37,7 @@ from tests.support.waiting import BOUND_S, until
 from tools.cluster.ports import free_port
 
 MODEL = "river"
+MODEL_OF_ALL = inprocess.MODEL
 STATUS = health_pb2.HealthCheckResponse
 YES, NO = True, False
 
@@ -43,7 +47,7 @@ class Engine:
 
     def __init__(self, simulation: SimEngine, **changes: Any) -> None:
         self.simulation = simulation
-        self.keys = LocalKeys()
+        self.keys: LocalKeys | None = LocalKeys()
         self.address, self.probes = (f"127.0.0.1:{free_port()}" for _ in range(2))
         self.http = f"127.0.0.1:{free_port()}"
         fields: dict[str, Any] = {
@@ -66,6 +70,7 @@ class Engine:
             await self.leave.wait()
 
     def stream(self, channel: grpc.aio.Channel, tokens: int = 20_000) -> Any:
+        assert self.keys is not None
         asked_for = pb.GenerateRequest(
             model=MODEL, prompt="x", sampling=pb.Sampling(max_tokens=tokens, ignore_eos=True)
         )
@@ -284,6 +289,26 @@ async def test_an_engine_that_hangs_for_too_long_ends_its_process_and_fails_its_
             await task
 
 
+async def test_a_process_whose_engine_has_died_says_so_before_it_ends():
+    died = asyncio.Event()
+
+    class Mortal(SimEngine):
+        async def lost(self) -> str:
+            await died.wait()
+            return "killed"
+
+    engine = Engine(Mortal(SimOptions(name=MODEL)))
+    async with living(engine) as (probes, task):
+        watch = health_pb2_grpc.HealthStub(probes).Watch(
+            health_pb2.HealthCheckRequest(service="liveness"), timeout=BOUND_S
+        )
+        assert (await watch.read()).status == STATUS.SERVING
+        died.set()
+        assert (await watch.read()).status == STATUS.NOT_SERVING
+        with pytest.RaisesGroup(EngineLost):
+            await task
+
+
 async def test_a_hung_engine_that_is_told_to_end_waits_for_no_stream():
     """The drain timeout is as long as the test would wait."""
     engine = Engine(
@@ -310,6 +335,7 @@ async def test_neither_idling_nor_a_long_prompt_is_a_hang():
     simulation = make_engine(engine.settings)
     assert isinstance(simulation, SimEngine)
     engine.simulation = simulation
+    assert engine.keys is not None
     async with living(engine) as (probes, task), open_channel(engine.address) as channel:
         watch = health_pb2_grpc.HealthStub(probes).Watch(
             health_pb2.HealthCheckRequest(service="liveness"), timeout=2 * BOUND_S
@@ -327,6 +353,50 @@ async def test_neither_idling_nor_a_long_prompt_is_a_hang():
         assert not changes.done(), "liveness never changed"
         assert not task.done()
         changes.cancel()
+
+
+async def test_behind_a_router_the_streams_of_a_hung_engine_go_on_elsewhere(tmp_path):
+    async with cluster(tmp_path) as s:
+        simulation = SimEngine(SimOptions(name=MODEL_OF_ALL))
+        hanging = Engine(
+            simulation,
+            served_model_name=MODEL_OF_ALL,
+            registry=s.registry,
+            service_id="hanging",
+            hang_after=0.3,
+            hang_exit=0.9,
+        )
+        hanging.keys = None
+        async with living(hanging) as (_, task), s.channel(s.router) as channel:
+            await s.backends_ready(2)
+            secret = await s.new_client("caller", "generate")
+            auth = bearer(await s.token("caller", secret))
+            calls = []
+            for number in range(8):
+                asked_for = pb.GenerateRequest(
+                    model=MODEL_OF_ALL,
+                    prompt_token_ids=[300 + number],
+                    sampling=pb.Sampling(max_tokens=2000, ignore_eos=True),
+                )
+                call = model_stub(channel).StreamGenerate(asked_for, metadata=auth)
+                calls.append((call, await call.read()))
+
+            async def both_busy() -> bool:
+                return all(e.load().running for e in (simulation, s.engines[0].simulation))
+
+            await until(both_busy)
+            simulation.stalled = True
+            resumed = 0
+            for number, (call, first) in enumerate(calls):
+                chunks = [first, *await rest(call)]
+                seed = answer_seed([300 + number])
+                tokens = [token for chunk in chunks for token in chunk.token_ids]
+                assert tokens == [token_at(seed, n) for n in range(2000)]
+                resumed += bool(chunks[-1].receipt.resumed_at_tokens)
+            assert resumed
+            await asyncio.wait((task,), timeout=BOUND_S)
+            with pytest.RaisesGroup(EngineLost):
+                await task
 
 
 # Others

@@ -153,7 +153,7 @@ class Cluster:
         if patient:
             changes.setdefault("max_queue_time", 600.0)
         settings = router_settings.Settings(
-            **self.common(name), client_id=name, client_secret=Secret(secret), **changes
+            client_id=name, client_secret=Secret(secret), **(self.common(name) | changes)
         )
         policy = router_app._default_policy(settings)
         if patient:

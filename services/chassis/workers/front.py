@@ -16,14 +16,14 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.process_collector import ProcessCollector
 
 from services.chassis.health import Question
-from services.chassis.http_endpoint import PATHS, HttpEndpoint
+from services.chassis.http_endpoint import HttpEndpoint
 from services.chassis.workers.child import Child
 from services.chassis.workers.exposition import merge
+from services.chassis.workers.questions import get, probe
 
 _log = logging.getLogger(__name__)
 
 _ANSWER_WITHIN_S = 3.0
-_PROBE_WITHIN_S = 2.0
 SUPERVISOR = "supervisor"
 """The value of the label `worker` on the supervisor's own series."""
 
@@ -64,7 +64,7 @@ class Front:
         self._started = self._started or bool(serving)
         if question is Question.STARTUP:
             return "" if self._started else "no worker has served yet"
-        answers = await asyncio.gather(*(_probe_of(child, question) for child in serving))
+        answers = await asyncio.gather(*(probe(child, question) for child in serving))
         if question is Question.READINESS:
             if not serving:
                 return "no worker serves"
@@ -86,7 +86,7 @@ class Front:
 async def _metrics_of(child: Child) -> str:
     """The worker's own text; nothing when it does not answer, which its series then show."""
     try:
-        status, text = await _get(child, "/metrics", _ANSWER_WITHIN_S)
+        status, text = await get(child, "/metrics", _ANSWER_WITHIN_S)
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         _log.warning(
             "a worker's metrics cannot be read",
@@ -94,24 +94,3 @@ async def _metrics_of(child: Child) -> str:
         )
         return ""
     return text if status == 200 else ""
-
-
-async def _probe_of(child: Child, question: Question) -> str:
-    """Why the worker's answer is no; one that does not answer in time says no."""
-    try:
-        status, text = await _get(child, PATHS[question], _PROBE_WITHIN_S)
-    except (aiohttp.ClientError, OSError, TimeoutError):
-        return f"worker {child.index} does not answer"
-    return "" if status == 200 else f"worker {child.index} is {text.strip()}"
-
-
-async def _get(child: Child, path: str, within: float) -> tuple[int, str]:
-    """Status and text. Raises ClientError, OSError or TimeoutError."""
-    async with (
-        aiohttp.ClientSession(
-            connector=aiohttp.UnixConnector(child.http_socket),
-            timeout=aiohttp.ClientTimeout(total=within),
-        ) as session,
-        session.get(f"http://worker{path}") as answer,
-    ):
-        return answer.status, await answer.text()

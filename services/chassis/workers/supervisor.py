@@ -1,7 +1,7 @@
 """Keeps N workers of one service running behind one port. Creates no gRPC object.
 
-Replaces workers that die, restarts them one by one, registers the service once for all of them,
-and ends them all. It sees no request.
+Replaces workers that die or are stuck, restarts them one by one, registers the service once for
+all of them, and ends them all. It sees no request.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from services.chassis.tls import Tls, https_of
 from services.chassis.workers import control
 from services.chassis.workers.child import Child, Program
 from services.chassis.workers.front import Front
+from services.chassis.workers.stuck import kill_the_stuck
 from services.chassis.workers.worker import LOG_LEVEL
 
 _log = logging.getLogger(__name__)
@@ -115,6 +116,8 @@ class Supervisor:
                 ]
                 helpers.append(self._tasks.create_task(self._restarts(), name="restarts"))
                 helpers.append(self._tasks.create_task(self._register(), name="registration"))
+                stuck = kill_the_stuck(self._by_index)
+                helpers.append(self._tasks.create_task(stuck, name="stuck-workers"))
                 if self._tls is not None:
                     helpers.append(self._tasks.create_task(self._tls.follow(), name="certificates"))
                 await self._stopping.wait()
