@@ -49,6 +49,8 @@ from anabranch.v1 import (
     generation_pb2,
     model_pb2,
     model_pb2_grpc,
+    operations_pb2,
+    operations_pb2_grpc,
 )
 
 DEFAULT_TIMEOUT = 600.0
@@ -233,6 +235,16 @@ class AsyncClient:
         ask = admin_pb2.ExplainRouteRequest(request=self.prepare(request, options))
         return wire.explanation(await self._call(self._admin().ExplainRoute, ask))
 
+    async def log_level(self) -> str:
+        """Returns how much the process at the target logs. Needs `admin` or `observe`."""
+        ask = operations_pb2.GetLogLevelRequest()
+        return str((await self._call(self._operations().GetLogLevel, ask)).level)
+
+    async def set_log_level(self, level: str) -> str:
+        """Changes it until the process restarts, and returns the level before. Needs `admin`."""
+        ask = operations_pb2.UpdateLogLevelRequest(level=level)
+        return str((await self._call(self._operations().UpdateLogLevel, ask)).previous_level)
+
     async def policy(self) -> RoutingPolicy:
         """Returns the routing policy in force. Needs the scope `admin`."""
         return wire.routing_policy(
@@ -299,6 +311,9 @@ class AsyncClient:
 
     def _admin(self) -> Any:
         return admin_pb2_grpc.RouterAdminServiceStub(self._unary())
+
+    def _operations(self) -> Any:
+        return operations_pb2_grpc.OperationsServiceStub(self._unary())
 
     async def _call(self, method: Any, request: Any) -> Any:
         authorization = await self._tokens.authorization()

@@ -23,6 +23,7 @@ _IDEMPOTENT = {
         "UndrainBackend",
         "ExplainRoute",
     ),
+    "anabranch.v1.OperationsService": ("GetLogLevel", "UpdateLogLevel"),
     "anabranch.v1.AuthService": ("IssueToken",),
 }
 

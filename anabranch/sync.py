@@ -134,6 +134,14 @@ class Client:
         """As AsyncClient.explain."""
         return self._loop.run(self._client.explain(request, **options))
 
+    def log_level(self) -> str:
+        """As AsyncClient.log_level."""
+        return self._loop.run(self._client.log_level())
+
+    def set_log_level(self, level: str) -> str:
+        """As AsyncClient.set_log_level."""
+        return self._loop.run(self._client.set_log_level(level))
+
     def policy(self) -> RoutingPolicy:
         """As AsyncClient.policy."""
         return self._loop.run(self._client.policy())

@@ -11,7 +11,7 @@ import click
 
 from anabranch.cli.ask import chat, count, generate
 from anabranch.cli.auth import auth
-from anabranch.cli.cluster import backends, drain, explain, models, undrain
+from anabranch.cli.cluster import backends, drain, explain, log_level, models, undrain
 from anabranch.cli.connection import Connection
 from anabranch.cli.extensions import ExtensibleGroup
 from anabranch.cli.feedback import feedback
@@ -67,6 +67,7 @@ for command in (
     drain,
     undrain,
     explain,
+    log_level,
     policy,
     auth,
     version,

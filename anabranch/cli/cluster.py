@@ -1,4 +1,4 @@
-"""Commands that look at the cluster and steer it: models, backends, drain, undrain, explain."""
+"""Commands that look at the cluster and steer it: models, backends, drain, explain, log-level."""
 
 from __future__ import annotations
 
@@ -106,3 +106,30 @@ def explain(connection: Connection, /, prompt: str | None, as_json: bool, **give
         options["messages"] = conversation(system, text)
         found = client.explain(**options)
         print_json(found) if as_json else print_explanation(found)
+
+
+@click.command("log-level")
+@click.argument("level", required=False, type=click.Choice(["debug", "info", "warning", "error"]))
+@json_option
+@click.pass_obj
+def log_level(connection: Connection, /, level: str | None, as_json: bool) -> None:
+    """Show how much the process at --target logs, or change it to LEVEL until it restarts.
+
+    Needs the scope admin; to look at it observe is enough. Every process has one: routers, engines,
+    cloud proxies and auth. A change reaches all workers of a router, but no other replica.
+
+    \b
+    Examples:
+      anabranch log-level
+      anabranch --target engine-7:50052 log-level debug
+    """
+    with connection.client(as_json=as_json) as client:
+        if level is None:
+            level = client.log_level()
+            print_json({"level": level}) if as_json else click.echo(level)
+            return
+        previous = client.set_log_level(level)
+        if as_json:
+            print_json({"level": level, "previous_level": previous})
+        else:
+            click.echo(f"{level}, before: {previous}")

@@ -152,7 +152,7 @@ class RouterAdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetLogLevel(self, request, context):
-        """Changes the log level of this process until it restarts. Idempotent.
+        """As OperationsService.UpdateLogLevel, which every process serves. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

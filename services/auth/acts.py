@@ -108,6 +108,19 @@ class Acts:
             self.note(refused(act, fault))
             raise
 
+    @asynccontextmanager
+    async def acting(self, act: Act) -> AsyncIterator[dict[str, Scalar]]:
+        """Surrounds an act that changes nothing in the database; it is written soon after.
+
+        What is put into the dict belongs to it. Raises Fault, before the block, when too many acts
+        wait already.
+        """
+        self._check_room()
+        outcome: dict[str, Scalar] = {}
+        with self.noting_refusal(act):
+            yield outcome
+        self.note(replace(act, details={**act.details, **outcome}))
+
     def note(self, act: Act) -> None:
         """Writes the act soon. Raises Fault when too many wait already."""
         self._check_room()

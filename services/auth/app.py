@@ -43,6 +43,7 @@ from services.chassis.audit.head import Signer
 from services.chassis.encryption.errors import EncryptionError
 from services.chassis.encryption.keychain import Keychain
 from services.chassis.host import Host
+from services.chassis.operations import serve_operations
 from services.chassis.settings import SettingsError
 
 SERVICE = "anabranch-auth"
@@ -136,6 +137,7 @@ async def running(
                 host.add_servicer(
                     auth_pb2_grpc.add_AuthServiceServicer_to_server, servicer, FULL_NAME
                 )
+                serve_operations(host, acts.acting)
                 OAuthEndpoints(
                     login,
                     grants,

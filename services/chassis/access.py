@@ -12,7 +12,7 @@ from typing import Any
 
 from google.protobuf.descriptor import FileDescriptor
 
-from anabranch.v1 import admin_pb2, auth_pb2, model_pb2, options_pb2
+from anabranch.v1 import admin_pb2, auth_pb2, model_pb2, operations_pb2, options_pb2
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def rules_of(files: Iterable[FileDescriptor]) -> Mapping[str, Access]:
     return rules
 
 
-RULES = rules_of((model_pb2.DESCRIPTOR, auth_pb2.DESCRIPTOR, admin_pb2.DESCRIPTOR))
+RULES = rules_of(file.DESCRIPTOR for file in (model_pb2, auth_pb2, admin_pb2, operations_pb2))
 
 
 def access_of(method: str, rules: Mapping[str, Access] = RULES) -> Access | None:

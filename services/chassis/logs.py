@@ -105,10 +105,15 @@ def set_level(level: str) -> str:
 
     Raises ValueError on an unknown level.
     """
-    root = logging.getLogger()
-    number, previous = _number(level), root.level
-    root.setLevel(number)
-    return next((name for name, known in LEVELS.items() if known == previous), "warning")
+    number, previous = _number(level), current_level()
+    logging.getLogger().setLevel(number)
+    return previous
+
+
+def current_level() -> str:
+    """The least severe level that is logged; of one that is none of ours, `warning`."""
+    number = logging.getLogger().level
+    return next((name for name, known in LEVELS.items() if known == number), "warning")
 
 
 def _number(level: str) -> int:

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from anabranch.v1 import session_pb2
 from services.chassis.authn import KeySource
 from services.chassis.host import Host
+from services.chassis.operations import serve_operations
 from services.chassis.quotas.gate import QuotaGate
 from services.chassis.redis_connection import redis_client
 from services.chassis.registry import Registry
@@ -98,6 +99,7 @@ async def running(
 
         budgets = open_budgets(rules, redis, epoch_clock)
         budgets.observe(host.meter)
+        serve_operations(host)
         host.add_model_service(
             CloudProxy(
                 Directory(routes, DIALECTS),

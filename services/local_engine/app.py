@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 from services.chassis.authn import KeySource
 from services.chassis.host import Host
+from services.chassis.operations import serve_operations
 from services.chassis.quotas.gate import QuotaGate
 from services.chassis.redis_connection import redis_client
 from services.chassis.registry import Registry
@@ -78,6 +79,7 @@ async def running(
                 max_waiting=settings.max_waiting,
             )
             service = host.add_model_service(handler, quotas=QuotaGate(redis))
+            serve_operations(host)
             await host.start()
             await engine.start()
             if settings.engine == "vllm":

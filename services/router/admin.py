@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 import grpc
 
 from anabranch.v1 import admin_pb2, admin_pb2_grpc, errors_pb2
-from services.chassis import logs
 from services.chassis.errors import Fault, Violation, invalid
+from services.chassis.operations import change_log_level
 from services.chassis.principal import current_principal
 from services.chassis.validation import validate_generate
 from services.router.core import values
@@ -39,7 +39,6 @@ _BREAKERS = {
     BreakerState.OPEN: admin_pb2.BREAKER_STATE_OPEN,
     BreakerState.HALF_OPEN: admin_pb2.BREAKER_STATE_HALF_OPEN,
 }
-_LEVELS = ("debug", "info", "warning", "error")
 Context: TypeAlias = grpc.aio.ServicerContext
 
 
@@ -104,9 +103,7 @@ class RouterAdmin(admin_pb2_grpc.RouterAdminServiceServicer):
         self, request: admin_pb2.SetLogLevelRequest, context: Context
     ) -> admin_pb2.SetLogLevelResponse:
         """Changes the process's log level."""
-        if request.level not in _LEVELS:
-            raise invalid([Violation("level", f"must be one of {', '.join(_LEVELS)}")])
-        return admin_pb2.SetLogLevelResponse(previous_level=logs.set_level(request.level))
+        return admin_pb2.SetLogLevelResponse(previous_level=change_log_level(request.level))
 
     async def GetPolicy(
         self, request: admin_pb2.GetPolicyRequest, context: Context

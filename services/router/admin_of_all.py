@@ -13,9 +13,9 @@ from typing import Any
 
 import grpc
 
-from anabranch.v1 import admin_pb2, admin_pb2_grpc, errors_pb2
-from services.chassis.errors import Fault, Work
-from services.chassis.workers import Worker
+from anabranch.v1 import admin_pb2, admin_pb2_grpc
+from services.chassis.errors import Fault
+from services.chassis.workers import Worker, willing
 from services.chassis.workers.worker import LOG_LEVEL
 from services.router.admin import Context, RouterAdmin
 from services.router.admin_merge import merge_backends, merge_statuses
@@ -109,7 +109,7 @@ class AdminOfAll(RouterAdmin):
     ) -> admin_pb2.SetLogLevelResponse:
         """Changes the level of every process of this router."""
         own = await super().SetLogLevel(request, context)
-        _good(await self._ask("SetLogLevel", request, context))
+        willing(await self._ask("SetLogLevel", request, context))
         self._worker.share(LOG_LEVEL, request.level)
         return own
 
@@ -122,7 +122,7 @@ class AdminOfAll(RouterAdmin):
         try:
             async with asyncio.timeout(_FOLLOWED_WITHIN_S):
                 while True:
-                    replies = _good(await self._ask("GetPolicy", asked, context))
+                    replies = willing(await self._ask("GetPolicy", asked, context))
                     # A later update may have come to some of them, and to this worker, already.
                     done = {own.version, self._policy.version}
                     if all(reply.version in done for reply in replies):
@@ -149,7 +149,7 @@ class AdminOfAll(RouterAdmin):
             if fault.code is not grpc.StatusCode.NOT_FOUND:
                 raise
             unknown = fault
-        found += _good(await self._ask(method, request, context))
+        found += willing(await self._ask(method, request, context))
         if not found and unknown is not None:
             raise unknown
         return found
@@ -164,19 +164,3 @@ class AdminOfAll(RouterAdmin):
             str(metadata.get("authorization", "")),
             starting_too=starting_too,
         )
-
-
-def _good(replies: dict[int, Any]) -> list[Any]:
-    """The replies of those who know what is asked about.
-
-    Raises Fault when a worker does not answer: it was not done everywhere, and should be repeated.
-    """
-    for index, reply in replies.items():
-        if isinstance(reply, Fault) and reply.code is not grpc.StatusCode.NOT_FOUND:
-            raise Fault(
-                errors_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE,
-                f"worker {index} did not answer; the call may be repeated",
-                work=Work.MAYBE_BILLED,
-                retry_after=1.0,
-            ) from reply
-    return [reply for reply in replies.values() if not isinstance(reply, Fault)]

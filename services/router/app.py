@@ -19,6 +19,7 @@ from services.chassis.encryption.errors import EncryptionError
 from services.chassis.encryption.keychain import Keychain
 from services.chassis.host import Host
 from services.chassis.model_streams import StreamLimits
+from services.chassis.operations import serve_operations
 from services.chassis.quotas import money
 from services.chassis.quotas.gate import QuotaGate
 from services.chassis.quotas.money import LeasesByKind
@@ -141,6 +142,7 @@ async def running(
             host.add_private_servicer(add_admin, admin)
         audited = AuditedAdmin(of_all or admin, host.audit)
         host.add_servicer(add_admin, audited, "anabranch.v1.RouterAdminService")
+        serve_operations(host)
         host.meter.create_observable_gauge(
             "anabranch.router.waiting",
             callbacks=[lambda _: [Observation(len(routing.line))]],

@@ -26,6 +26,7 @@ from tests.support.auth import bearer, until
 from tests.support.health import http_answers, reason
 from tests.support.waiting import BOUND_S
 from tests.support.workers import WorkerProcess, ask_any, ask_each, until_workers, values, workers
+from tools import identities
 from tools.cluster import Cluster, EngineKind, EngineSpec
 from tools.cluster.ports import free_port
 from tools.cluster.recipes import ROOT, SIM_MODEL
@@ -301,6 +302,33 @@ async def test_a_request_is_cancelled_and_a_level_set_wherever_they_are_asked_fo
     await until_workers(router, 2, gone=[victim])
     each = await ask_each(router, "SetLogLevel", admin_pb2.SetLogLevelRequest(level="info"))
     assert [reply.previous_level for reply in each] == ["error", "error"]
+
+
+async def test_one_level_holds_in_every_worker_and_in_no_other_process(router):
+    token = await router.token(identities.ADMIN)
+    engine = router.processes["sim-1"].record.address
+    async with (
+        AsyncClient(router.router, token=token) as operator,
+        AsyncClient(engine, token=token) as aside,
+    ):
+        assert await operator.set_log_level("error") == "info"
+
+        async def levels() -> list[str]:
+            found = []
+            for worker in workers(router):
+                async with AsyncClient(worker.assignment.grpc_socket, token=token) as each:
+                    found.append(await each.log_level())
+            return found
+
+        assert await levels() == ["error", "error"]
+        victim = workers(router)[0]
+        os.kill(victim.pid, signal.SIGKILL)
+        await until_workers(router, 2, gone=[victim])
+        assert await levels() == ["error", "error"]
+        assert await aside.log_level() == "info"
+        assert await aside.set_log_level("debug") == "info"
+    log = router.processes["sim-1"].log.read_text()
+    assert '"message":"log level changed"' in log
 
 
 async def test_feedback_finds_the_worker_that_gave_the_answer(router):

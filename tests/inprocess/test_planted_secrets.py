@@ -286,5 +286,6 @@ def test_a_secret_is_found_in_every_spelling_and_in_part() -> None:
         repr({"key": secret}),
     ):
         assert planted.found(text).keys() == {"it"}, text
-    assert planted.found(secret[:15] + "-" + secret[20:30]) == {}
+    # A character that no secret holds: otherwise it may be the one that follows there.
+    assert planted.found(secret[:15] + "*" + secret[20:30]) == {}
     assert planted.found(canary()) == {}

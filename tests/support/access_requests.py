@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
-from anabranch.v1 import admin_pb2, auth_pb2, model_pb2, session_pb2
+from anabranch.v1 import admin_pb2, auth_pb2, model_pb2, operations_pb2, session_pb2
 from anabranch.v1 import generation_pb2 as pb
 
 OWN, OTHER, MISSING = "own tenant", "another tenant", "not existing"
@@ -164,9 +164,15 @@ _AUTH: Mapping[str, Case] = {
     ),
 }
 
+_OPERATIONS: Mapping[str, Case] = {
+    "GetLogLevel": _fixed(operations_pb2.GetLogLevelRequest()),
+    "UpdateLogLevel": _fixed(operations_pb2.UpdateLogLevelRequest(level="info")),
+}
+
 CASES: Mapping[str, Mapping[str, Case]] = {
     "ModelService": _MODEL_SERVICE,
     "RouterAdminService": _ROUTER_ADMIN,
     "AuthService": _AUTH,
+    "OperationsService": _OPERATIONS,
 }
 """By service and RPC. An RPC that is missing here has a row in no matrix, and fails its test."""

@@ -9,6 +9,7 @@ from anabranch.v1 import (
     errors_pb2,
     generation_pb2,
     model_pb2,
+    operations_pb2,
     relay_pb2,
     session_pb2,
 )
@@ -49,7 +50,7 @@ def test_a_chunk_survives_the_relay_view_unchanged():
 
 
 def test_every_rpc_says_who_may_call_it():
-    for file in (model_pb2, auth_pb2, admin_pb2):
+    for file in (model_pb2, auth_pb2, admin_pb2, operations_pb2):
         for service in file.DESCRIPTOR.services_by_name.values():
             for method in service.methods:
                 assert f"/{service.full_name}/{method.name}" in RULES

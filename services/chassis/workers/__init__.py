@@ -6,7 +6,7 @@ docs/adr/0003-workers-share-a-port.md.
 """
 
 from services.chassis.workers.assignment import Assignment
-from services.chassis.workers.siblings import Roster, Sibling
+from services.chassis.workers.siblings import Roster, Sibling, willing
 from services.chassis.workers.worker import Worker
 
-__all__ = ["Assignment", "Roster", "Sibling", "Worker"]
+__all__ = ["Assignment", "Roster", "Sibling", "Worker", "willing"]

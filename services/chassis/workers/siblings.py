@@ -7,14 +7,15 @@ itself, and never asks further. What the answers mean together is the service's 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 
+from anabranch.v1 import errors_pb2
 from services.chassis.channels import open_channel
-from services.chassis.errors import Fault, fault_from_rpc_error
+from services.chassis.errors import Fault, Work, fault_from_rpc_error
 from services.chassis.workers.assignment import grpc_socket
 
 ANSWER_WITHIN_S = 2.0
@@ -100,6 +101,22 @@ class Roster:
 
     def _open(self, number: int) -> grpc.aio.Channel:
         return open_channel(grpc_socket(self._directory, number))
+
+
+def willing(replies: Mapping[int, Any | Fault]) -> list[Any]:
+    """The replies of those who know what is asked about.
+
+    Raises Fault when a worker does not answer: it was not done everywhere, and should be repeated.
+    """
+    for index, reply in replies.items():
+        if isinstance(reply, Fault) and reply.code is not grpc.StatusCode.NOT_FOUND:
+            raise Fault(
+                errors_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE,
+                f"worker {index} did not answer; the call may be repeated",
+                work=Work.MAYBE_BILLED,
+                retry_after=1.0,
+            ) from reply
+    return [reply for reply in replies.values() if not isinstance(reply, Fault)]
 
 
 async def farewell(channel: grpc.aio.Channel) -> None:
