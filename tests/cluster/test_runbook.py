@@ -14,6 +14,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -25,27 +26,38 @@ from click.testing import CliRunner
 from anabranch.cli import main
 from anabranch.v1 import generation_pb2, model_pb2_grpc
 from tests.support import grpcurl
-from tests.support.runbook import Command, commands, difference
+from tests.support.runbook import Command, commands, difference, inline
 from tests.support.waiting import BOUND_S, until
 from tools.cluster import Cluster, EngineKind, EngineSpec
 from tools.cluster.recipes import at
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs/runbook.md").read_text(encoding="utf-8")
+BIN = Path(sys.executable).parent
 MODEL = "smollm2-135m-instruct"
 COMMANDS = commands(PAGE)
 HERE = [command for command in COMMANDS if not command.where]
 
-NOT_RUN = {
-    # Compose needs a Docker engine; the file it reads is checked elsewhere.
-    "the-administrators-secret-2": "docker compose exec",
+NOT_RUN = {"the-administrators-secret-2"}
+"""Blocks for Compose, which needs a Docker engine; the file that it reads is checked elsewhere."""
+
+INLINE = inline(PAGE)
+RUN = {"curl", "date", "grep", "python"}
+INLINE_NOT_RUN = {
+    "dmesg": "reads the kernel's log, which is not everybody's",
+    "docker": "needs a Docker engine",
+    "make": "starts and looks at the cluster of the documented ports",
+    "nc": "says no more than a call does, and is not everywhere",
+    "nvidia-smi": "needs a GPU",
+    "openssl": "needs a port with TLS; what it is to explain is test_runbook_connections.py's",
 }
+"""Programs of commands within sentences that are not run, and why."""
 
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.timeout(600),
-    pytest.mark.asyncio(loop_scope="module"),
 ]
+in_one_loop = pytest.mark.asyncio(loop_scope="module")
 
 
 class Operator:
@@ -66,6 +78,12 @@ class Operator:
             self._done += 1
             self._outcomes[command.name] = await self._follow(command)
         return self._outcomes[wanted.name]
+
+    async def try_out(self, line: str) -> tuple[int, str]:
+        """Runs a command of a sentence, after all blocks."""
+        await self.outcome(HERE[-1])
+        line = self._here(line).replace("HOST:PORT", self.cluster.router)
+        return await self._run(line)
 
     async def _follow(self, command: Command) -> str:
         if command.section not in self._sections:
@@ -112,7 +130,9 @@ class Operator:
 
     async def _command_line(self, line: str) -> str:
         """What is wrong with the command line beside a block."""
-        _, words = await self._run(f"for word in {line}; do printf '%s\\n' \"$word\"; done")
+        _, words = await self._run(
+            f"for word in {self._here(line)}; do printf '%s\\n' \"$word\"; done"
+        )
         _, environment = await self._run("env")
         env = dict(
             pair.split("=", 1) for pair in environment.splitlines() if pair[:10] == "ANABRANCH_"
@@ -191,7 +211,7 @@ async def operator(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Op
             "bash",
             "-o",
             "pipefail",
-            env=clean | {"PYTHONPATH": str(ROOT)},
+            env=clean | {"PYTHONPATH": str(ROOT), "PATH": f"{BIN}:{os.environ['PATH']}"},
             cwd=folder,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
@@ -204,20 +224,39 @@ async def operator(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Op
         await shell.wait()
 
 
+@in_one_loop
 @pytest.mark.parametrize("command", HERE, ids=lambda command: command.name)
 async def test_a_block_works_and_prints_what_the_runbook_says(operator, command):
     assert not await operator.outcome(command)
 
 
+@in_one_loop
 async def test_a_cancelled_request_ended_so(operator):
     await operator.outcome(next(c for c in HERE if c.section == "cancel-a-request"))
     await asyncio.gather(*_reports)
     assert _reports
 
 
+@in_one_loop
+@pytest.mark.parametrize("line", [line for line in INLINE if line.split()[0] in RUN])
+async def test_a_command_within_a_sentence_works(operator, line):
+    status, printed = await operator.try_out(line)
+    # grep that finds nothing says 1, and 2 where it does not understand.
+    assert status == 0 or (line.startswith("grep ") and status == 1), printed
+
+
+@pytest.mark.parametrize("line", [line for line in INLINE if line.startswith("anabranch ")])
+def test_a_command_line_within_a_sentence_exists(line):
+    words = [word for word in line.split()[1:] if word.islower() and "." not in word]
+    result = CliRunner().invoke(main, [*words, "--help"])
+    assert result.exit_code == 0, result.output
+
+
 def test_what_is_not_run_is_known():
     elsewhere = {command.name for command in COMMANDS if command.where not in ("", "kubectl")}
-    assert elsewhere == set(NOT_RUN)
+    assert elsewhere == NOT_RUN
+    programs = {line.split()[0] for line in INLINE}
+    assert programs == RUN | {"anabranch", "kubectl"} | INLINE_NOT_RUN.keys()
 
 
 def _kubectl() -> str | None:
@@ -227,9 +266,11 @@ def _kubectl() -> str | None:
 def _kubectl_lines() -> list[str]:
     scripts = [command.script for command in COMMANDS if command.where == "kubectl"]
     lines = "\n".join(scripts).replace("\\\n", " ").splitlines()
+    lines += [line.replace("…", "x") for line in INLINE if line.startswith("kubectl ")]
     return [line.split(" | ")[0].split(" > ")[0] for line in lines if line.strip()]
 
 
+@in_one_loop
 @pytest.mark.skipif(_kubectl() is None, reason="there is no kubectl")
 @pytest.mark.parametrize("line", _kubectl_lines())
 async def test_kubectl_understands_what_it_is_told(line, tmp_path):

@@ -19,6 +19,9 @@ ANY = "…"
 _FENCE = re.compile(r"^( *)```([a-z]*)(?: ([a-z]+))?\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 _HEADING = re.compile(r"^#{1,4} (.+)$", re.MULTILINE)
 _CLI = re.compile(r"^ *CLI: (?:`(anabranch [^`]+)`)?", re.MULTILINE)
+_INLINE = re.compile(
+    r"`((?:anabranch|curl|date|dmesg|docker|grep|kubectl|make|nc|nvidia-smi|openssl|python)(?: [^`]+))`"
+)
 _ROW = re.compile(r"^\|(.+)\|$", re.MULTILINE)
 
 
@@ -83,6 +86,12 @@ def commands(page: str) -> list[Command]:
             found[-1].expected, found[-1].form = textwrap.dedent(match[4]), match[2]
             open_for_output = False
     return found
+
+
+def inline(page: str) -> list[str]:
+    """The commands within sentences and tables, each once; `CLI:` lines are `commands`'."""
+    prose = re.sub(r"^ *CLI: `.*$", "", _FENCE.sub("", page), flags=re.MULTILINE)
+    return sorted({found.replace("\\|", "|") for found in _INLINE.findall(prose)})
 
 
 def rows(page: str, heading: str) -> list[list[str]]:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from google.protobuf.descriptor import ServiceDescriptor
 
-from anabranch.v1 import admin_pb2, auth_pb2, model_pb2
+from anabranch.v1 import admin_pb2, auth_pb2, model_pb2, operations_pb2
 from services.auth.settings import Settings as Auth
 from services.cloud_proxy.settings import Settings as Cloud
 from services.local_engine.settings import Settings as Engine
@@ -55,6 +55,7 @@ def test_every_rpc_is_called_on_the_page():
     services: list[ServiceDescriptor] = [
         model_pb2.DESCRIPTOR.services_by_name["ModelService"],
         admin_pb2.DESCRIPTOR.services_by_name["RouterAdminService"],
+        operations_pb2.DESCRIPTOR.services_by_name["OperationsService"],
         auth_pb2.DESCRIPTOR.services_by_name["AuthService"],
     ]
     scripts = "\n".join(command.script for command in commands(PAGE) if not command.where)
