@@ -19,9 +19,8 @@ ANY = "…"
 _FENCE = re.compile(r"^( *)```([a-z]*)(?: ([a-z]+))?\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 _HEADING = re.compile(r"^#{1,4} (.+)$", re.MULTILINE)
 _CLI = re.compile(r"^ *CLI: (?:`(anabranch [^`]+)`)?", re.MULTILINE)
-_INLINE = re.compile(
-    r"`((?:anabranch|curl|date|dmesg|docker|grep|kubectl|make|nc|nvidia-smi|openssl|python)(?: [^`]+))`"
-)
+_PROGRAMS = "anabranch|curl|date|dmesg|docker|grep|kubectl|make|nc|nvidia-smi|openssl|python"
+_INLINE = re.compile(rf"`((?:{_PROGRAMS}) [^`]+)`")
 _ROW = re.compile(r"^\|(.+)\|$", re.MULTILINE)
 
 
