@@ -18,6 +18,7 @@ from google.protobuf.descriptor_pb2 import (
     FileDescriptorSet,
 )
 from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
@@ -190,6 +191,8 @@ def _extensions(file: FileDescriptorProto) -> Iterator[FieldDescriptorProto]:
 
 def _standard_files() -> Iterator[FileDescriptorProto]:
     yield FileDescriptorProto.FromString(health_pb2.DESCRIPTOR.serialized_pb)
+    # No contract names them, but errors carry them, and tools ask for the types of what they print.
+    yield FileDescriptorProto.FromString(error_details_pb2.DESCRIPTOR.serialized_pb)
     alpha = FileDescriptorProto.FromString(reflection_pb2.DESCRIPTOR.serialized_pb)
     yield alpha
     yield _renamed(alpha, "grpc.reflection.v1")

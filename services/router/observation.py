@@ -92,6 +92,15 @@ class Observation:
             self._remember(self._context, self._model, receipt.tier, receipt.backend_id)
         if receipt.resumes:
             observer.resumes.add(receipt.resumes, {"gen_ai.request.model": self._model})
+        if receipt.overflow is not None or receipt.attempts > 1:
+            self._tell(
+                "request left its first choice",
+                tier=receipt.tier.value if receipt.tier else "",
+                backend=receipt.backend_id,
+                overflow="" if receipt.overflow is None else receipt.overflow.value,
+                attempts=receipt.attempts,
+                resumes=receipt.resumes,
+            )
         if self._span is not None:
             self._span.set_attributes(
                 {
@@ -123,12 +132,21 @@ class Observation:
         reason = reason_name(fault.reason)
         # A model nobody serves is the caller's text: as a label it would be unbounded.
         self._observer.failures.add(1, {"error.type": reason})
+        # A provider's words may quote the prompt, which only its caller may read.
+        words = None if "provider" in fault.metadata else fault.message
+        self._tell("request failed", reason=reason, cause=words or "", work=str(fault.work))
         if self._span is not None:
             self._span.set_attribute("error.type", reason)
-            # A provider's words may quote the prompt, which only its caller may read.
-            words = None if "provider" in fault.metadata else fault.message
             self._span.set_status(Status(StatusCode.ERROR, words))
         self._end()
+
+    def _tell(self, message: str, **facts: object) -> None:
+        """A line for who searches by the request's id. What went as foreseen has none: the
+        caller's receipt and the audit trail tell of it."""
+        ids = {"request_id": self._context.request_id, "model": self._model}
+        if self.traceparent:
+            ids["trace_id"] = self.traceparent.split("-")[1]
+        _log.info(message, extra=ids | facts)
 
     def _end(self) -> None:
         if self._over:

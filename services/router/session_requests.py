@@ -11,7 +11,7 @@ from collections.abc import Callable
 from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 
-from anabranch.v1 import relay_pb2, session_pb2
+from anabranch.v1 import errors_pb2, relay_pb2, session_pb2
 from anabranch.v1.generation_pb2 import PiiKind
 from services.chassis.errors import Fault, Work, fault_from_status
 from services.chassis.principal import Principal
@@ -28,11 +28,11 @@ class SessionRequests:
     """Who waits for what from one backend.
 
     `send_soon` is called when there is something in `outgoing`, `on_idle` when requests have ended
-    and none may be left.
+    and none may be left, `on_refused` when the backend does not take the router's own credential.
     """
 
     __slots__ = (
-        *("_backend", "_decoding", "_next", "_on_idle", "_prefixes", "_receivers"),
+        *("_backend", "_decoding", "_next", "_on_idle", "_on_refused", "_prefixes", "_receivers"),
         *("_send_soon", "_sent_in", "_starts", "outgoing"),
     )
 
@@ -42,11 +42,13 @@ class SessionRequests:
         prefixes: PrefixIndex,
         send_soon: Callable[[], None],
         on_idle: Callable[[], None],
+        on_refused: Callable[[], None],
     ) -> None:
         self._backend = backend
         self._prefixes = prefixes
         self._send_soon = send_soon
         self._on_idle = on_idle
+        self._on_refused = on_refused
         self._receivers: dict[int, Receiver] = {}
         # The breaker's word for when each was sent, and who of them has had its first token.
         self._sent_in: dict[int, int] = {}
@@ -183,6 +185,8 @@ class SessionRequests:
         if not raw and frame.error:
             fault = _read_error(frame.error)
             self._backend.failed(self._sent_in.pop(frame.stream, UNKNOWN), fault)
+            if fault.reason == errors_pb2.ERROR_REASON_CREDENTIAL_REJECTED:
+                self._on_refused()
             receiver.on_failure(fault)
             return
         generation = self._sent_in.pop(frame.stream, UNKNOWN) if frame.last else UNKNOWN

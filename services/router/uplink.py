@@ -15,7 +15,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from anabranch.v1 import errors_pb2, relay_pb2
-from services.chassis.auth_client import TokenSource
+from services.chassis.auth_client import Token, TokenSource
 from services.chassis.channels import DEFAULT_MAX_MESSAGE_BYTES, transport_limits
 from services.chassis.errors import Fault, fault_from_rpc_error, fault_of
 from services.chassis.http2.client import ClientCall, connect
@@ -67,11 +67,12 @@ class Uplink:
         self._clock = clock
         self._jitter = jitter
         self._renewal = ""
+        self._refused = asyncio.Event()
         self._call: ClientCall | None = None
         self._loop = asyncio.get_running_loop()
         self._flush_soon = Soon(self._flush, turn_of(self._loop))
         self.requests = SessionRequests(
-            self.backend, prefixes, self._flush_soon.set, self._leave_if_idle
+            self.backend, prefixes, self._flush_soon.set, self._leave_if_idle, self._refused.set
         )
 
     @property
@@ -148,7 +149,7 @@ class Uplink:
         )
         try:
             async with asyncio.TaskGroup() as tasks:
-                renewal = tasks.create_task(self._renew(token.refresh_at))
+                renewal = tasks.create_task(self._renew(token))
                 fault = await self._until_over(call, greeted)
                 renewal.cancel()
             if fault.reason == errors_pb2.ERROR_REASON_CREDENTIAL_REJECTED:
@@ -219,10 +220,21 @@ class Uplink:
             message = relay_pb2.RelaySessionRequest(frames=frames, authorization=renewal)
             self._call.send(message.SerializeToString())
 
-    async def _renew(self, refresh_at: float) -> None:
-        """Keeps the session's credential alive in band."""
+    async def _renew(self, token: Token) -> None:
+        """Keeps the session's credential alive in band: before it ends, and once it is refused.
+
+        A token dies early when its signing key is withdrawn; the session would go on without use.
+        """
+        self._refused.clear()
+        refresh_at = token.refresh_at
         while True:
-            await asyncio.sleep(max(refresh_at - self._clock(), 0.0))
+            try:
+                async with asyncio.timeout(max(refresh_at - self._clock(), 0.0)):
+                    await self._refused.wait()
+                self._refused.clear()
+                self._tokens.was_refused(token)
+            except TimeoutError:
+                pass  # it is due
             try:
                 token = await self._tokens.token()
             except Fault as fault:

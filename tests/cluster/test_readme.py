@@ -1,7 +1,6 @@
 """What the README tells a newcomer to type works, against a running cluster.
 
-grpcurl itself is not installable here: buf's curl, which also learns the
-contracts through reflection, stands in for it. The Python examples run as printed.
+tests/support/grpcurl.py stands in for grpcurl. The Python examples run as printed.
 """
 
 import asyncio
@@ -13,12 +12,10 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import grpc
 import pytest
 import pytest_asyncio
-from google.protobuf.descriptor_pb2 import FileDescriptorProto
-from grpc_reflection.v1alpha import reflection_pb2
 
+from tests.support import grpcurl
 from tools.cluster import Cluster, EngineKind, EngineSpec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -79,60 +76,21 @@ async def shell(script: str, cluster: Cluster) -> str:
     return done.stdout
 
 
-# `list` and `describe` are spelt differently; everything else only needs its words reordered.
-_AS_BUF = r"""
-grpcurl() {
-  local options=() data='{}' address=
-  while [ $# -gt 0 ]; do
-    case "$1" in
-      -plaintext) ;;
-      -d) data=$2; shift ;;
-      -H) options+=(-H "$2"); shift ;;
-      list) buf curl --protocol grpc --http2-prior-knowledge --list-services "http://$address"
-            return ;;
-      */*) buf curl --protocol grpc --http2-prior-knowledge "${options[@]}" -d "$data" \
-             "http://$address/$1"; return ;;
-      *) address=$1 ;;
-    esac
-    shift
-  done
-}
-"""
-
-
 async def test_the_grpcurl_calls_work_through_reflection(cluster):
-    calls = [call for call in grpcurl_calls() if " describe " not in call]
-    assert len(calls) == 4
-    listed, issue, stream, models = calls
-    out = await shell(_AS_BUF + here(listed, cluster), cluster)
+    calls = grpcurl_calls()
+    assert len(calls) == 5
+    listed, described, issue, stream, models = (here(call, cluster) for call in calls)
+    out = await shell(grpcurl.shell_function() + listed, cluster)
     assert "anabranch.v1.ModelService" in out.split()
-    out = await shell(_AS_BUF + here(f"{issue}\n{stream}", cluster), cluster)
+    out = await shell(grpcurl.shell_function() + described, cluster)
+    assert "Never retry after the first chunk" in out
+    assert "returns ( stream .anabranch.v1.GenerateChunk )" in out
+    out = await shell(f"{grpcurl.shell_function()}{issue}\n{stream}", cluster)
     chunks = json.loads("[" + out.strip().replace("}\n{", "},{") + "]")
     assert chunks[-1]["finishReason"] in ("FINISH_REASON_STOP", "FINISH_REASON_LENGTH")
     assert chunks[-1]["receipt"]["tier"] == "TIER_LOCAL"
-    out = await shell(_AS_BUF + here(f"{issue}\n{models}", cluster), cluster)
+    out = await shell(f"{grpcurl.shell_function()}{issue}\n{models}", cluster)
     assert [m["name"] for m in json.loads(out)["models"]] == [MODEL]
-
-
-async def test_describe_shows_the_comments_of_the_contract(cluster):
-    described = next(call for call in grpcurl_calls() if " describe " in call).split()[-1]
-    async with grpc.aio.insecure_channel(cluster.router) as channel:
-        call = channel.stream_stream(
-            "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
-            reflection_pb2.ServerReflectionRequest.SerializeToString,
-            reflection_pb2.ServerReflectionResponse.FromString,
-        )()
-        await call.write(reflection_pb2.ServerReflectionRequest(file_containing_symbol=described))
-        answer = await call.read()
-        call.cancel()
-    files = [
-        FileDescriptorProto.FromString(raw)
-        for raw in answer.file_descriptor_response.file_descriptor_proto
-    ]
-    comments = [
-        location.leading_comments for file in files for location in file.source_code_info.location
-    ]
-    assert any("Never retry after the first chunk" in comment for comment in comments)
 
 
 @pytest.mark.parametrize("number", [0, 1], ids=["the library", "the stubs"])

@@ -84,6 +84,9 @@ async def test_every_service_is_listed_in_both_versions(address: str, version: s
         V1,
         V1ALPHA,
         "google.protobuf.FieldOptions",
+        # What errors carry: tools that print them look their types up here.
+        "google.rpc.ErrorInfo",
+        "google.rpc.RetryInfo",
     ],
 )
 async def test_a_symbol_brings_its_file_and_all_its_imports(address: str, symbol: str):

@@ -124,3 +124,30 @@ async def test_a_trace_goes_on_with_a_span_of_the_router_or_past_it():
     assert recorded.split("-")[2] != TRACEPARENT.split("-")[2]
     assert Observer(one.meter, None).begin(REQUEST, CONTEXT).traceparent == TRACEPARENT
     await one.close()
+
+
+async def test_a_request_that_failed_or_left_its_first_choice_is_found_by_its_id(caplog):
+    caplog.set_level("INFO", logger="services.router.observation")
+    one = telemetry.open("router", "1")
+    observer = Observer(one.meter, None)
+    receipt = ReceiptBuilder(Clock())
+    receipt.dispatched(Dispatch("a", Tier.LOCAL, 0.5, None))
+    receipt.first_chunk()
+    observer.begin(REQUEST, CONTEXT).finished(last_chunk(), receipt)
+    assert caplog.records == []
+
+    receipt = ReceiptBuilder(Clock())
+    receipt.dispatched(Dispatch("c", Tier.CLOUD, 0.5, Overflow.UNHEALTHY))
+    receipt.first_chunk()
+    observer.begin(REQUEST, CONTEXT).finished(last_chunk(), receipt)
+    words = Fault(
+        errors_pb2.ERROR_REASON_PROVIDER_ERROR, "it quotes the prompt", metadata={"provider": "p"}
+    )
+    observer.begin(REQUEST, CONTEXT).failed(words)
+    left, failed = (vars(record) for record in caplog.records)
+    for told in (left, failed):
+        assert told["request_id"] == "r-1"
+        assert told["trace_id"] == TRACEPARENT.split("-")[1]
+    assert (left["tier"], left["backend"], left["overflow"]) == ("cloud", "c", "unhealthy")
+    assert (failed["reason"], failed["cause"]) == ("PROVIDER_ERROR", "")
+    await one.close()
