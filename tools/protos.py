@@ -33,8 +33,8 @@ PROTOS = ROOT / "protos"
 PACKAGE = "anabranch/v1"
 PROTOSET = f"{PACKAGE}/anabranch.protoset"
 BUILD = ROOT / ".build"
-IMPORTED = ("google/rpc/status.proto",)
-"""What the contracts import from googleapis-common-protos."""
+IMPORTED = ("google/rpc/status.proto", "google/rpc/error_details.proto")
+"""Of googleapis-common-protos: what the contracts import, and what the details of errors are."""
 
 
 class ContractProblem(Exception):
