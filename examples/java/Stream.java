@@ -14,14 +14,14 @@ import io.anabranch.v1.Role;
 import io.anabranch.v1.Sampling;
 import io.grpc.ClientInterceptor;
 import io.grpc.Context;
+import io.grpc.Grpc;
+import io.grpc.InsecureChannelCredentials;
 import io.grpc.ManagedChannel;
 import io.grpc.Metadata;
 import io.grpc.StatusRuntimeException;
-import io.grpc.netty.GrpcSslContexts;
-import io.grpc.netty.NettyChannelBuilder;
+import io.grpc.TlsChannelCredentials;
 import io.grpc.protobuf.StatusProto;
 import io.grpc.stub.MetadataUtils;
-import io.netty.handler.ssl.SslContextBuilder;
 import java.io.File;
 import java.io.IOException;
 import java.nio.file.Files;
@@ -40,17 +40,16 @@ public final class Stream {
 
   // TLS when ANABRANCH_TLS_CA_FILE is set, mutual TLS when a certificate and its key are too.
   private static ManagedChannel dial(String target) throws IOException {
-    NettyChannelBuilder channel = NettyChannelBuilder.forTarget(target);
     String ca = setting("ANABRANCH_TLS_CA_FILE", "");
     if (ca.isEmpty()) {
-      return channel.usePlaintext().build();
+      return Grpc.newChannelBuilder(target, InsecureChannelCredentials.create()).build();
     }
-    SslContextBuilder tls = GrpcSslContexts.forClient().trustManager(new File(ca));
+    TlsChannelCredentials.Builder tls = TlsChannelCredentials.newBuilder().trustManager(new File(ca));
     String certificate = setting("ANABRANCH_TLS_CERT_FILE", "");
     if (!certificate.isEmpty()) {
       tls.keyManager(new File(certificate), new File(setting("ANABRANCH_TLS_KEY_FILE", "")));
     }
-    return channel.sslContext(tls.build()).build();
+    return Grpc.newChannelBuilder(target, tls.build()).build();
   }
 
   // A token is good for minutes: whoever runs longer fetches the next one at 80 % of expires_in.
@@ -170,9 +169,10 @@ public final class Stream {
     int status = 1;
     try {
       status = interruptible.call(() -> askTwiceIfTold(words));
-    } catch (StatusRuntimeException | InterruptedException error) {
+    } catch (IOException | InterruptedException | RuntimeException error) {
       if (!interruptible.isCancelled()) {
-        throw error;
+        System.err.println("error: " + error);
+        status = 2;
       }
     } finally {
       over.countDown();

@@ -16,6 +16,11 @@ from google.rpc import error_details_pb2, status_pb2
 from anabranch.v1 import auth_pb2, auth_pb2_grpc
 
 
+def setting(name: str, otherwise: str = "") -> str:
+    """A variable's value. Ends the program with a word about it when there is none."""
+    return os.environ.get(name) or otherwise or sys.exit(f"error: {name} is not set")
+
+
 def dial(target: str) -> grpc.Channel:
     """TLS when ANABRANCH_TLS_CA_FILE is set, mutual TLS when a certificate and its key are too."""
     if not (ca_file := os.environ.get("ANABRANCH_TLS_CA_FILE")):
@@ -29,7 +34,7 @@ def dial(target: str) -> grpc.Channel:
 
 def router() -> grpc.Channel:
     """A channel to the router. Close it."""
-    return dial(os.environ.get("ANABRANCH_TARGET", "127.0.0.1:50051"))
+    return dial(setting("ANABRANCH_TARGET", "127.0.0.1:50051"))
 
 
 def authorize() -> list[tuple[str, str]]:
@@ -38,10 +43,10 @@ def authorize() -> list[tuple[str, str]]:
     Its token is good for minutes: whoever runs longer fetches the next one at 80 % of `expires_in`.
     """
     request = auth_pb2.IssueTokenRequest(
-        client_id=os.environ["ANABRANCH_CLIENT_ID"],
-        client_secret=Path(os.environ["ANABRANCH_CLIENT_SECRET_FILE"]).read_text().strip(),
+        client_id=setting("ANABRANCH_CLIENT_ID"),
+        client_secret=Path(setting("ANABRANCH_CLIENT_SECRET_FILE")).read_text().strip(),
     )
-    with dial(os.environ.get("ANABRANCH_AUTH_TARGET", "127.0.0.1:50054")) as channel:
+    with dial(setting("ANABRANCH_AUTH_TARGET", "127.0.0.1:50054")) as channel:
         issued = auth_pb2_grpc.AuthServiceStub(channel).IssueToken(request, timeout=10)
     return [("authorization", f"Bearer {issued.access_token}")]
 

@@ -54,7 +54,10 @@ export async function authorize(): Promise<Metadata> {
 
 // Prints why a call failed. Seconds to wait when the service says that repeating is safe, and when.
 export function explain(error: unknown): number | undefined {
-  if (!isServiceError(error)) throw error;
+  if (!isServiceError(error)) {
+    console.error(`error: ${error instanceof Error ? error.message : String(error)}`);
+    return undefined;
+  }
   const [raw] = error.metadata.get("grpc-status-details-bin");
   const details = raw instanceof Buffer ? Status.decode(raw).details : [];
   const found = (type: string) => details.find((any) => any.typeUrl.endsWith(`/google.rpc.${type}`))?.value;
