@@ -20,6 +20,14 @@ export PIP_RETRIES ?= 10
 export PIP_DEFAULT_TIMEOUT ?= 60
 MODEL  := .models/smollm2-135m-instruct
 PIP    := $(PYTHON) -m pip install --disable-pip-version-check --no-input --quiet
+# What the examples need, by Debian's names; examples/README.md says the same.
+EXAMPLES_CPP  := g++ cmake pkg-config libgrpc++-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc
+EXAMPLES_GO   := golang-go golang-github-golang-protobuf-1-5-dev golang-google-genproto-dev \
+    golang-google-grpc-dev golang-google-protobuf-dev protoc-gen-go protoc-gen-go-grpc
+EXAMPLES_JAVA := default-jdk-headless libgeronimo-annotation-1.3-spec-java libgrpc-java libguava-java \
+    libjsr305-java libnetty-java libperfmark-java libprotobuf-java protobuf-compiler \
+    protobuf-compiler-grpc-java-plugin
+NODE_MODULES  := examples/typescript/node_modules/.package-lock.json
 # Everything that pytest is given besides; for example: make test PYTEST='-k cancel -x'
 PYTEST ?=
 # Arguments of a benchmark; for example: make bench-dataplane BENCH="--quick"
@@ -59,7 +67,7 @@ status: setup ## Show the running processes and their health
 ## Check it
 
 .PHONY: test
-test: setup-engine consul helm model servers ## Every test, two files at a time: real vLLM, real Consul, PostgreSQL and Redis, real processes
+test: setup-engine consul helm model servers examples-tools ## Every test, two files at a time: real vLLM, real Consul, PostgreSQL and Redis, real processes
 	@$(PYTHON) -m pytest -n 2 --dist loadfile $(PYTEST)
 
 .PHONY: test-fast
@@ -97,8 +105,12 @@ certs: setup ## A local authority and a certificate per service in .run/certs, f
 	@$(PYTHON) -m tools.certs $(CERTS)
 
 .PHONY: stubs
-stubs: setup ## Stubs for Go, Java and C++ in .build/stubs (needs the network: buf's hosted plugins)
+stubs: setup ## Stubs for Go, Java, C++ and TypeScript in .build/stubs (needs the network: buf's hosted plugins)
 	@$(PYTHON) -m tools.protos deps && $(VENV)/bin/buf generate
+
+.PHONY: stubs-local
+stubs-local: setup ## The same with this machine's plugins, for its libraries: see examples/README.md
+	@$(PYTHON) -m tools.local_stubs
 
 .PHONY: setup
 setup: $(VENV)/.light ## The virtual environment, without vLLM
@@ -131,15 +143,25 @@ servers: ## PostgreSQL, Redis and a name server for the tests that run against t
 	@PATH="$$PATH:/usr/sbin" command -v dnsmasq >/dev/null || tools/install_debian.sh dnsmasq-base || \
 	    echo "  → dnsmasq is not installed: the test that needs it is skipped." >&2
 
+# A language that cannot be had here is left out, and so are its tests.
+.PHONY: examples-tools
+examples-tools: ## What the examples in other languages are built with, from Debian and npm
+	@tools/install_debian.sh $(EXAMPLES_CPP) || echo "  → The C++ examples cannot be built: their tests are skipped." >&2
+	@tools/install_debian.sh $(EXAMPLES_GO) || echo "  → The Go example cannot be built: its tests are skipped." >&2
+	@tools/install_debian.sh $(EXAMPLES_JAVA) || echo "  → The Java example cannot be built: its tests are skipped." >&2
+	@command -v npm >/dev/null || tools/install_debian.sh nodejs npm || true
+	@$(MAKE) $(NODE_MODULES) || echo "  → The TypeScript examples cannot be built: their tests are skipped." >&2
+
 .PHONY: clean
 clean: ## Remove what tests and builds leave; keep packages and the model
 	@[ ! -x $(PYTHON) ] || $(PYTHON) -m tools.cluster down --quiet || true
+	@rm -rf examples/typescript/dist examples/typescript/src/stubs
 	@rm -rf .run .build build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 .PHONY: distclean
 distclean: clean ## Remove everything that git does not track here: packages, Consul, the model
-	@rm -rf .venv .tools .models *.egg-info
+	@rm -rf .venv .tools .models *.egg-info examples/typescript/node_modules
 
 ## Measure it
 
@@ -208,6 +230,11 @@ $(VENV)/.bench: requirements/bench.txt $(VENV)/.light
 	    $(SYSTEM_PYTHON) -m venv .tools/$*
 	@$(FETCH) --log $(LOGS)/bench-$*.log "installing $*" -- .tools/$*/bin/python -m pip install \
 	    --disable-pip-version-check --no-input --quiet -r $<
+	@touch $@
+
+$(NODE_MODULES): examples/typescript/package-lock.json
+	@$(FETCH) --log $(LOGS)/npm.log "fetching the TypeScript examples' packages" -- \
+	    npm ci --prefix examples/typescript --no-audit --no-fund
 	@touch $@
 
 $(MODEL)/anabranch-model.json: | $(VENV)/.engine

@@ -46,7 +46,7 @@ HEAVY = {
 
 
 def _files() -> Iterator[tuple[str, ast.Module, int]]:
-    for folder in ("anabranch", "services", "tools", "tests", "bench"):
+    for folder in ("anabranch", "services", "tools", "tests", "bench", "examples/python"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             name = path.relative_to(ROOT).as_posix()
             if name.startswith("anabranch/v1/"):

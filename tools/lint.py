@@ -19,7 +19,10 @@ SCRIPTS = Path(sys.executable).parent
 
 CHECKS: dict[str, tuple[str, ...]] = {
     # The slowest first, so that two workers finish together.
-    "types (mypy)": (sys.executable, "-m", "mypy", "anabranch", "services", "tools", "bench"),
+    "types (mypy)": (
+        *(sys.executable, "-m", "mypy"),
+        *("anabranch", "services", "tools", "bench", "examples/python"),
+    ),
     "style (ruff check)": (str(SCRIPTS / "ruff"), "check", "--quiet", "."),
     "form (ruff format)": (str(SCRIPTS / "ruff"), "format", "--check", "--quiet", "."),
     "imports (import-linter)": (str(SCRIPTS / "lint-imports"), "--no-cache"),

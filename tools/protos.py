@@ -33,8 +33,8 @@ PROTOS = ROOT / "protos"
 PACKAGE = "anabranch/v1"
 PROTOSET = f"{PACKAGE}/anabranch.protoset"
 BUILD = ROOT / ".build"
-IMPORTED = ("google/rpc/status.proto",)
-"""What the contracts import from googleapis-common-protos."""
+IMPORTED = ("google/rpc/status.proto", "google/rpc/error_details.proto")
+"""Of googleapis-common-protos: what the contracts import, and what the details of errors are."""
 
 
 class ContractProblem(Exception):
@@ -112,12 +112,13 @@ def generate() -> None:
         for stale in _generated(ROOT) - names:
             (ROOT / stale).unlink()
         for name in sorted(names):
-            if not _same(fresh / name, ROOT / name):
+            if not same(fresh / name, ROOT / name):
                 shutil.copyfile(fresh / name, ROOT / name)
                 print(f"wrote {name}")
 
 
-def _same(one: Path, other: Path) -> bool:
+def same(one: Path, other: Path) -> bool:
+    """Whether both files are there, with the same bytes."""
     return one.exists() and other.exists() and filecmp.cmp(one, other, shallow=False)
 
 
@@ -127,7 +128,7 @@ def check() -> None:
         fresh = Path(scratch)
         _generate_into(fresh)
         names = _generated(fresh) | _generated(ROOT)
-        differing = [name for name in sorted(names) if not _same(fresh / name, ROOT / name)]
+        differing = [name for name in sorted(names) if not same(fresh / name, ROOT / name)]
     if differing:
         raise ContractProblem(
             "these differ from what the contracts generate; run `make protos`:\n  "
@@ -141,15 +142,16 @@ def deps(folder: Path = BUILD / "protos") -> None:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         source = _googleapis() / name
-        if not _same(source, target):
+        if not same(source, target):
             shutil.copyfile(source, target)
 
 
-def _buf(*arguments: str, cwd: Path = ROOT) -> None:
-    buf = Path(sys.executable).with_name("buf")
+def buf(*arguments: str, cwd: Path = ROOT) -> None:
+    """Runs buf, with its cache below .build. Raises ContractProblem with what it says."""
+    beside = Path(sys.executable).with_name("buf")
     cache = {"BUF_CACHE_DIR": str(BUILD / "buf-cache")}
     done = subprocess.run(
-        [str(buf) if buf.exists() else "buf", *arguments],
+        [str(beside) if beside.exists() else "buf", *arguments],
         cwd=cwd,
         check=False,
         capture_output=True,
@@ -194,7 +196,7 @@ def _without_access(protoset: bytes) -> Iterator[str]:
 def lint() -> None:
     """Runs buf lint and checks that every RPC says who may call it."""
     deps()
-    _buf("lint")
+    buf("lint")
     with tempfile.TemporaryDirectory() as scratch:
         _generate_into(Path(scratch))
         problems = list(_without_access(Path(scratch, PROTOSET).read_bytes()))
@@ -240,7 +242,7 @@ def breaking() -> None:
     subprocess.run(["tar", "-x"], cwd=before, input=archive.stdout, check=True)
     shutil.copyfile(ROOT / "buf.yaml", before / "buf.yaml")
     deps(before / ".build/protos")
-    _buf("breaking", "--against", str(before))
+    buf("breaking", "--against", str(before))
     print(f"no breaking change since {base[:12]}")
 
 
