@@ -1,7 +1,8 @@
 """Runs every static check, two at a time, and says which ones failed and why.
 
 `make lint` is this. It fixes nothing; `make format` does. The rules live with their tools:
-pyproject.toml (ruff, mypy, import-linter), buf.yaml, tools/check_rooms.py; hadolint's own are all in force.
+pyproject.toml (ruff, mypy, import-linter), buf.yaml, tools/check_rooms.py; of
+hadolint every rule is in force.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""docker-compose.yml as an implementation of Compose understands it: podman-compose, no container."""
+"""docker-compose.yml as podman-compose, an implementation of Compose, understands it."""
 
 from __future__ import annotations
 
