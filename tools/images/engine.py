@@ -112,7 +112,7 @@ class Engine:
     def inspect(self, name: str) -> Image:
         """What the image is. Raises EngineError."""
         form = '{{.Size}}\t{{.Config.User}}\t{{join .Config.Entrypoint " "}}'
-        said = self._run("podman", "image", "inspect", "--format", form, name).stdout.strip()
+        said = self._run("podman", "image", "inspect", "--format", form, name).stdout.strip("\n")
         size, user, entrypoint = said.split("\t")
         return Image(name, int(size), user, tuple(entrypoint.split()))
 
