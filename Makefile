@@ -32,8 +32,10 @@ NODE_MODULES  := examples/typescript/node_modules/.package-lock.json
 PYTEST ?=
 # Arguments of a benchmark; for example: make bench-dataplane BENCH="--quick"
 BENCH ?=
-# Arguments of `certs`.
+# Arguments of `certs`, `compose-env` and `images-check`.
 CERTS ?=
+COMPOSE ?=
+IMAGES ?=
 # Compiled modules are kept, whatever the caller's habit: the tests start a hundred processes.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -103,6 +105,15 @@ protos-check: setup ## Fail when the committed stubs differ from what the contra
 .PHONY: certs
 certs: setup ## A local authority and a certificate per service in .run/certs, for TLS; again: renews them. CERTS="--days 7"
 	@$(PYTHON) -m tools.certs $(CERTS)
+
+.PHONY: compose-env
+compose-env: ## Write .env for docker-compose.yml, with secrets of its own. COMPOSE="--profile gpu"
+	@$(SYSTEM_PYTHON) tools/compose_env.py $(COMPOSE)
+
+.PHONY: images-check
+images-check: setup ## Build the images without a Docker engine and run them together (as root, on Debian). IMAGES="engine-cpu"
+	@tools/install_debian.sh podman buildah runc catatonit debootstrap
+	@$(PYTHON) -m tools.images $(IMAGES)
 
 .PHONY: stubs
 stubs: setup ## Stubs for Go, Java, C++ and TypeScript in .build/stubs (needs the network: buf's hosted plugins)

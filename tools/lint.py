@@ -1,7 +1,8 @@
 """Runs every static check, two at a time, and says which ones failed and why.
 
 `make lint` is this. It fixes nothing; `make format` does. The rules live with their tools:
-pyproject.toml (ruff, mypy, import-linter), buf.yaml, tools/check_rooms.py.
+pyproject.toml (ruff, mypy, import-linter), buf.yaml, tools/check_rooms.py; of
+hadolint every rule is in force.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ CHECKS: dict[str, tuple[str, ...]] = {
     "style (ruff check)": (str(SCRIPTS / "ruff"), "check", "--quiet", "."),
     "form (ruff format)": (str(SCRIPTS / "ruff"), "format", "--check", "--quiet", "."),
     "imports (import-linter)": (str(SCRIPTS / "lint-imports"), "--no-cache"),
+    "images (hadolint)": (
+        *(str(SCRIPTS / "hadolint"), "--failure-threshold", "info"),
+        "deploy/docker/Dockerfile",
+    ),
     "rooms": (sys.executable, "-m", "tools.check_rooms"),
     "contracts: stubs": (sys.executable, "-m", "tools.protos", "check"),
     "contracts: buf lint": (sys.executable, "-m", "tools.protos", "lint"),
