@@ -23,6 +23,7 @@ from services.auth.grants import Grants
 from services.auth.keyring import Keyring
 from services.auth.keyset import StoredKeySet
 from services.auth.login import Login
+from services.auth.login_metrics import Logins
 from services.auth.oauth_http import OAuthEndpoints
 from services.auth.passwords import Passwords
 from services.auth.resealing import reseal
@@ -115,6 +116,7 @@ async def running(
                 if host.audit.enabled:
                     # A second trail of the same, in files or at a collector.
                     acts.mirror = host.audit.note
+                logins = Logins(host.meter)
                 servicer = AuthServicer(
                     TokenRpcs(
                         login=login,
@@ -124,6 +126,7 @@ async def running(
                         keyring=keyring,
                         keyset=keyset,
                         issuer=settings.issuer,
+                        logins=logins,
                     ),
                     ClientRpcs(directory, rulebook, token_life=settings.token_life),
                     ApiKeyRpcs(api_keys),
@@ -142,6 +145,7 @@ async def running(
                     issuer=settings.issuer,
                     audience=settings.audience,
                     jwks_cache=settings.http_cache,
+                    logins=logins,
                     trusted_proxies=settings.proxy_networks,
                 ).hang(host.http)
                 await host.start()

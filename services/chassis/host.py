@@ -40,7 +40,8 @@ from services.chassis.model_streams import StreamLimits
 from services.chassis.ports import bind, registration, require_address, warn_of_certificates
 from services.chassis.quotas.gate import QuotaGate
 from services.chassis.reflection import add_reflection
-from services.chassis.registry import Registry, open_registry
+from services.chassis.registry import Freshness, Registry, open_registry
+from services.chassis.resources import ResourceCollector
 from services.chassis.tasks import Tasks
 from services.chassis.telemetry import Telemetry
 from services.chassis.tls import Tls, https_of
@@ -141,16 +142,21 @@ class Host:
         """
         tls = await asyncio.to_thread(Tls.open, settings)
         own_registry = registry is None
+        freshness = Freshness()
         registry = registry or open_registry(
             settings.registry,
             token=settings.registry_token,
             stale_for=settings.registry_stale_for,
+            freshness=freshness,
         )
         auth = AuthClient(settings.auth_target, registry, tls)
         instance = settings.service_id or service
         if worker is not None:
             instance += f"-worker-{worker.index}"
         telemetry = telemetry_module.open(service, instance, settings.otlp_endpoint)
+        freshness.observe(telemetry.meter)
+        if worker is None:
+            telemetry.registry.register(ResourceCollector())
         verifier = Verifier(
             key_source or auth,
             issuer=settings.issuer,
@@ -179,6 +185,7 @@ class Host:
                     http=HttpEndpoint(
                         settings.http_listen,
                         metrics=telemetry.prometheus_text,
+                        openmetrics=telemetry.openmetrics_text,
                         ready=lambda: host.is_serving,
                         tls=https_of(settings, tls),
                     ),

@@ -24,10 +24,12 @@ from opentelemetry.trace import Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.gc_collector import GCCollector
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
-from services.chassis.histograms import CountingMeter, PushedReader, ScrapedReader
+from services.chassis.histograms import CountingHistogram
+from services.chassis.meter import CountingMeter, PushedReader, ScrapedReader
 from services.chassis.version import VERSION
 
 _PROPAGATOR = TraceContextTextMapPropagator()
@@ -36,6 +38,7 @@ _EXPORT_EVERY = 15.0  # s
 _TRACEPARENT = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}\Z"
 )
+_ODD = frozenset("13579bdf")
 
 
 class Telemetry:
@@ -49,12 +52,12 @@ class Telemetry:
         GCCollector(registry=self.registry)
         self._rendering = threading.Lock()
         self._closed = False
-        # The readers are made before the meter whose histograms they add.
-        self._prometheus = ScrapedReader(self._with_histograms, self.registry)
+        # The readers are made before the meter whose counts they add.
+        self._prometheus = ScrapedReader(self._with_counts, self._histograms, self.registry)
         self._pushed: MetricReader | None = None
         if otlp_endpoint:
             self._pushed = PushedReader(
-                self._with_histograms,
+                self._with_counts,
                 OTLPMetricExporter(f"{otlp_endpoint}/v1/metrics", timeout=_EXPORT_TIMEOUT),
                 every=_EXPORT_EVERY,
                 timeout=_EXPORT_TIMEOUT,
@@ -79,8 +82,11 @@ class Telemetry:
             )
         self.tracer: Tracer = self._traces.get_tracer(service, version)
 
-    def _with_histograms(self, data: MetricsData) -> MetricsData:
+    def _with_counts(self, data: MetricsData) -> MetricsData:
         return self.meter.added_to(data)
+
+    def _histograms(self) -> tuple[CountingHistogram, ...]:
+        return self.meter.histograms()
 
     def prometheus_text(self) -> str:
         """Every metric in Prometheus' text format 0.0.4. Thread-safe; takes milliseconds.
@@ -90,6 +96,12 @@ class Telemetry:
         # The reader hands its data over through a queue that two scrapes at once would mix up.
         with self._rendering:
             return generate_latest(self.registry).decode()
+
+    def openmetrics_text(self) -> str:
+        """The same in OpenMetrics 1.0, which has exemplars: traces of requests behind a bucket."""
+        with self._rendering:
+            text: bytes = openmetrics.generate_latest(self.registry)  # type: ignore[no-untyped-call]
+            return text.decode()
 
     async def flush(self) -> None:
         """Sends what is buffered, for at most some seconds; a failure is only logged."""
@@ -119,7 +131,7 @@ def open(service: str, instance: str, otlp_endpoint: str = "") -> Telemetry:
     """The telemetry of one service instance; spans and metrics also go to the OTLP/HTTP collector
     at the base URL `otlp_endpoint` if there is one.
 
-    Histograms count in place (histograms.py).
+    Counts and histograms are kept in place (meter.py).
     """
     resource = Resource(
         {
@@ -141,6 +153,14 @@ def inject(context: Context | None = None) -> str:
     carrier: dict[str, str] = {}
     _PROPAGATOR.inject(carrier, context=context)
     return carrier.get("traceparent", "")
+
+
+def sampled_trace(traceparent: str) -> str:
+    """The trace id, in hex, of a request whose trace is recorded; empty for any other."""
+    # The lowest bit of the flags: the last digit is odd.
+    if traceparent[-1:] in _ODD and _TRACEPARENT.match(traceparent):
+        return traceparent[3:35]
+    return ""
 
 
 def passed_on(traceparent: str) -> str:

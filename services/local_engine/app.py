@@ -13,7 +13,7 @@ from services.chassis.redis_connection import redis_client
 from services.chassis.registry import Registry
 from services.chassis.version import VERSION
 from services.local_engine.engine import Engine
-from services.local_engine.engine_metrics import EngineMetrics, VllmCollector
+from services.local_engine.engine_metrics import EngineMetrics, VllmCollector, observe_load
 from services.local_engine.handler import BackendIdentity, EngineHandler
 from services.local_engine.settings import Settings
 from services.local_engine.sim_engine import H100_LLAMA_8B, SimEngine, SimOptions
@@ -71,6 +71,7 @@ async def running(
             service = host.add_model_service(handler, quotas=QuotaGate(redis))
             await host.start()
             await engine.start()
+            observe_load(host.meter, engine.load)
             if settings.engine == "vllm":
                 host.telemetry.registry.register(VllmCollector())
             for lane in range(EngineHandler.LANES):

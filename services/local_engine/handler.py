@@ -17,6 +17,7 @@ from services.chassis.errors import Fault, fault_of
 from services.chassis.model_handler import CallContext, Cancel, Outlet
 from services.chassis.prefix_log import PrefixLog
 from services.chassis.prompt_blocks import prompt_blocks, prompt_bytes
+from services.chassis.telemetry import sampled_trace
 from services.local_engine import wire
 from services.local_engine.engine import Continuation, Delta, Engine, Finish, Job, SamplingSpec
 from services.local_engine.engine_metrics import EngineMetrics, RequestTimes
@@ -84,7 +85,7 @@ class EngineHandler:
             continuation=continuation,
             outlet=outlet,
             request_id=context.request_id,
-            times=self._metrics.request(request.model),
+            times=self._metrics.request(request.model, sampled_trace(context.traceparent)),
             reports=self._reports,
         )
         lane.put_nowait(call)

@@ -16,20 +16,26 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_
 
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis import telemetry
+from services.chassis.counters import counted
 from services.chassis.errors import Fault, reason_name
-from services.chassis.histograms import recorder
+from services.chassis.histograms import Record, recorder
 from services.chassis.model_handler import CallContext
 from services.router.core.values import Tier, Verdict
 from services.router.receipt import ReceiptBuilder
 
 _log = logging.getLogger(__name__)
 
-Record = Callable[[float], None]
+UNKNOWN = "unknown"
+"""The model of a request for a name that nobody serves: as a label, the caller's text would be
+unbounded."""
 
 
 class _Series(NamedTuple):
-    """Where the finished requests of one model and tier are counted."""
+    """Where the requests of one model and tier are counted."""
 
+    ok: Callable[[], None]
+    error: Callable[[], None]
+    cancelled: Callable[[], None]
     duration: Record
     first_token: Record
     per_token: Record
@@ -43,11 +49,14 @@ class Observation:
     `traceparent` is what the next hop is told.
     """
 
-    __slots__ = ("_began", "_model", "_observer", "_over", "_span", "traceparent")
+    __slots__ = ("_began", "_deadline", "_model", "_observer", "_over", "_span", "traceparent")
 
-    def __init__(self, observer: Observer, model: str, span: Span | None, traceparent: str) -> None:
+    def __init__(
+        self, observer: Observer, model: str, span: Span | None, traceparent: str, deadline: float
+    ) -> None:
         self._observer = observer
         self._model = model
+        self._deadline = deadline
         self._span = span
         self._began = time.monotonic()
         self._over = False
@@ -57,13 +66,20 @@ class Observation:
         """The request ended with this last chunk, usage included."""
         observer = self._observer
         series = observer.series(self._model, receipt.tier)
-        seconds = time.monotonic() - self._began
+        now = time.monotonic()
+        seconds = now - self._began
         usage = chunk.usage
         given, output = usage.prompt_tokens, usage.completion_tokens
         ttft = receipt.ttft
+        if chunk.finish_reason != pb.FINISH_REASON_CANCELLED:
+            series.ok()
+        elif now < self._deadline:
+            series.cancelled()
+        else:
+            series.error()  # nobody left: its time ran out
         series.duration(seconds)
         if ttft is not None:
-            series.first_token(ttft)
+            series.first_token(ttft, telemetry.sampled_trace(self.traceparent))
         decoding = seconds - (ttft or 0.0)
         if output > 1 and decoding > 0:
             series.per_token(decoding / (output - 1))
@@ -98,12 +114,12 @@ class Observation:
             },
         )
 
-    def failed(self, fault: Fault) -> None:
-        """The request ended with an error."""
+    def failed(self, fault: Fault, tier: Tier | None = None) -> None:
+        """The request ended with an error, in this tier if it was ever sent."""
         if self._over:
             return
         reason = reason_name(fault.reason)
-        # A model nobody serves is the caller's text: as a label it would be unbounded.
+        self._observer.series(self._model, tier).error()
         self._observer.failures.add(1, {"error.type": reason})
         if self._span is not None:
             self._span.set_attribute("error.type", reason)
@@ -122,10 +138,17 @@ class Observation:
 
 class Observer:
     """The instruments of one router process. Without `tracer` no spans are made, and callers'
-    traces are passed on."""
+    traces are passed on. `is_served` says which names of models may be labels."""
 
-    def __init__(self, meter: Meter, tracer: Tracer | None) -> None:
+    def __init__(
+        self,
+        meter: Meter,
+        tracer: Tracer | None,
+        *,
+        is_served: Callable[[str], bool] = lambda _: True,
+    ) -> None:
         self._tracer = tracer
+        self._is_served = is_served
         self._series: dict[tuple[str, Tier | None], _Series] = {}
         self._duration = meter.create_histogram(
             "gen_ai.server.request.duration",
@@ -145,6 +168,9 @@ class Observer:
         self._tokens = meter.create_histogram(
             "gen_ai.client.token.usage", unit="{token}", description="Tokens of finished requests"
         )
+        self._requests = meter.create_counter(
+            "anabranch.router.requests", description="Requests that have ended, by how"
+        )
         self.overflows = meter.create_counter(
             "anabranch.router.overflows", description="Requests that left their preferred tier"
         )
@@ -156,14 +182,19 @@ class Observer:
         )
 
     def series(self, model: str, tier: Tier | None) -> _Series:
-        """Where a finished request is counted; of a model that answered, so there are few."""
+        """Where a request is counted; what nobody serves is one model."""
         found = self._series.get((model, tier))
         if found is None:
+            if model != UNKNOWN and not self._is_served(model):
+                return self.series(UNKNOWN, tier)
             labels = {
                 "gen_ai.request.model": model,
                 "anabranch.tier": tier.value if tier else "unspecified",
             }
             found = self._series[model, tier] = _Series(
+                counted(self._requests, labels | {"outcome": "ok"}),
+                counted(self._requests, labels | {"outcome": "error"}),
+                counted(self._requests, labels | {"outcome": "cancelled"}),
                 recorder(self._duration, labels),
                 recorder(self._first_token, labels),
                 recorder(self._per_token, labels),
@@ -176,7 +207,7 @@ class Observer:
         """Starts observing a request that has just arrived."""
         if self._tracer is None:
             onward = telemetry.passed_on(context.traceparent)
-            return Observation(self, request.model, None, onward)
+            return Observation(self, request.model, None, onward, context.deadline)
         span = self._tracer.start_span(
             f"chat {request.model}",
             context=telemetry.extract(context.traceparent),
@@ -189,4 +220,4 @@ class Observer:
             },
         )
         onward = telemetry.inject(set_span_in_context(span))
-        return Observation(self, request.model, span, onward)
+        return Observation(self, request.model, span, onward, context.deadline)

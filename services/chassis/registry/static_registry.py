@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from types import MappingProxyType
 from weakref import WeakValueDictionary
 
+from services.chassis.registry.freshness import Freshness
 from services.chassis.registry.instances import Instance, Registration, split_address
 
 
@@ -38,8 +39,13 @@ def parse(text: str) -> dict[str, tuple[Instance, ...]]:
 class StaticRegistry:
     """Always answers with the same list. Registering changes nothing: nobody else could see it."""
 
-    def __init__(self, instances: Mapping[str, tuple[Instance, ...]]) -> None:
+    def __init__(
+        self,
+        instances: Mapping[str, tuple[Instance, ...]],
+        freshness: Freshness | None = None,
+    ) -> None:
         self._instances = instances
+        self._freshness = freshness or Freshness()
         self._closed = asyncio.Event()
 
     async def register(self, r: Registration) -> None:
@@ -49,6 +55,7 @@ class StaticRegistry:
         pass
 
     async def watch(self, service: str) -> AsyncIterator[tuple[Instance, ...]]:
+        self._freshness.stands(service)
         if not self._closed.is_set():
             yield self._instances.get(service, ())
         await self._closed.wait()
@@ -103,7 +110,8 @@ def catalogue(name: str) -> Catalogue:
 class MemoryRegistry:
     """One process's view of a shared catalogue; closing it withdraws only its own registrations."""
 
-    def __init__(self, shared: Catalogue | None = None) -> None:
+    def __init__(self, shared: Catalogue | None = None, freshness: Freshness | None = None) -> None:
+        self._freshness = freshness or Freshness()
         self._shared = shared if shared is not None else Catalogue()
         self._own: set[str] = set()
         self._closed = False
@@ -117,6 +125,7 @@ class MemoryRegistry:
         self._shared.remove(id)
 
     async def watch(self, service: str) -> AsyncIterator[tuple[Instance, ...]]:
+        self._freshness.stands(service)
         shown: tuple[Instance, ...] | None = None
         while not self._closed:
             present = self._shared.of(service)
