@@ -19,9 +19,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from opentelemetry.metrics import Meter
-from opentelemetry.trace import Tracer
 
-from services.chassis import telemetry as telemetry_module
 from services.chassis.api_key_exchange import KeyExchange
 from services.chassis.audit.refusals import Refusals
 from services.chassis.audit.requests import RequestAudit
@@ -33,6 +31,7 @@ from services.chassis.common_settings import CommonSettings
 from services.chassis.detached_sessions import ResumeLimits
 from services.chassis.guard import OnRefusal
 from services.chassis.guarded_server import guarded_server
+from services.chassis.host_telemetry import telemetry_of
 from services.chassis.http_endpoint import HttpEndpoint
 from services.chassis.model_handler import ModelHandler
 from services.chassis.model_service import SERVICE_NAME, ModelService
@@ -41,10 +40,10 @@ from services.chassis.ports import bind, registration, require_address, warn_of_
 from services.chassis.quotas.gate import QuotaGate
 from services.chassis.reflection import add_reflection
 from services.chassis.registry import Freshness, Registry, open_registry
-from services.chassis.resources import ResourceCollector
 from services.chassis.tasks import Tasks
 from services.chassis.telemetry import Telemetry
 from services.chassis.tls import Tls, https_of
+from services.chassis.tracing import RequestTracer
 from services.chassis.version import VERSION
 from services.chassis.workers.retirement import REASON, retire
 from services.chassis.workers.worker import Worker
@@ -150,13 +149,8 @@ class Host:
             freshness=freshness,
         )
         auth = AuthClient(settings.auth_target, registry, tls)
-        instance = settings.service_id or service
-        if worker is not None:
-            instance += f"-worker-{worker.index}"
-        telemetry = telemetry_module.open(service, instance, settings.otlp_endpoint)
+        telemetry = telemetry_of(service, settings, None if worker is None else worker.index)
         freshness.observe(telemetry.meter)
-        if worker is None:
-            telemetry.registry.register(ResourceCollector())
         verifier = Verifier(
             key_source or auth,
             issuer=settings.issuer,
@@ -221,9 +215,9 @@ class Host:
         return self.telemetry.meter
 
     @property
-    def tracer(self) -> Tracer:
+    def tracer(self) -> RequestTracer:
         """Where the service starts its spans."""
-        return self.telemetry.tracer
+        return self.telemetry.requests
 
     @property
     def is_serving(self) -> bool:

@@ -7,11 +7,8 @@ providers. What is measured is decided where it happens; logs are in logs.py.
 from __future__ import annotations
 
 import asyncio
-import random
-import re
 import threading
 
-from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.metrics import MeterProvider
@@ -21,7 +18,6 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased
 from opentelemetry.trace import Tracer
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.openmetrics import exposition as openmetrics
@@ -30,21 +26,19 @@ from prometheus_client.process_collector import ProcessCollector
 
 from services.chassis.histograms import CountingHistogram
 from services.chassis.meter import CountingMeter, PushedReader, ScrapedReader
+from services.chassis.tracing import RequestTracer
 from services.chassis.version import VERSION
 
-_PROPAGATOR = TraceContextTextMapPropagator()
 _EXPORT_TIMEOUT = 5.0  # s
 _EXPORT_EVERY = 15.0  # s
-_TRACEPARENT = re.compile(
-    r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}\Z"
-)
-_ODD = frozenset("13579bdf")
 
 
 class Telemetry:
     """The instruments of one service instance. Made by `open`, ended by `close`."""
 
-    def __init__(self, resource: Resource, version: str, otlp_endpoint: str) -> None:
+    def __init__(
+        self, resource: Resource, version: str, otlp_endpoint: str, sample_ratio: float
+    ) -> None:
         service = str(resource.attributes["service.name"])
         self.registry = CollectorRegistry(auto_describe=False)
         ProcessCollector(registry=self.registry)
@@ -81,6 +75,9 @@ class Telemetry:
                 BatchSpanProcessor(exporter, export_timeout_millis=_EXPORT_TIMEOUT * 1000)
             )
         self.tracer: Tracer = self._traces.get_tracer(service, version)
+        self.requests = RequestTracer(
+            self.tracer, recording=bool(otlp_endpoint), ratio=sample_ratio
+        )
 
     def _with_counts(self, data: MetricsData) -> MetricsData:
         return self.meter.added_to(data)
@@ -127,9 +124,11 @@ class Telemetry:
         self._traces.shutdown()
 
 
-def open(service: str, instance: str, otlp_endpoint: str = "") -> Telemetry:
+def open(
+    service: str, instance: str, otlp_endpoint: str = "", *, sample_ratio: float = 1.0
+) -> Telemetry:
     """The telemetry of one service instance; spans and metrics also go to the OTLP/HTTP collector
-    at the base URL `otlp_endpoint` if there is one.
+    at the base URL `otlp_endpoint` if there is one. `sample_ratio`: see RequestTracer.
 
     Counts and histograms are kept in place (meter.py).
     """
@@ -140,37 +139,4 @@ def open(service: str, instance: str, otlp_endpoint: str = "") -> Telemetry:
             "service.version": VERSION,
         }
     )
-    return Telemetry(resource, VERSION, otlp_endpoint.rstrip("/"))
-
-
-def extract(traceparent: str) -> Context:
-    """The context that a W3C traceparent describes; an empty one when it describes none."""
-    return _PROPAGATOR.extract({"traceparent": traceparent}, context=Context())
-
-
-def inject(context: Context | None = None) -> str:
-    """The W3C traceparent of `context`, by default the current one; empty outside any span."""
-    carrier: dict[str, str] = {}
-    _PROPAGATOR.inject(carrier, context=context)
-    return carrier.get("traceparent", "")
-
-
-def sampled_trace(traceparent: str) -> str:
-    """The trace id, in hex, of a request whose trace is recorded; empty for any other."""
-    # The lowest bit of the flags: the last digit is odd.
-    if traceparent[-1:] in _ODD and _TRACEPARENT.match(traceparent):
-        return traceparent[3:35]
-    return ""
-
-
-def passed_on(traceparent: str) -> str:
-    """The traceparent for the next hop of a service that records no spans itself.
-
-    The caller's own, unchanged, so that the next recorded span hangs on the last one recorded;
-    a new one, not to be sampled, where the caller sent none that is valid.
-    """
-    if traceparent and _TRACEPARENT.match(traceparent):
-        return traceparent
-    number = random.getrandbits(192)
-    ids = f"{number:048x}"
-    return f"00-{ids[:32]}-{ids[32:]}-00"
+    return Telemetry(resource, VERSION, otlp_endpoint.rstrip("/"), sample_ratio)

@@ -66,6 +66,7 @@ async def running(
                 identity=lambda: BackendIdentity(host.instance_id, VERSION, settings.zone),
                 draining=lambda: service.requests.draining,
                 metrics=EngineMetrics(host.meter),
+                tracer=host.tracer,
                 max_waiting=settings.max_waiting,
             )
             service = host.add_model_service(handler, quotas=QuotaGate(redis))

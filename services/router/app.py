@@ -107,7 +107,7 @@ async def running(
             host.tokens,
             Observer(
                 host.meter,
-                host.tracer if settings.otlp_endpoint else None,
+                host.tracer,
                 is_served=routing.decisions.serves,
             ),
             lambda: session_pb2.SessionReady(

@@ -9,19 +9,23 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 from opentelemetry.metrics import Meter
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
+from opentelemetry.trace import Span, SpanKind
 
 from anabranch.v1 import generation_pb2 as pb
-from services.chassis import telemetry
+from services.chassis import tracing
 from services.chassis.counters import counted
 from services.chassis.errors import Fault, reason_name
 from services.chassis.histograms import Record, recorder
 from services.chassis.model_handler import CallContext
+from services.chassis.trace_context import passed_on, sampled_trace, trace_id_of
+from services.chassis.tracing import RequestTracer
 from services.router.core.values import Tier, Verdict
 from services.router.receipt import ReceiptBuilder
+from services.router.request_span import answered, show_attempts
 
 _log = logging.getLogger(__name__)
 
@@ -71,15 +75,17 @@ class Observation:
         usage = chunk.usage
         given, output = usage.prompt_tokens, usage.completion_tokens
         ttft = receipt.ttft
-        if chunk.finish_reason != pb.FINISH_REASON_CANCELLED:
+        left = chunk.finish_reason == pb.FINISH_REASON_CANCELLED
+        late = left and now >= self._deadline  # nobody left: its time ran out
+        if not left:
             series.ok()
-        elif now < self._deadline:
-            series.cancelled()
+        elif late:
+            series.error()
         else:
-            series.error()  # nobody left: its time ran out
+            series.cancelled()
         series.duration(seconds)
         if ttft is not None:
-            series.first_token(ttft, telemetry.sampled_trace(self.traceparent))
+            series.first_token(ttft, sampled_trace(self.traceparent))
         decoding = seconds - (ttft or 0.0)
         if output > 1 and decoding > 0:
             series.per_token(decoding / (output - 1))
@@ -91,15 +97,11 @@ class Observation:
         if receipt.resumes:
             observer.resumes.add(receipt.resumes, {"gen_ai.request.model": self._model})
         if self._span is not None:
-            self._span.set_attributes(
-                {
-                    "gen_ai.response.model": chunk.receipt.served_model,
-                    "gen_ai.usage.input_tokens": given,
-                    "gen_ai.usage.output_tokens": output,
-                    "anabranch.backend": receipt.backend_id,
-                    "anabranch.attempts": receipt.attempts,
-                }
-            )
+            answered(self._span, chunk, receipt)
+            if late:
+                tracing.ended_as(self._span, "DEADLINE_EXCEEDED", "the request's time ran out")
+            elif left:
+                tracing.cancelled(self._span)
         self._end()
 
     def goes_on(self, request_id: str, fault: Fault, delivered: int, verdict: Verdict) -> None:
@@ -108,24 +110,24 @@ class Observation:
             "going on elsewhere",
             extra={
                 "request_id": request_id,
+                "trace_id": trace_id_of(self.traceparent),
                 "cause": fault.message,
                 "delivered": delivered,
                 "verdict": type(verdict).__name__,
             },
         )
 
-    def failed(self, fault: Fault, tier: Tier | None = None) -> None:
-        """The request ended with an error, in this tier if it was ever sent."""
+    def failed(self, fault: Fault, receipt: ReceiptBuilder | None = None) -> None:
+        """The request ended with an error, after what the receipt tells of."""
         if self._over:
             return
-        reason = reason_name(fault.reason)
+        tier = None if receipt is None else receipt.tier
         self._observer.series(self._model, tier).error()
-        self._observer.failures.add(1, {"error.type": reason})
+        self._observer.failures.add(1, {"error.type": reason_name(fault.reason)})
         if self._span is not None:
-            self._span.set_attribute("error.type", reason)
-            # A provider's words may quote the prompt, which only its caller may read.
-            words = None if "provider" in fault.metadata else fault.message
-            self._span.set_status(Status(StatusCode.ERROR, words))
+            if receipt is not None:
+                show_attempts(self._span, receipt, reason_name(fault.reason))
+            tracing.failed(self._span, fault)
         self._end()
 
     def _end(self) -> None:
@@ -137,13 +139,13 @@ class Observation:
 
 
 class Observer:
-    """The instruments of one router process. Without `tracer` no spans are made, and callers'
-    traces are passed on. `is_served` says which names of models may be labels."""
+    """The instruments of one router process. `is_served` says which names of models may be
+    labels. The traces of requests without a span are passed on."""
 
     def __init__(
         self,
         meter: Meter,
-        tracer: Tracer | None,
+        tracer: RequestTracer,
         *,
         is_served: Callable[[str], bool] = lambda _: True,
     ) -> None:
@@ -205,19 +207,33 @@ class Observer:
 
     def begin(self, request: pb.GenerateRequest, context: CallContext) -> Observation:
         """Starts observing a request that has just arrived."""
-        if self._tracer is None:
-            onward = telemetry.passed_on(context.traceparent)
+        parent = self._tracer.parent_of(context.traceparent)
+        if parent is None:
+            onward = passed_on(context.traceparent)
             return Observation(self, request.model, None, onward, context.deadline)
-        span = self._tracer.start_span(
+        span = self._tracer.start(
             f"chat {request.model}",
-            context=telemetry.extract(context.traceparent),
-            kind=SpanKind.SERVER,
-            attributes={
+            parent,
+            SpanKind.SERVER,
+            {
                 "gen_ai.operation.name": "chat",
                 "gen_ai.request.model": request.model,
                 "anabranch.request_id": context.request_id,
                 "anabranch.tenant": context.caller.tenant,
             },
         )
-        onward = telemetry.inject(set_span_in_context(span))
+        onward = tracing.traceparent_of(span)
         return Observation(self, request.model, span, onward, context.deadline)
+
+    def call(self, operation: str, model: str, context: CallContext) -> AbstractContextManager[str]:
+        """A span around a small call about a model; gives the traceparent for the next hop."""
+        return self._tracer.call(
+            f"{operation} {model}",
+            context.traceparent,
+            lambda: {
+                "gen_ai.operation.name": operation,
+                "gen_ai.request.model": model,
+                "anabranch.request_id": context.request_id,
+                "anabranch.tenant": context.caller.tenant,
+            },
+        )
