@@ -20,10 +20,10 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased
 from opentelemetry.trace import Tracer
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.gc_collector import GCCollector
-from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
+from services.chassis import openmetrics
 from services.chassis.histograms import CountingHistogram
 from services.chassis.meter import CountingMeter, PushedReader, ScrapedReader
 from services.chassis.tracing import RequestTracer
@@ -97,8 +97,7 @@ class Telemetry:
     def openmetrics_text(self) -> str:
         """The same in OpenMetrics 1.0, which has exemplars: traces of requests behind a bucket."""
         with self._rendering:
-            text: bytes = openmetrics.generate_latest(self.registry)  # type: ignore[no-untyped-call]
-            return text.decode()
+            return openmetrics.render(self.registry).decode()
 
     async def flush(self) -> None:
         """Sends what is buffered, for at most some seconds; a failure is only logged."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
+import aiohttp
 import grpc
 import pytest
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -20,12 +21,19 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span as WireSpan
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as openmetrics_families,
+)
+from prometheus_client.parser import text_string_to_metric_families
 
 from anabranch import AnabranchError, AsyncClient, Residency
 from anabranch.tracing import OpenTelemetry
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.settings import Secret
+from services.local_engine import app as engine_app
+from services.local_engine import settings as engine_settings
 from tests.support.auth import bearer, until
+from tests.support.engines import MODEL as WEIGHTS
 from tests.support.inprocess import MODEL, Cluster, cluster, model_stub
 from tests.support.otlp import Collector, ToldSpan, collector
 from tests.support.provider import KEY, Provider, routes_file, simulator
@@ -33,6 +41,20 @@ from tests.support.waiting import BOUND_S
 
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 PROMPT = "xylophone"
+VLLM_METRICS = (
+    "vllm:num_requests_running",
+    "vllm:num_requests_waiting",
+    "vllm:kv_cache_usage_perc",
+    "vllm:prefix_cache_queries_total",
+    "vllm:prefix_cache_hits_total",
+    "vllm:prompt_tokens_total",
+    "vllm:generation_tokens_total",
+    "vllm:num_preemptions_total",
+    "vllm:request_queue_time_seconds_count",
+    "vllm:request_prefill_time_seconds_count",
+    "vllm:inter_token_latency_seconds_count",
+    "vllm:e2e_request_latency_seconds_count",
+)
 ROUTER, ENGINE, CLOUD = "anabranch-router", "anabranch-engine", "anabranch-cloud"
 
 
@@ -234,3 +256,67 @@ async def test_a_caller_s_decision_to_sample_counts_before_the_ratio(tmp_path):
     router, engine = chain(s.collector, ROUTER, ENGINE)
     assert {span.trace for span in s.collector.spans} == {TRACE}
     assert (router.parent, engine.parent) == (CALLER, router.id)
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(900)
+async def test_the_real_engine_is_in_the_trace_and_its_own_metrics_are_beside_ours(tmp_path):
+    if not WEIGHTS.is_dir():
+        pytest.skip("no model: run tools/fetch_model.py")
+    async with scene(tmp_path) as s:
+        settings = engine_settings.Settings(
+            **s.running.common("engine-vllm"),
+            engine="vllm",
+            model=str(WEIGHTS),
+            served_model_name="river",
+            max_num_seqs=8,
+            max_model_len=1024,
+            cpu_kv_cache_gib=1,
+            otlp_endpoint=s.collector.url,
+        )
+        async with engine_app.running(settings) as host:
+            await s.running.backends_ready(3)
+            text = f"Repeat this word: {PROMPT}. " * 60  # more than one block of the cache
+            for _ in range(2):
+                await s.client.generate(model="river", messages=text, max_tokens=4)
+            async with s.client.stream(model="river", messages=PROMPT, max_tokens=400) as stream:
+                await anext(stream)
+            async with (
+                aiohttp.ClientSession() as http,
+                http.get(f"http://{host.http_address}/metrics") as response,
+            ):
+                shown = await response.text()
+            headers = {"Accept": "application/openmetrics-text; version=1.0.0"}
+            async with (
+                aiohttp.ClientSession() as http,
+                http.get(f"http://{host.http_address}/metrics", headers=headers) as response,
+            ):
+                openmetrics = await response.text()
+    engine = [span for span in s.collector.of(ENGINE) if span.name == "chat river"]
+    routed = {span.id: span for span in s.collector.of(ROUTER)}
+    assert len(engine) == 3
+    for span in engine:
+        assert span.trace == routed[span.parent].trace
+        assert span.attributes["anabranch.queue_seconds"] >= 0
+        assert span.attributes["anabranch.prefill_seconds"] > 0
+    assert engine[1].attributes["gen_ai.usage.cache_read.input_tokens"] > 0
+    assert [span.attributes.get("error.type") for span in engine] == [None, None, "CANCELLED"]
+    assert_nothing_private(s)
+    values = {
+        sample.name: sample.value
+        for family in text_string_to_metric_families(shown)
+        for sample in family.samples
+    }
+    for name in VLLM_METRICS:
+        assert name in values, name
+    assert values["vllm:generation_tokens_total"] >= 8
+    assert values["vllm:prefix_cache_hits_total"] > 0
+    # The strict parser of the other format takes them, too.
+    traced = [
+        sample.exemplar.labels["trace_id"]
+        for family in openmetrics_families(openmetrics)
+        for sample in family.samples
+        if sample.name == "gen_ai_server_time_to_first_token_seconds_bucket" and sample.exemplar
+    ]
+    assert set(traced) <= {span.trace for span in engine}
+    assert traced

@@ -75,6 +75,7 @@ async def test_metrics_of_another_library_keep_their_names():
     one = telemetry.open("a", "1")
     Counter("vllm:requests", "theirs", registry=one.registry).inc()
     assert "vllm:requests_total 1.0" in one.prometheus_text()
+    assert "vllm:requests_total 1.0" in one.openmetrics_text()
     await one.close()
 
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 
 import aiohttp
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
-from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.process_collector import ProcessCollector
 
+from services.chassis import openmetrics
 from services.chassis.http_endpoint import HttpEndpoint
 from services.chassis.resources import ResourceCollector
 from services.chassis.workers.child import Child
@@ -66,7 +66,7 @@ class Front:
         return await self._all(generate_latest, "text/plain")
 
     async def _as_openmetrics(self) -> str:
-        return await self._all(openmetrics.generate_latest, "application/openmetrics-text")
+        return await self._all(openmetrics.render, "application/openmetrics-text")
 
     async def _all(self, render: Callable[[CollectorRegistry], bytes], accept: str) -> str:
         self._serving.set(self._count())
