@@ -87,11 +87,15 @@ class CountingMeter(api.Meter):
         """Every histogram. From any thread."""
         return tuple(self._histograms.values())
 
+    def gauges(self) -> tuple[ReadGauge, ...]:
+        """Every gauge that is read at a scrape. From any thread."""
+        return tuple(self._gauges)
+
     def added_to(self, data: MetricsData) -> MetricsData:
         """What a reader has collected, with what is counted here."""
         mine: list[CountingHistogram | CountingCounter | ReadGauge] = [*self.histograms()]
         mine += list(self._counters.values())
-        mine += list(self._gauges)
+        mine += self.gauges()
         counted = [metric for one in mine if (metric := one.metric())]
         if not counted or not data.resource_metrics:
             return data

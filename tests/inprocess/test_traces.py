@@ -241,6 +241,40 @@ async def test_what_fails_ends_its_spans_with_the_reason(tmp_path):
     assert_nothing_private(s)
 
 
+async def test_an_answer_that_goes_on_elsewhere_has_an_event_for_each_attempt(tmp_path):
+    async with scene(tmp_path) as s:
+        second = await s.running.add_engine(otlp_endpoint=s.collector.url)
+        await s.running.backends_ready(3)
+        engines = {e.host.instance_id: e for e in s.running.engines}
+        for engine in engines.values():
+            engine.simulation.slowdown = 20.0
+        async with s.client.stream(
+            model=MODEL, messages=PROMPT, max_tokens=100, ignore_eos=True
+        ) as stream:
+            await anext(stream)
+            (lost,) = [b.backend_id for b in await s.running.backends() if b.in_flight]
+            # As a crash: the listening server stops at once, without a farewell.
+            await engines[lost].host._server.stop(0)
+            for engine in engines.values():
+                engine.simulation.slowdown = 1.0
+            await stream.finish()
+        (other,) = set(engines) - {lost}
+        assert second.host.instance_id in engines
+    _, router = chain(s.collector, "shop", ROUTER)
+    assert not router.failed
+    assert router.attributes["anabranch.resumes"] == 1
+    attempts = [about for name, about in router.events if name == "anabranch.attempt"]
+    assert [(a["anabranch.backend"], a["anabranch.outcome"]) for a in attempts] == [
+        (lost, "BACKEND_LOST"),
+        (other, "ok"),
+    ]
+    on = [span for span in s.collector.of(ENGINE) if not span.failed]
+    (went_on,) = on
+    assert went_on.parent == router.id
+    assert went_on.attributes["anabranch.continued_tokens"] > 0
+    assert_nothing_private(s)
+
+
 async def test_a_caller_s_decision_to_sample_counts_before_the_ratio(tmp_path):
     async with scene(tmp_path, ratio=0.0) as s, s.running.channel(s.running.router) as channel:
         stub = model_stub(channel)
