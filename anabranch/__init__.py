@@ -31,6 +31,7 @@ from anabranch.errors import (
     Work,
 )
 from anabranch.request import build_request
+from anabranch.spans import RequestSpan, Tracing
 from anabranch.streams import AnswerStream, BlockingAnswerStream
 from anabranch.sync import Client
 from anabranch.transcript import Chunk
@@ -99,6 +100,7 @@ __all__ = [
     "ReasoningEffort",
     "Receipt",
     "RequestCancelledError",
+    "RequestSpan",
     "Residency",
     "Role",
     "RoutingPolicy",
@@ -107,6 +109,7 @@ __all__ = [
     "Tier",
     "TokenCount",
     "ToolCall",
+    "Tracing",
     "UnavailableError",
     "Usage",
     "UsageSource",

@@ -27,10 +27,11 @@ from anabranch.errors import (
     error_for,
     error_from_rpc,
 )
-from anabranch.inflight import Inflight
+from anabranch.inflight import CANCELLED, Inflight
 from anabranch.link import Link
 from anabranch.request import RequestOptions, build_request
 from anabranch.session import SessionSettings
+from anabranch.spans import RequestSpan, Tracing
 from anabranch.streams import AnswerStream
 from anabranch.tokens import ClientCredentials, FixedToken, TokenSource
 from anabranch.transcript import Transcript
@@ -65,9 +66,11 @@ class AsyncClient:
     renewed; none of them for a service without authentication. credentials: TLS, see
     grpc.ssl_channel_credentials; None is plaintext. channel_options replace the defaults of
     dial.py. timeout: seconds that a request may take unless it says otherwise.
-    max_buffered_bytes: how much of one answer may wait to be read. traceparent: gives the W3C
-    trace context of the moment. resume: answers pause while the connection is lost, and go on
-    once it is back, where the service offers that; without it they fail at once.
+    max_buffered_bytes: how much of one answer may wait to be read. tracing: makes a span of each
+    request, and tells the service of it, see anabranch.tracing; traceparent: only gives the W3C
+    trace context of the moment, for one who traces otherwise. resume: answers pause while the
+    connection is lost, and go on once it is back, where the service offers that; without it they
+    fail at once.
 
     Opens nothing before the first call. Use it in one event loop, and close it, best with
     `async with`. Every method raises AnabranchError.
@@ -87,6 +90,7 @@ class AsyncClient:
         connect_timeout: float = 5.0,
         max_buffered_bytes: int = 4 * 1024 * 1024,
         traceparent: Callable[[], str] | None = None,
+        tracing: Tracing | None = None,
         resume: bool = True,
     ) -> None:
         self._target = target
@@ -104,6 +108,7 @@ class AsyncClient:
         self._timeout = timeout
         self._max_buffered = max_buffered_bytes
         self._traceparent = traceparent or str
+        self._tracing = tracing
         self._link = Link(
             SessionSettings(target, self._dial, self._tokens, connect_timeout, resume)
         )
@@ -293,6 +298,7 @@ class AsyncClient:
             timeout=wire.seconds(request.timeout),
             max_buffered_bytes=self._max_buffered,
             traceparent=self._traceparent(),
+            span=None if self._tracing is None else _begin(self._tracing, request),
         )
         try:
             self._link.start(inflight)
@@ -316,19 +322,50 @@ class AsyncClient:
         return operations_pb2_grpc.OperationsServiceStub(self._unary())
 
     async def _call(self, method: Any, request: Any) -> Any:
+        if self._tracing is None:
+            return await self._call_renewed(method, request, self._traceparent())
+        # The name of the RPC is that of its request.
+        span = self._tracing.begin(type(request).__name__.removesuffix("Request"), {})
+        ended: AnabranchError | None = CANCELLED
+        try:
+            answer = await self._call_renewed(method, request, span.traceparent)
+            ended = None
+            return answer
+        except AnabranchError as error:
+            ended = error
+            raise
+        finally:
+            span.end(ended, {})
+
+    async def _call_renewed(self, method: Any, request: Any, traceparent: str) -> Any:
         authorization = await self._tokens.authorization()
         try:
-            return await self._call_once(method, request, authorization)
+            return await self._call_once(method, request, authorization, traceparent)
         except AuthenticationError:
             if not self._tokens.reject(authorization):
                 raise
-        return await self._call_once(method, request, await self._tokens.authorization())
+        authorization = await self._tokens.authorization()
+        return await self._call_once(method, request, authorization, traceparent)
 
-    async def _call_once(self, method: Any, request: Any, authorization: str) -> Any:
+    async def _call_once(
+        self, method: Any, request: Any, authorization: str, traceparent: str
+    ) -> Any:
         metadata = [("authorization", authorization)] if authorization else []
-        if traceparent := self._traceparent():
+        if traceparent:
             metadata.append(("traceparent", traceparent))
         try:
             return await method(request, timeout=self._timeout, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(error, self._target) from None
+
+
+def _begin(tracing: Tracing, request: generation_pb2.GenerateRequest) -> RequestSpan:
+    """The span of a request, with nothing of its prompt."""
+    attributes: dict[str, str | int] = {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.request.model": request.model,
+        "anabranch.request_id": request.request_id,
+    }
+    if request.sampling.HasField("max_tokens"):
+        attributes["gen_ai.request.max_tokens"] = request.sampling.max_tokens
+    return tracing.begin(f"chat {request.model}", attributes)

@@ -12,11 +12,16 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 
 from anabranch.errors import AnabranchError, Work, error_for
+from anabranch.spans import RequestSpan
 from anabranch.v1 import generation_pb2
 
 # How much longer than a request's own time its caller waits: the service's answer to an
 # expired deadline says more than the caller's own could, so it goes first.
 DEADLINE_GRACE = 0.5
+
+
+CANCELLED = error_for("CANCELLED", "the caller left", grpc.StatusCode.CANCELLED)
+"""How a request ends for its trace that its caller gave up."""
 
 
 class Inflight:
@@ -45,6 +50,7 @@ class Inflight:
         "on_abandon",
         "reauthorized",
         "sent",
+        "span",
         "tokens",
         "traceparent",
         "wire",
@@ -57,11 +63,13 @@ class Inflight:
         timeout: float,
         max_buffered_bytes: int,
         traceparent: str = "",
+        span: RequestSpan | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._request = request
         self.wire = request.SerializeToString()
-        self.traceparent = traceparent
+        self.span = span
+        self.traceparent = traceparent if span is None else span.traceparent
         self._buffer: list[bytes] = []
         self._buffered = 0
         self._max_buffered = max_buffered_bytes
@@ -103,6 +111,8 @@ class Inflight:
         """Takes a chunk that arrived."""
         if self._over:
             return
+        if not self.heard and self.span is not None:
+            self.span.event("anabranch.first_token", {})
         self.heard = True
         self.tokens += tokens
         if self._buffered + len(raw) > self._max_buffered:
@@ -123,6 +133,13 @@ class Inflight:
             self._end()
         self._wake()
 
+    def attempted(self) -> None:
+        """A session takes it, or another one after that."""
+        self.attempts += 1
+        self.sent = False
+        if self.span is not None and self.attempts > 1:
+            self.span.event("anabranch.attempt", {"anabranch.attempt": self.attempts})
+
     def fail(self, error: AnabranchError) -> None:
         """Ends it with an error, to be raised after what is buffered has been taken."""
         if not self._over:
@@ -133,7 +150,7 @@ class Inflight:
     def abandon(self) -> None:
         """Tells the service that nobody wants the rest. Safe to call at any time, repeatedly."""
         self._release()
-        self._end()
+        self._end(cancelled=True)
         self._wake()
 
     async def take(self) -> list[bytes]:
@@ -151,7 +168,11 @@ class Inflight:
         taken, self._buffer, self._buffered = self._buffer, [], 0
         return taken
 
-    def _end(self) -> None:
+    def _end(self, *, cancelled: bool = False) -> None:
+        if not self._over and self.span is not None:
+            error = CANCELLED if cancelled else self.error
+            told = {"gen_ai.usage.output_tokens": self.tokens, "anabranch.attempts": self.attempts}
+            self.span.end(error, told)
         self._over = True
         self._timer.cancel()
 

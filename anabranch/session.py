@@ -96,8 +96,7 @@ class Session:
         """Takes a request; it is sent once the session is ready."""
         self._last_stream += 1
         number = self._last_stream
-        inflight.attempts += 1
-        inflight.sent = False
+        inflight.attempted()
         inflight.on_abandon = partial(self._cancel, number)
         self._streams[number] = inflight
         self._outbox.start(number)

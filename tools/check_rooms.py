@@ -41,8 +41,9 @@ HEAVY = {
     "services/local_engine/vllm_engine.py": {"jinja2", "torch", "transformers", "vllm"},
     "services/local_engine/chat_tokenizer.py": {"jinja2"},
     "services/local_engine/vllm_kv_events.py": {"msgspec", "zmq"},
+    "anabranch/tracing.py": {"opentelemetry"},
 }
-"""Imports that the engine's own requirements bring, by the only files that may use them."""
+"""Imports that an extra's requirements bring, by the only files that may use them."""
 
 
 def _files() -> Iterator[tuple[str, ast.Module, int]]:

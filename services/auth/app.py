@@ -23,6 +23,7 @@ from services.auth.grants import Grants
 from services.auth.keyring import Keyring
 from services.auth.keyset import StoredKeySet
 from services.auth.login import Login
+from services.auth.login_metrics import Logins
 from services.auth.oauth_http import OAuthEndpoints
 from services.auth.passwords import Passwords
 from services.auth.planted import PlantedIdentities, read_secrets
@@ -121,6 +122,7 @@ async def running(
                 if host.audit.enabled:
                     # A second trail of the same, in files or at a collector.
                     acts.mirror = host.audit.note
+                logins = Logins(host.meter)
                 servicer = AuthServicer(
                     TokenRpcs(
                         login=login,
@@ -130,6 +132,7 @@ async def running(
                         keyring=keyring,
                         keyset=keyset,
                         issuer=settings.issuer,
+                        logins=logins,
                     ),
                     ClientRpcs(directory, rulebook, token_life=settings.token_life),
                     ApiKeyRpcs(api_keys),
@@ -149,6 +152,7 @@ async def running(
                     issuer=settings.issuer,
                     audience=settings.audience,
                     jwks_cache=settings.http_cache,
+                    logins=logins,
                     trusted_proxies=settings.proxy_networks,
                 ).hang(host.http)
                 await host.start()

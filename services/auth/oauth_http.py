@@ -21,6 +21,7 @@ from services.auth.forms import Form, OAuthError, read_form
 from services.auth.grants import Grants
 from services.auth.keyset import StoredKeySet
 from services.auth.login import Login
+from services.auth.login_metrics import CLIENT_SECRET, Logins
 from services.chassis.errors import Fault
 from services.chassis.peer_address import FORWARDED_FOR, caller_address, peer_address
 from services.chassis.principal import Network
@@ -53,11 +54,13 @@ class OAuthEndpoints:
         issuer: str,
         audience: str,
         jwks_cache: int,
+        logins: Logins,
         trusted_proxies: Sequence[Network] = (),
     ) -> None:
         """`jwks_cache`: seconds for which the JWK Set may be cached. `trusted_proxies` are
         believed about where a request comes from."""
         self._trusted_proxies = trusted_proxies
+        self._logins = logins
         self._login = login
         self._grants = grants
         self._keyset = keyset
@@ -109,10 +112,11 @@ class OAuthEndpoints:
             raise OAuthError("unsupported_grant_type", "only client_credentials is supported")
         scopes = form.fields.get("scope", "").split()
         problems = scope_problems("scope", scopes)
-        client = await self._login.client(
-            form.client_id, form.client_secret, peer=form.peer, problems=problems
-        )
-        issued = self._grants.issue_at_login(client, scopes, peer=form.peer)
+        with self._logins.counted(CLIENT_SECRET):
+            client = await self._login.client(
+                form.client_id, form.client_secret, peer=form.peer, problems=problems
+            )
+            issued = self._grants.issue_at_login(client, scopes, peer=form.peer)
         return {
             "access_token": issued.access_token,
             "token_type": "Bearer",

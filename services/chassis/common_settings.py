@@ -99,6 +99,13 @@ class CommonSettings:
     otlp_endpoint: str = setting(
         "", help="Base URL of an OTLP/HTTP collector for traces and metrics. Empty: none."
     )
+    trace_sample_ratio: float = setting(
+        1.0,
+        minimum=0,
+        maximum=1,
+        help="Share of requests that are traced, of those whose caller has not decided it. "
+        "Without an OTLP endpoint none is.",
+    )
     encryption_keys_file: Path | None = setting(
         None,
         help="A keychain, as JSON or YAML: answers that are kept beyond memory, and prompts and "

@@ -23,6 +23,7 @@ from services.chassis.access import Access, access_of
 from services.chassis.errors import Fault, Violation, fault_of, invalid, reason_name, to_status
 from services.chassis.origin import Origin
 from services.chassis.principal import Address, Principal, set_current_caller
+from services.chassis.trace_context import trace_id_of
 
 _log = logging.getLogger("anabranch.access")
 
@@ -289,6 +290,15 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             "ms": round(seconds * 1000, 1),
             "peer": context.peer(),
         }
+        if trace_id := _trace_id(context):
+            fields["trace_id"] = trace_id
         if fault is not None:
             fields["reason"] = reason_name(fault.reason)
         _log.info("rpc", extra=fields)
+
+
+def _trace_id(context: grpc.aio.ServicerContext) -> str:
+    for key, value in context.invocation_metadata() or ():
+        if key == "traceparent":
+            return trace_id_of(str(value))
+    return ""

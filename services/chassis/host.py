@@ -17,9 +17,7 @@ from typing import Any
 
 import grpc
 from opentelemetry.metrics import Meter
-from opentelemetry.trace import Tracer
 
-from services.chassis import telemetry as telemetry_module
 from services.chassis.api_key_exchange import KeyExchange
 from services.chassis.audit.refusals import Refusals
 from services.chassis.audit.requests import RequestAudit
@@ -31,6 +29,7 @@ from services.chassis.common_settings import CommonSettings
 from services.chassis.detached_sessions import ResumeLimits
 from services.chassis.guard import OnRefusal
 from services.chassis.health import Health
+from services.chassis.host_telemetry import telemetry_of
 from services.chassis.http_endpoint import HttpEndpoint
 from services.chassis.model_handler import ModelHandler
 from services.chassis.model_service import SERVICE_NAME, ModelService
@@ -42,11 +41,12 @@ from services.chassis.ports import (
     warn_of_certificates,
 )
 from services.chassis.quotas.gate import QuotaGate
-from services.chassis.registry import Registry, open_registry
+from services.chassis.registry import Freshness, Registry, open_registry
 from services.chassis.servers import Servers
 from services.chassis.tasks import Tasks
 from services.chassis.telemetry import Telemetry
 from services.chassis.tls import Tls, https_of
+from services.chassis.tracing import RequestTracer
 from services.chassis.version import VERSION
 from services.chassis.workers.retirement import retire
 from services.chassis.workers.worker import Worker
@@ -142,16 +142,16 @@ class Host:
         tls = await asyncio.to_thread(Tls.open, settings)
         health = Health()
         own_registry = registry is None
+        freshness = Freshness()
         registry = registry or open_registry(
             settings.registry,
             token=settings.registry_token,
             stale_for=settings.registry_stale_for,
+            freshness=freshness,
         )
         auth = AuthClient(settings.auth_target, registry, tls)
-        instance = settings.service_id or service
-        if worker is not None:
-            instance += f"-worker-{worker.index}"
-        telemetry = telemetry_module.open(service, instance, settings.otlp_endpoint)
+        telemetry = telemetry_of(service, settings, None if worker is None else worker.index)
+        freshness.observe(telemetry.meter)
         verifier = Verifier(
             key_source or auth,
             issuer=settings.issuer,
@@ -181,6 +181,7 @@ class Host:
                         settings.http_listen,
                         metrics=telemetry.prometheus_text,
                         ask=health.ask,
+                        openmetrics=telemetry.openmetrics_text,
                         tls=https_of(settings, tls),
                     ),
                     health=health,
@@ -216,9 +217,9 @@ class Host:
         return self.telemetry.meter
 
     @property
-    def tracer(self) -> Tracer:
+    def tracer(self) -> RequestTracer:
         """Where the service starts its spans."""
-        return self.telemetry.tracer
+        return self.telemetry.requests
 
     @property
     def health_address(self) -> str:

@@ -21,8 +21,11 @@ from services.chassis.registry.instances import join_address
 _log = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Render = Callable[[], str] | Callable[[], Awaitable[str]]
 
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_OPENMETRICS = "application/openmetrics-text"
+_OPENMETRICS_TYPE = f"{_OPENMETRICS}; version=1.0.0; charset=utf-8"
 
 PATHS = {
     Question.LIVENESS: "/livez",
@@ -39,23 +42,26 @@ class HttpEndpoint:
 
     `listen` is host:port, or unix:/path for a socket file. `ask` decides what probes are told: why
     not, in a few words, or nothing for a yes. `metrics` renders the Prometheus text, as a coroutine
-    or in a thread. A request body may have `max_body_bytes`; it must arrive, and the handler
-    answer, within `request_timeout` seconds. A connection may go `idle_timeout` seconds without a
-    whole request head. With `tls` it speaks HTTPS, but for a socket file.
+    or in a thread, and `openmetrics` what a scraper gets instead that accepts OpenMetrics. A
+    request body may have `max_body_bytes`; it must arrive, and the handler answer, within
+    `request_timeout` seconds. A connection may go `idle_timeout` seconds without a whole request
+    head. With `tls` it speaks HTTPS, but for a socket file.
     """
 
     def __init__(
         self,
         listen: str,
         *,
-        metrics: Callable[[], str] | Callable[[], Awaitable[str]],
+        metrics: Render,
         ask: Callable[[Question], Awaitable[str]],
         max_body_bytes: int = 64 * 1024,
         request_timeout: float = 10.0,
         idle_timeout: float = 60.0,
         tls: ssl.SSLContext | None = None,
+        openmetrics: Render | None = None,
     ) -> None:
         self._tls = tls
+        self._openmetrics = openmetrics
         self._listen = listen
         self._metrics = metrics
         self._ask = ask
@@ -130,14 +136,16 @@ class HttpEndpoint:
             answer.force_close()
             return answer
 
-    async def _answer_metrics(self, _: web.Request) -> web.Response:
+    async def _answer_metrics(self, request: web.Request) -> web.Response:
+        render, kind = self._metrics, _METRICS_TYPE
+        if self._openmetrics is not None and _OPENMETRICS in request.headers.get("Accept", ""):
+            render, kind = self._openmetrics, _OPENMETRICS_TYPE
         # Rendering walks every time series; in a thread it does not hold up the tokens.
-        metrics = self._metrics
-        if iscoroutinefunction(metrics):
-            text: str = await metrics()
+        if iscoroutinefunction(render):
+            text: str = await render()
         else:
-            text = await asyncio.to_thread(cast(Callable[[], str], metrics))
-        return web.Response(body=text.encode(), headers={"Content-Type": _METRICS_TYPE})
+            text = await asyncio.to_thread(cast(Callable[[], str], render))
+        return web.Response(body=text.encode(), headers={"Content-Type": kind})
 
     async def _answer_probe(self, request: web.Request) -> web.Response:
         question = _PROBES[request.path]

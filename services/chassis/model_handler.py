@@ -14,6 +14,7 @@ from anabranch.v1 import generation_pb2, model_pb2, session_pb2
 from services.chassis.errors import Fault
 from services.chassis.prefix_log import PrefixLog
 from services.chassis.principal import Principal
+from services.chassis.trace_context import trace_id_of
 
 Cancel = Callable[[], None]
 
@@ -46,6 +47,13 @@ class CallContext:
     deadline: float
     traceparent: str = ""
     mask: frozenset[int] = frozenset()
+
+
+def ids_of(context: CallContext) -> dict[str, object]:
+    """What every log line about a request carries: its id, and that of its trace if it has one."""
+    trace_id = trace_id_of(context.traceparent)
+    found: dict[str, object] = {"request_id": context.request_id}
+    return {**found, "trace_id": trace_id} if trace_id else found
 
 
 class ModelHandler(Protocol):

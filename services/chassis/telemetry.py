@@ -7,11 +7,8 @@ providers. What is measured is decided where it happens; logs are in logs.py.
 from __future__ import annotations
 
 import asyncio
-import random
-import re
 import threading
 
-from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.metrics import MeterProvider
@@ -21,27 +18,27 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased
 from opentelemetry.trace import Tracer
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
-from services.chassis.histograms import CountingMeter, PushedReader, ScrapedReader
+from services.chassis import openmetrics
+from services.chassis.histograms import CountingHistogram
+from services.chassis.meter import CountingMeter, PushedReader, ScrapedReader
+from services.chassis.tracing import RequestTracer
 from services.chassis.version import VERSION
 
-_PROPAGATOR = TraceContextTextMapPropagator()
 _EXPORT_TIMEOUT = 5.0  # s
 _EXPORT_EVERY = 15.0  # s
-_TRACEPARENT = re.compile(
-    r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}\Z"
-)
 
 
 class Telemetry:
     """The instruments of one service instance. Made by `open`, ended by `close`."""
 
-    def __init__(self, resource: Resource, version: str, otlp_endpoint: str) -> None:
+    def __init__(
+        self, resource: Resource, version: str, otlp_endpoint: str, sample_ratio: float
+    ) -> None:
         service = str(resource.attributes["service.name"])
         self.registry = CollectorRegistry(auto_describe=False)
         ProcessCollector(registry=self.registry)
@@ -49,12 +46,12 @@ class Telemetry:
         GCCollector(registry=self.registry)
         self._rendering = threading.Lock()
         self._closed = False
-        # The readers are made before the meter whose histograms they add.
-        self._prometheus = ScrapedReader(self._with_histograms, self.registry)
+        # The readers are made before the meter whose counts they add.
+        self._prometheus = ScrapedReader(self._with_counts, self._histograms, self.registry)
         self._pushed: MetricReader | None = None
         if otlp_endpoint:
             self._pushed = PushedReader(
-                self._with_histograms,
+                self._with_counts,
                 OTLPMetricExporter(f"{otlp_endpoint}/v1/metrics", timeout=_EXPORT_TIMEOUT),
                 every=_EXPORT_EVERY,
                 timeout=_EXPORT_TIMEOUT,
@@ -78,9 +75,15 @@ class Telemetry:
                 BatchSpanProcessor(exporter, export_timeout_millis=_EXPORT_TIMEOUT * 1000)
             )
         self.tracer: Tracer = self._traces.get_tracer(service, version)
+        self.requests = RequestTracer(
+            self.tracer, recording=bool(otlp_endpoint), ratio=sample_ratio
+        )
 
-    def _with_histograms(self, data: MetricsData) -> MetricsData:
+    def _with_counts(self, data: MetricsData) -> MetricsData:
         return self.meter.added_to(data)
+
+    def _histograms(self) -> tuple[CountingHistogram, ...]:
+        return self.meter.histograms()
 
     def prometheus_text(self) -> str:
         """Every metric in Prometheus' text format 0.0.4. Thread-safe; takes milliseconds.
@@ -90,6 +93,11 @@ class Telemetry:
         # The reader hands its data over through a queue that two scrapes at once would mix up.
         with self._rendering:
             return generate_latest(self.registry).decode()
+
+    def openmetrics_text(self) -> str:
+        """The same in OpenMetrics 1.0, which has exemplars: traces of requests behind a bucket."""
+        with self._rendering:
+            return openmetrics.render(self.registry).decode()
 
     async def flush(self) -> None:
         """Sends what is buffered, for at most some seconds; a failure is only logged."""
@@ -115,11 +123,13 @@ class Telemetry:
         self._traces.shutdown()
 
 
-def open(service: str, instance: str, otlp_endpoint: str = "") -> Telemetry:
+def open(
+    service: str, instance: str, otlp_endpoint: str = "", *, sample_ratio: float = 1.0
+) -> Telemetry:
     """The telemetry of one service instance; spans and metrics also go to the OTLP/HTTP collector
-    at the base URL `otlp_endpoint` if there is one.
+    at the base URL `otlp_endpoint` if there is one. `sample_ratio`: see RequestTracer.
 
-    Histograms count in place (histograms.py).
+    Counts and histograms are kept in place (meter.py).
     """
     resource = Resource(
         {
@@ -128,29 +138,4 @@ def open(service: str, instance: str, otlp_endpoint: str = "") -> Telemetry:
             "service.version": VERSION,
         }
     )
-    return Telemetry(resource, VERSION, otlp_endpoint.rstrip("/"))
-
-
-def extract(traceparent: str) -> Context:
-    """The context that a W3C traceparent describes; an empty one when it describes none."""
-    return _PROPAGATOR.extract({"traceparent": traceparent}, context=Context())
-
-
-def inject(context: Context | None = None) -> str:
-    """The W3C traceparent of `context`, by default the current one; empty outside any span."""
-    carrier: dict[str, str] = {}
-    _PROPAGATOR.inject(carrier, context=context)
-    return carrier.get("traceparent", "")
-
-
-def passed_on(traceparent: str) -> str:
-    """The traceparent for the next hop of a service that records no spans itself.
-
-    The caller's own, unchanged, so that the next recorded span hangs on the last one recorded;
-    a new one, not to be sampled, where the caller sent none that is valid.
-    """
-    if traceparent and _TRACEPARENT.match(traceparent):
-        return traceparent
-    number = random.getrandbits(192)
-    ids = f"{number:048x}"
-    return f"00-{ids[:32]}-{ids[32:]}-00"
+    return Telemetry(resource, VERSION, otlp_endpoint.rstrip("/"), sample_ratio)

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 from opentelemetry.trace import Span
 
-from services.chassis.model_handler import CallContext
+from services.chassis.model_handler import CallContext, ids_of
 from services.cloud_proxy.answer import ProviderFailure
 from services.cloud_proxy.attempts import Attempt, Attempts, log_failure
 from services.cloud_proxy.candidates import Candidate
@@ -41,7 +41,7 @@ class Ask(Generic[T]):
             await attempts.run(candidates, self, self._context.deadline)
         finally:
             if self._span is not None:
-                self._span.end()
+                self._observer.cut_off(self._span)
         if not self._found:
             raise broken("the provider's answer ended before it was complete")
         return self._found[-1]
@@ -61,11 +61,10 @@ class Ask(Generic[T]):
 
     def attempt_ended(self, attempt: Attempt) -> None:
         """See Exchange."""
-        if self._span is not None:
-            self._observer.attempt_ended(self._operation, attempt, self._span)
-            self._span = None
+        self._observer.attempt_ended(self._operation, attempt, self._span)
+        self._span = None
         if attempt.failure is not None:
-            log_failure(attempt, {"request_id": self._context.request_id})
+            log_failure(attempt, ids_of(self._context))
 
     def take(self, candidate: Candidate, body: bytes) -> None:
         """What the receiver has read. Raises ProviderFailure."""

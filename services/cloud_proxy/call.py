@@ -14,7 +14,7 @@ from opentelemetry.trace import Span
 
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault, fault_of, reason_name
-from services.chassis.model_handler import CallContext
+from services.chassis.model_handler import CallContext, ids_of
 from services.cloud_proxy import estimates
 from services.cloud_proxy.account import Account, cost_of
 from services.cloud_proxy.answer import Delta, Ending, Finish, ProviderFailure, ProviderUsage
@@ -98,7 +98,7 @@ class Call:
     def cut_off(self) -> None:
         """Ends what has not ended, after the task that ran it has."""
         if self._span is not None:
-            self._span.end()
+            self._observer.cut_off(self._span)
             self._span = None
         if not self._writer.ended:
             self._close_cancelled()
@@ -126,13 +126,13 @@ class Call:
         """See Exchange."""
         self._trail.add(attempt)
         self._span = self._observer.attempt_began("chat", attempt, self._context.traceparent)
-        self._observer.asked(self._span, self._request)
+        if self._span is not None:
+            self._observer.asked(self._span, self._request)
 
     def attempt_ended(self, attempt: Attempt) -> None:
         """See Exchange."""
-        if self._span is not None:
-            self._observer.attempt_ended("chat", attempt, self._span)
-            self._span = None
+        self._observer.attempt_ended("chat", attempt, self._span)
+        self._span = None
         if attempt.failure is not None:
             if not self._answering and may_be_billed(attempt.failure, 0):
                 self._money.owe(cost_of(self._so_far(), self._route))
@@ -236,7 +236,7 @@ class Call:
 
     def _facts(self) -> dict[str, object]:
         return {
-            "request_id": self._context.request_id,
+            **ids_of(self._context),
             "tenant": self._context.caller.tenant,
             "model": self._route.name,
             "provider": self._route.profile.name,

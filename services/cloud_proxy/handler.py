@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from anabranch.v1 import errors_pb2, model_pb2, session_pb2
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault
-from services.chassis.model_handler import CallContext, Cancel, Outlet
+from services.chassis.model_handler import CallContext, Cancel, Outlet, ids_of
 from services.chassis.quotas.money import money_quotas
 from services.cloud_proxy import estimates
 from services.cloud_proxy.account import cost_of
@@ -223,7 +223,7 @@ class CloudProxy:
                 _log.warning(
                     "parameter left out: the provider ignores it",
                     extra={
-                        "request_id": context.request_id,
+                        **ids_of(context),
                         "model": route.name,
                         "parameter": parameter,
                     },

@@ -17,7 +17,7 @@ from opentelemetry.metrics import CallbackOptions, Meter, Observation
 from services.cloud_proxy.config import Route
 from services.cloud_proxy.configuration import BadConfiguration
 from services.cloud_proxy.key_sources import BadKeys, parse_key_file, read_key_file
-from services.cloud_proxy.keys import AccountKey, KeyPool
+from services.cloud_proxy.keys import AccountKey, Blocked, KeyPool
 
 _log = logging.getLogger(__name__)
 
@@ -89,6 +89,11 @@ class Keys:
             unit="{key}",
             description="Provider keys by what keeps them from being used",
         )
+        meter.create_observable_gauge(
+            "anabranch.cloud.breaker_open",
+            callbacks=[self._breakers],
+            description="Whether no key of a provider is tried because it has been failing",
+        )
 
     def _count(self, _: CallbackOptions) -> Iterable[Observation]:
         counts: Counter[tuple[str, str]] = Counter()
@@ -99,6 +104,15 @@ class Keys:
         for (provider, state), count in counts.items():
             labels = {"gen_ai.provider.name": provider, "anabranch.key.state": state}
             yield Observation(count, labels)
+
+    def _breakers(self, _: CallbackOptions) -> Iterable[Observation]:
+        resting: dict[str, bool] = {}
+        for account, pool in self.pools.items():
+            states = pool.states()
+            rests = bool(states) and all(key.blocked is Blocked.FAILING for key in states)
+            provider = self._providers[account]
+            resting[provider] = resting.get(provider, True) and rests
+        return [Observation(int(rests), {"provider": name}) for name, rests in resting.items()]
 
 
 def open_keys(

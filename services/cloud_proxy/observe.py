@@ -8,18 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
-from opentelemetry.context import Context
 from opentelemetry.metrics import Meter
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.trace import Span, SpanKind
 
 from anabranch.v1 import generation_pb2 as pb
+from services.chassis import tracing
+from services.chassis.tracing import RequestTracer
 from services.cloud_proxy.answer import Finish, ProviderUsage
 from services.cloud_proxy.attempts import Attempt
 from services.cloud_proxy.config import Route
 from services.cloud_proxy.masking import NAMES
 
-_PROPAGATOR = TraceContextTextMapPropagator()
 _ASKED = {
     "max_tokens": "gen_ai.request.max_tokens",
     "temperature": "gen_ai.request.temperature",
@@ -35,7 +34,7 @@ _ASKED = {
 class Observer:
     """The instruments of one process."""
 
-    def __init__(self, meter: Meter, tracer: Tracer) -> None:
+    def __init__(self, meter: Meter, tracer: RequestTracer) -> None:
         self._tracer = tracer
         self._duration = meter.create_histogram(
             "gen_ai.client.operation.duration", unit="s", description="Duration of attempts"
@@ -94,16 +93,18 @@ class Observer:
         if cost_microusd:
             self._cost.add(cost_microusd, labels)
 
-    def attempt_began(self, operation: str, attempt: Attempt, traceparent: str) -> Span:
-        """A span of one attempt, under the caller's trace."""
+    def attempt_began(self, operation: str, attempt: Attempt, traceparent: str) -> Span | None:
+        """A span of one attempt, under the caller's trace; None for one that is not sampled."""
+        parent = self._tracer.parent_of(traceparent)
+        if parent is None:
+            return None
         route = attempt.candidate.route
         where = urlsplit(route.base_url)
-        parent = _PROPAGATOR.extract({"traceparent": traceparent}) if traceparent else Context()
-        return self._tracer.start_span(
+        return self._tracer.start(
             f"{operation} {route.model.name}",
-            context=parent,
-            kind=SpanKind.CLIENT,
-            attributes={
+            parent,
+            SpanKind.CLIENT,
+            {
                 **_labels(route, operation),
                 "server.address": where.hostname or "",
                 "server.port": where.port or (443 if where.scheme == "https" else 80),
@@ -114,34 +115,37 @@ class Observer:
 
     def asked(self, span: Span, request: pb.GenerateRequest) -> None:
         """What was asked for, without a word of the prompt."""
-        if not span.is_recording():
-            return
         for name, attribute in _ASKED.items():
             if request.sampling.HasField(name):
                 span.set_attribute(attribute, getattr(request.sampling, name))
 
     def answered(self, span: Span, finishes: Iterable[Finish], usage: ProviderUsage) -> None:
         """How an answer ended and what it used."""
-        if not span.is_recording():
-            return
         span.set_attribute("gen_ai.response.finish_reasons", [str(f) for f in finishes])
         span.set_attribute("gen_ai.usage.input_tokens", usage.prompt)
         span.set_attribute("gen_ai.usage.output_tokens", usage.completion)
         span.set_attribute("gen_ai.usage.cache_read.input_tokens", usage.cached)
 
-    def attempt_ended(self, operation: str, attempt: Attempt, span: Span) -> None:
+    def attempt_ended(self, operation: str, attempt: Attempt, span: Span | None) -> None:
         """An attempt ended; closes its span."""
         failure = attempt.failure
         labels = _labels(attempt.candidate.route, operation)
+        if failure is not None:
+            labels["error.type"] = str(failure.kind)
+        self._duration.record(attempt.seconds or 0.0, labels)
+        if span is None:
+            return
         if attempt.seen.http_status is not None:
             span.set_attribute("http.response.status_code", attempt.seen.http_status)
         if attempt.seen.request_id:
             span.set_attribute("anabranch.provider_request_id", attempt.seen.request_id)
         if failure is not None:
-            labels["error.type"] = str(failure.kind)
-            span.set_status(Status(StatusCode.ERROR, failure.cause))
-            span.set_attribute("error.type", str(failure.kind))
-        self._duration.record(attempt.seconds or 0.0, labels)
+            tracing.ended_as(span, str(failure.kind), failure.cause)
+        span.end()
+
+    def cut_off(self, span: Span) -> None:
+        """An attempt was given up with its request; closes its span."""
+        tracing.cancelled(span)
         span.end()
 
 

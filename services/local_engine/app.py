@@ -14,7 +14,7 @@ from services.chassis.redis_connection import redis_client
 from services.chassis.registry import Registry
 from services.chassis.version import VERSION
 from services.local_engine.engine import Engine
-from services.local_engine.engine_metrics import EngineMetrics, VllmCollector
+from services.local_engine.engine_metrics import EngineMetrics, VllmCollector, observe_load
 from services.local_engine.handler import BackendIdentity, EngineHandler
 from services.local_engine.hang_watch import CONCERN, HangWatch
 from services.local_engine.settings import Settings
@@ -76,12 +76,14 @@ async def running(
                 draining=lambda: service.requests.draining,
                 hung=lambda: hang.hung,
                 metrics=EngineMetrics(host.meter),
+                tracer=host.tracer,
                 max_waiting=settings.max_waiting,
             )
             service = host.add_model_service(handler, quotas=QuotaGate(redis))
             serve_operations(host)
             await host.start()
             await engine.start()
+            observe_load(host.meter, engine.load)
             if settings.engine == "vllm":
                 host.telemetry.registry.register(VllmCollector())
             for lane in range(EngineHandler.LANES):

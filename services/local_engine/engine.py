@@ -115,12 +115,18 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class TokenUsage:
-    """Tokens used by a whole job; `completion` includes a continuation, over all choices."""
+    """Tokens used by a whole job; `completion` includes a continuation, over all choices.
+
+    `queued` and `prefill` are the seconds until it was first computed and from then until its
+    first token, where the engine tells.
+    """
 
     prompt: int
     cached_prompt: int
     completion: int
     partial: bool = False
+    queued: float | None = None
+    prefill: float | None = None
 
 
 @dataclass(slots=True)

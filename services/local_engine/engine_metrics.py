@@ -6,12 +6,16 @@ vLLM's own metrics are passed on beside these, unrenamed.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import prometheus_client
-from opentelemetry.metrics import Meter
+from opentelemetry.metrics import CallbackOptions, Meter, Observation
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+
+from services.chassis.errors import Fault
+from services.chassis.histograms import recorder
+from services.local_engine.engine import EngineLoad
 
 
 class EngineMetrics:
@@ -36,18 +40,57 @@ class EngineMetrics:
             "gen_ai.client.token.usage", unit="{token}", description="Tokens of finished requests"
         )
 
-    def request(self, model: str) -> RequestTimes:
-        """A request has arrived."""
-        return RequestTimes(self, model)
+    def request(self, model: str, trace_id: str = "") -> RequestTimes:
+        """A request has arrived; `trace_id` is that of its trace, if it is sampled."""
+        return RequestTimes(self, model, trace_id)
+
+
+def observe_load(meter: Meter, load: Callable[[], EngineLoad]) -> None:
+    """Creates the gauges of an engine's load; none has a value before the model is loaded.
+
+    `load` is called at each scrape, in another thread than the loop's.
+    """
+
+    def each(read: Callable[[EngineLoad], float]) -> Callable[..., Iterable[Observation]]:
+        def callback(_: CallbackOptions) -> Iterable[Observation]:
+            try:
+                return [Observation(read(load()))]
+            except Fault:
+                return []
+
+        return callback
+
+    reads: tuple[tuple[str, str, Callable[[EngineLoad], float]], ...] = (
+        ("running", "Sequences that the engine computes now", lambda now: now.running),
+        ("waiting", "Sequences that wait in the engine", lambda now: now.waiting),
+        ("kv_used_tokens", "Tokens in the KV cache", lambda now: now.kv_used_tokens),
+        ("kv_total_tokens", "Tokens that fit the KV cache", lambda now: now.kv_total_tokens),
+        ("max_running", "The most sequences at a time", lambda now: now.max_running),
+        (
+            "output_tokens_per_second",
+            "Tokens of the last second",
+            lambda now: now.output_tokens_per_second,
+        ),
+        (
+            "step_time_ratio",
+            "Time of steps over what they should take, smoothed",
+            lambda now: now.step_time_ratio,
+        ),
+    )
+    for name, description, read in reads:
+        meter.create_observable_gauge(
+            f"anabranch.engine.{name}", callbacks=[each(read)], description=description
+        )
 
 
 class RequestTimes:
     """The times of one request."""
 
-    __slots__ = ("_arrived", "_attributes", "_count", "_first", "_metrics")
+    __slots__ = ("_arrived", "_attributes", "_count", "_first", "_metrics", "_trace_id")
 
-    def __init__(self, metrics: EngineMetrics, model: str) -> None:
+    def __init__(self, metrics: EngineMetrics, model: str, trace_id: str) -> None:
         self._metrics = metrics
+        self._trace_id = trace_id
         self._attributes = {"gen_ai.request.model": model, "gen_ai.operation.name": "chat"}
         self._arrived = metrics.clock()
         self._first: float | None = None
@@ -58,7 +101,8 @@ class RequestTimes:
         self._count += count
         if self._first is None and count:
             self._first = self._metrics.clock()
-            self._metrics.first_token.record(self._first - self._arrived, self._attributes)
+            record = recorder(self._metrics.first_token, self._attributes)
+            record(self._first - self._arrived, self._trace_id)
 
     def end(self, outcome: str, prompt_tokens: int, completion_tokens: int) -> None:
         """The request is over: ok, cancelled or error."""

@@ -17,11 +17,14 @@ from services.chassis.errors import Fault, fault_of
 from services.chassis.model_handler import CallContext, Cancel, Outlet
 from services.chassis.prefix_log import PrefixLog
 from services.chassis.prompt_blocks import prompt_blocks, prompt_bytes
+from services.chassis.trace_context import sampled_trace
+from services.chassis.tracing import RequestTracer
 from services.local_engine import wire
 from services.local_engine.engine import Continuation, Delta, Engine, Finish, Job, SamplingSpec
 from services.local_engine.engine_metrics import EngineMetrics, RequestTimes
 from services.local_engine.job_output import JobOutput
 from services.local_engine.load_reports import LoadReports
+from services.local_engine.request_span import RequestSpan, span_of
 
 LONG_REQUEST_BYTES = 4096
 """Serialised requests above this are encoded apart, so that short ones need not wait for them."""
@@ -54,8 +57,10 @@ class EngineHandler:
         draining: Callable[[], bool],
         hung: Callable[[], bool],
         metrics: EngineMetrics,
+        tracer: RequestTracer,
         max_waiting: int,
     ) -> None:
+        self._tracer = tracer
         self._engine = engine
         self._names = frozenset(names)
         self._aliases = tuple(names[1:])
@@ -87,8 +92,9 @@ class EngineHandler:
             continuation=continuation,
             outlet=outlet,
             request_id=context.request_id,
-            times=self._metrics.request(request.model),
+            times=self._metrics.request(request.model, sampled_trace(context.traceparent)),
             reports=self._reports,
+            span=span_of(self._tracer, request, context),
         )
         lane.put_nowait(call)
         self._reports.changed()
@@ -182,6 +188,7 @@ class _Call:
         "_reports",
         "_request",
         "_request_id",
+        "_span",
         "_spec",
         "_submitted",
         "_times",
@@ -200,7 +207,9 @@ class _Call:
         request_id: str,
         times: RequestTimes,
         reports: LoadReports,
+        span: RequestSpan | None,
     ) -> None:
+        self._span = span
         self._engine = engine
         self._job_id = job_id
         self._request = request
@@ -223,6 +232,9 @@ class _Call:
             if not self.ended:
                 self._submitted = True
                 self._reports.changed()
+                if self._span is not None:
+                    existing = len(job.continuation.token_ids)
+                    self._span.submitted(len(job.prompt_token_ids), existing)
                 self._engine.submit(job, self._deliver, self._fail)
         except Exception as error:  # noqa: BLE001 - the edge: what a request raises ends it alone
             self._fail(fault_of(error))
@@ -269,6 +281,11 @@ class _Call:
         last = delta.usage is not None
         self.ended = last
         self._times.tokens(len(delta.token_ids))
+        if self._span is not None:
+            if delta.token_ids:
+                self._span.output()
+            if delta.usage is not None:
+                self._span.finished(delta.finish, delta.usage)
         if last and delta.usage is not None:
             outcome = "cancelled" if delta.finish is Finish.CANCELLED else "ok"
             self._times.end(outcome, delta.usage.prompt, delta.usage.completion)
@@ -280,5 +297,7 @@ class _Call:
         if not self.ended:
             self.ended = True
             self._times.end("error", 0, 0)
+            if self._span is not None:
+                self._span.failed(fault)
             self._reports.changed()
             self._outlet.fail(fault)

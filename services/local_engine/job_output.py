@@ -15,7 +15,17 @@ from services.local_engine.engine import Candidate, Delta, Finish, Job, OnDelta,
 class JobOutput:
     """Emits the deltas of a job, numbers their tokens and adds up its usage."""
 
-    __slots__ = ("_cached", "_counts", "_on_delta", "_on_fail", "_open", "_started", "ended", "job")
+    __slots__ = (
+        "_cached",
+        "_counts",
+        "_on_delta",
+        "_on_fail",
+        "_open",
+        "_started",
+        "_waits",
+        "ended",
+        "job",
+    )
 
     def __init__(self, job: Job, on_delta: OnDelta, on_fail: OnFail) -> None:
         self.job = job
@@ -26,6 +36,7 @@ class JobOutput:
         self._open = set(range(job.sampling.n))
         self._started = False
         self._cached: int | None = None
+        self._waits: tuple[float, float] | None = None
         self.ended = False
 
     @property
@@ -44,6 +55,10 @@ class JobOutput:
         The least of all choices is what the job found: others find what the first has computed.
         """
         self._cached = tokens if self._cached is None else min(self._cached, tokens)
+
+    def waited(self, queued: float, prefill: float) -> None:
+        """How long its first choice waited and was read, in seconds; later ones say nothing."""
+        self._waits = self._waits or (queued, prefill)
 
     def emit(
         self,
@@ -96,4 +111,6 @@ class JobOutput:
             cached_prompt=min(self._cached or 0, len(self.job.prompt_token_ids)),
             completion=sum(self._counts),
             partial=partial,
+            queued=None if self._waits is None else self._waits[0],
+            prefill=None if self._waits is None else self._waits[1],
         )

@@ -192,8 +192,12 @@ class LoadMeter:
         max_running: int,
         prefill_budget: int,
     ) -> EngineLoad:
-        """The load now. `running` is the engine's own count, bounded by what is really open."""
-        self._trim()
+        """The load now. `running` is the engine's own count, bounded by what is really open.
+
+        It changes nothing, and may be called from another thread.
+        """
+        oldest = self._clock() - _RATE_WINDOW_S
+        rates = tuple(self._rates)  # in one go
         running = min(running, self.sequences)
         return EngineLoad(
             running=running,
@@ -204,7 +208,7 @@ class LoadMeter:
             kv_total_tokens=kv_total_tokens,
             step_time_ratio=self._ratio,
             prefill_tokens_per_step=self._prefill_average,
-            output_tokens_per_second=sum(n for _, n in self._rates) / _RATE_WINDOW_S,
+            output_tokens_per_second=sum([n for at, n in rates if at >= oldest]) / _RATE_WINDOW_S,
             max_running=max_running,
             step_time=self._step_time,
             prefill_budget=prefill_budget,

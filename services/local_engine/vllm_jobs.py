@@ -170,6 +170,8 @@ class VllmJobs:
         try:
             cached = output.num_cached_tokens or 0
             running.output.found_cached(cached)
+            if not running.output.started:
+                _tell_waits(running.output, getattr(output, "metrics", None))
             running.load.prefilled(cached)
             for part in output.outputs:
                 self._deliver(running, part)
@@ -233,3 +235,12 @@ class VllmJobs:
     def _forget(self, running: _Running) -> None:
         self._jobs.pop(running.output.job.id, None)
         running.load.end()
+
+
+def _tell_waits(output: JobOutput, stats: Any) -> None:
+    """What vLLM says of a request's way to its first token, in seconds of the engine core's clock;
+    it says nothing where it keeps no statistics of its requests."""
+    if stats is None or not stats.scheduled_ts or not stats.first_token_ts:
+        return
+    queued, prefill = stats.scheduled_ts - stats.queued_ts, stats.first_token_ts
+    output.waited(max(0.0, queued), max(0.0, prefill - stats.scheduled_ts))

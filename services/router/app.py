@@ -33,6 +33,7 @@ from services.chassis.workers import Worker
 from services.router.admin import RouterAdmin
 from services.router.admin_of_all import AdminOfAll
 from services.router.audited_admin import AuditedAdmin
+from services.router.backend_metrics import observe_backends
 from services.router.core.policy import AdmissionRules, Objective, Policy
 from services.router.decisions import Decisions
 from services.router.feedback.intake import Feedback
@@ -110,7 +111,11 @@ async def running(
         handler = RouterHandler(
             routing,
             host.tokens,
-            Observer(host.meter, host.tracer if settings.otlp_endpoint else None),
+            Observer(
+                host.meter,
+                host.tracer,
+                is_served=routing.decisions.serves,
+            ),
             lambda: session_pb2.SessionReady(
                 backend_id=host.instance_id,
                 version=VERSION,
@@ -148,6 +153,7 @@ async def running(
             callbacks=[lambda _: [Observation(len(routing.line))]],
             description="Requests that wait for a free slot",
         )
+        observe_backends(host.meter, pool.known, routing.clock)
         observe_sessions(host.meter, model_service.resumable)
         observe_cache(host.meter, cache)
         policies.observe(host.meter)

@@ -91,6 +91,11 @@ class Decisions:
             split = self._splits[name] = Split(name, variants)
         return split.choose(key, self._random)
 
+    def serves(self, model: str) -> bool:
+        """Whether the name is one of ours: a backend's, or the policy's for one or more."""
+        policy = self.policy
+        return model in policy.models or model in policy.aliases or self._pool.serves(model)
+
     def masks(self, tenant: str) -> tuple[pb.PiiKind, ...]:
         """What must be masked before a tenant's prompt leaves, beside what the proxy masks."""
         names = self.policy.masked_for(tenant)

@@ -92,7 +92,7 @@ class Exchange:
             self._act(self._choose())
         except Fault as fault:
             self._over()
-            self._observation.failed(fault)
+            self._observation.failed(fault, self._receipt)
             raise
         except Exception as exc:  # noqa: BLE001 - it is known here, and must not stay
             self.on_bug(internal(exc))
@@ -352,7 +352,7 @@ class Exchange:
     def _fail(self, fault: Fault) -> None:
         fault = fault.after(self._work)
         self._over()
-        self._observation.failed(fault)
+        self._observation.failed(fault, self._receipt)
         self._outlet.fail(fault)
 
     def on_bug(self, fault: Fault) -> None:

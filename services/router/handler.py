@@ -92,7 +92,8 @@ class RouterHandler:
             request.model = model
             return stub.Embed(request, **how)
 
-        return await self._forward(about, context, send, costs=True)
+        with self._observer.call("embeddings", request.model, context) as onward:
+            return await self._forward(about, context, send, onward, costs=True)
 
     async def count_tokens(
         self, request: model_pb2.CountTokensRequest, context: CallContext
@@ -104,7 +105,8 @@ class RouterHandler:
             request.model = request.request.model = model
             return stub.CountTokens(request, **how)
 
-        return await self._forward(about, context, send)
+        with self._observer.call("count_tokens", request.model, context) as onward:
+            return await self._forward(about, context, send, onward)
 
     async def list_models(self) -> Sequence[generation_pb2.ModelInfo]:
         """What the ready backends serve, under the policy's names too."""
@@ -150,12 +152,13 @@ class RouterHandler:
         about: generation_pb2.GenerateRequest,
         context: CallContext,
         send: Callable[..., grpc.aio.UnaryUnaryCall[Message, Reply]],
+        traceparent: str,
         *,
         costs: bool = False,
     ) -> Reply:
         """Asks backends of the model in turn. Both RPCs are idempotent.
 
-        `costs` says that the cloud's answer has a price.
+        `traceparent` is what they are told, and `costs` says that the cloud's answer has a price.
         """
         routing = self._routing
         payer = payer_of(context.caller, about.model)
@@ -179,7 +182,10 @@ class RouterHandler:
                     model_pb2_grpc.ModelServiceStub(uplink.channel),
                     asking.terms.name_in(uplink.backend.tier),
                     timeout=max(context.deadline - asyncio.get_running_loop().time(), 0.001),
-                    metadata=(("authorization", f"Bearer {token.value}"),),
+                    metadata=(
+                        ("authorization", f"Bearer {token.value}"),
+                        ("traceparent", traceparent),
+                    ),
                 )
                 return reply
             except grpc.aio.AioRpcError as error:

@@ -9,29 +9,40 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 from opentelemetry.metrics import Meter
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
+from opentelemetry.trace import Span, SpanKind
 
 from anabranch.v1 import generation_pb2 as pb
-from services.chassis import telemetry
+from services.chassis import tracing
+from services.chassis.counters import counted
 from services.chassis.errors import Fault, reason_name
-from services.chassis.histograms import recorder
+from services.chassis.histograms import Record, recorder
 from services.chassis.model_handler import CallContext
+from services.chassis.trace_context import passed_on, sampled_trace, trace_id_of
+from services.chassis.tracing import RequestTracer
 from services.router.core.values import Tier, Verdict
 from services.router.receipt import ReceiptBuilder
+from services.router.request_span import answered, show_attempts
 
 _log = logging.getLogger(__name__)
 
-Record = Callable[[float], None]
 Remember = Callable[[CallContext, str, Tier, str], None]
 """Keeps in mind whose request of which model was answered in which tier, by which backend."""
 
+UNKNOWN = "unknown"
+"""The model of a request for a name that nobody serves: as a label, the caller's text would be
+unbounded."""
+
 
 class _Series(NamedTuple):
-    """Where the finished requests of one model and tier are counted."""
+    """Where the requests of one model and tier are counted."""
 
+    ok: Callable[[], None]
+    error: Callable[[], None]
+    cancelled: Callable[[], None]
     duration: Record
     first_token: Record
     per_token: Record
@@ -73,13 +84,22 @@ class Observation:
         """The request ended with this last chunk, usage included."""
         observer = self._observer
         series = observer.series(self._model, receipt.tier)
-        seconds = time.monotonic() - self._began
+        now = time.monotonic()
+        seconds = now - self._began
         usage = chunk.usage
         given, output = usage.prompt_tokens, usage.completion_tokens
         ttft = receipt.ttft
+        left = chunk.finish_reason == pb.FINISH_REASON_CANCELLED
+        late = left and now >= self._context.deadline  # nobody left: its time ran out
+        if not left:
+            series.ok()
+        elif late:
+            series.error()
+        else:
+            series.cancelled()
         series.duration(seconds)
         if ttft is not None:
-            series.first_token(ttft)
+            series.first_token(ttft, sampled_trace(self.traceparent))
         decoding = seconds - (ttft or 0.0)
         if output > 1 and decoding > 0:
             series.per_token(decoding / (output - 1))
@@ -102,15 +122,11 @@ class Observation:
                 resumes=receipt.resumes,
             )
         if self._span is not None:
-            self._span.set_attributes(
-                {
-                    "gen_ai.response.model": chunk.receipt.served_model,
-                    "gen_ai.usage.input_tokens": given,
-                    "gen_ai.usage.output_tokens": output,
-                    "anabranch.backend": receipt.backend_id,
-                    "anabranch.attempts": receipt.attempts,
-                }
-            )
+            answered(self._span, chunk, receipt)
+            if late:
+                tracing.ended_as(self._span, "DEADLINE_EXCEEDED", "the request's time ran out")
+            elif left:
+                tracing.cancelled(self._span)
         self._end()
 
     def goes_on(self, request_id: str, fault: Fault, delivered: int, verdict: Verdict) -> None:
@@ -119,33 +135,38 @@ class Observation:
             "going on elsewhere",
             extra={
                 "request_id": request_id,
+                "trace_id": trace_id_of(self.traceparent),
                 "cause": fault.message,
                 "delivered": delivered,
                 "verdict": type(verdict).__name__,
             },
         )
 
-    def failed(self, fault: Fault) -> None:
-        """The request ended with an error."""
+    def failed(self, fault: Fault, receipt: ReceiptBuilder | None = None) -> None:
+        """The request ended with an error, after what the receipt tells of."""
         if self._over:
             return
+        tier = None if receipt is None else receipt.tier
+        self._observer.series(self._model, tier).error()
         reason = reason_name(fault.reason)
-        # A model nobody serves is the caller's text: as a label it would be unbounded.
         self._observer.failures.add(1, {"error.type": reason})
         # A provider's words may quote the prompt, which only its caller may read.
-        words = None if "provider" in fault.metadata else fault.message
-        self._tell("request failed", reason=reason, cause=words or "", work=str(fault.work))
+        words = "" if "provider" in fault.metadata else fault.message
+        self._tell("request failed", reason=reason, cause=words, work=str(fault.work))
         if self._span is not None:
-            self._span.set_attribute("error.type", reason)
-            self._span.set_status(Status(StatusCode.ERROR, words))
+            if receipt is not None:
+                show_attempts(self._span, receipt, reason)
+            tracing.failed(self._span, fault)
         self._end()
 
     def _tell(self, message: str, **facts: object) -> None:
         """A line for who searches by the request's id. What went as foreseen has none: the
         caller's receipt and the audit trail tell of it."""
-        ids = {"request_id": self._context.request_id, "model": self._model}
-        if self.traceparent:
-            ids["trace_id"] = self.traceparent.split("-")[1]
+        ids = {
+            "request_id": self._context.request_id,
+            "trace_id": trace_id_of(self.traceparent),
+            "model": self._model,
+        }
         _log.info(message, extra=ids | facts)
 
     def _end(self) -> None:
@@ -157,11 +178,18 @@ class Observation:
 
 
 class Observer:
-    """The instruments of one router process. Without `tracer` no spans are made, and callers'
-    traces are passed on."""
+    """The instruments of one router process. `is_served` says which names of models may be
+    labels. The traces of requests without a span are passed on."""
 
-    def __init__(self, meter: Meter, tracer: Tracer | None) -> None:
+    def __init__(
+        self,
+        meter: Meter,
+        tracer: RequestTracer,
+        *,
+        is_served: Callable[[str], bool] = lambda _: True,
+    ) -> None:
         self._tracer = tracer
+        self._is_served = is_served
         self._series: dict[tuple[str, Tier | None], _Series] = {}
         self._duration = meter.create_histogram(
             "gen_ai.server.request.duration",
@@ -181,6 +209,9 @@ class Observer:
         self._tokens = meter.create_histogram(
             "gen_ai.client.token.usage", unit="{token}", description="Tokens of finished requests"
         )
+        self._requests = meter.create_counter(
+            "anabranch.router.requests", description="Requests that have ended, by how"
+        )
         self.overflows = meter.create_counter(
             "anabranch.router.overflows", description="Requests that left their preferred tier"
         )
@@ -192,14 +223,19 @@ class Observer:
         )
 
     def series(self, model: str, tier: Tier | None) -> _Series:
-        """Where a finished request is counted; of a model that answered, so there are few."""
+        """Where a request is counted; what nobody serves is one model."""
         found = self._series.get((model, tier))
         if found is None:
+            if model != UNKNOWN and not self._is_served(model):
+                return self.series(UNKNOWN, tier)
             labels = {
                 "gen_ai.request.model": model,
                 "anabranch.tier": tier.value if tier else "unspecified",
             }
             found = self._series[model, tier] = _Series(
+                counted(self._requests, labels | {"outcome": "ok"}),
+                counted(self._requests, labels | {"outcome": "error"}),
+                counted(self._requests, labels | {"outcome": "cancelled"}),
                 recorder(self._duration, labels),
                 recorder(self._first_token, labels),
                 recorder(self._per_token, labels),
@@ -215,19 +251,33 @@ class Observer:
         remember: Remember | None = None,
     ) -> Observation:
         """Starts observing a request that has just arrived."""
-        if self._tracer is None:
-            onward = telemetry.passed_on(context.traceparent)
+        parent = self._tracer.parent_of(context.traceparent)
+        if parent is None:
+            onward = passed_on(context.traceparent)
             return Observation(self, request.model, None, onward, context, remember)
-        span = self._tracer.start_span(
+        span = self._tracer.start(
             f"chat {request.model}",
-            context=telemetry.extract(context.traceparent),
-            kind=SpanKind.SERVER,
-            attributes={
+            parent,
+            SpanKind.SERVER,
+            {
                 "gen_ai.operation.name": "chat",
                 "gen_ai.request.model": request.model,
                 "anabranch.request_id": context.request_id,
                 "anabranch.tenant": context.caller.tenant,
             },
         )
-        onward = telemetry.inject(set_span_in_context(span))
+        onward = tracing.traceparent_of(span)
         return Observation(self, request.model, span, onward, context, remember)
+
+    def call(self, operation: str, model: str, context: CallContext) -> AbstractContextManager[str]:
+        """A span around a small call about a model; gives the traceparent for the next hop."""
+        return self._tracer.call(
+            f"{operation} {model}",
+            context.traceparent,
+            lambda: {
+                "gen_ai.operation.name": operation,
+                "gen_ai.request.model": model,
+                "anabranch.request_id": context.request_id,
+                "anabranch.tenant": context.caller.tenant,
+            },
+        )

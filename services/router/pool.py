@@ -17,6 +17,7 @@ from services.chassis.tls import Tls
 from services.router.core import values
 from services.router.core.policy import Affinity, BreakerRules
 from services.router.core.prefix import PrefixIndex
+from services.router.known_backend import KnownBackend
 from services.router.uplink import Uplink
 
 ROUTER_SERVICE = "anabranch-router"
@@ -83,6 +84,14 @@ class Pool:
     def uplinks(self) -> list[Uplink]:
         """Every known backend, ordered by id."""
         return [self._uplinks[key] for key in sorted(self._uplinks)]
+
+    def known(self) -> list[KnownBackend]:
+        """Every known backend. From any thread: the dict is copied in one go."""
+        return [uplink.backend for uplink in list(self._uplinks.values())]
+
+    def serves(self, model: str) -> bool:
+        """Whether a known backend says that it has a model of this name."""
+        return any(model in uplink.backend.model_names for uplink in self._uplinks.values())
 
     def uplink(self, backend_id: str) -> Uplink | None:
         """The backend of this id, if it is known."""

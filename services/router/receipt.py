@@ -7,7 +7,7 @@ numbers while the request runs; the message is written once, at its end.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from anabranch.v1 import generation_pb2 as pb
 from services.router.core.values import Dispatch, Overflow, Tier
@@ -22,6 +22,17 @@ OVERFLOWS = {
     Overflow.UNHEALTHY: pb.OVERFLOW_REASON_UNHEALTHY,
     Overflow.FAILED: pb.OVERFLOW_REASON_FAILED,
 }
+
+
+class ToldAttempt(NamedTuple):
+    """One dispatch, so many seconds `after` the request's arrival; `error` is empty for none."""
+
+    backend_id: str
+    tier: Tier
+    after: float
+    seconds: float
+    error: str
+    hedge: bool
 
 
 class _Attempt:
@@ -85,6 +96,21 @@ class ReceiptBuilder:
     def elapsed(self) -> float:
         """Seconds since arrival."""
         return self._clock() - self._arrived
+
+    def told(self) -> list[ToldAttempt]:
+        """Every dispatch so far; what still runs has lasted until now."""
+        now = self._clock()
+        return [
+            ToldAttempt(
+                a.backend_id,
+                a.tier,
+                a.began - self._arrived,
+                (now if a.ended is None else a.ended) - a.began,
+                a.error,
+                a.hedge,
+            )
+            for a in self._attempts
+        ]
 
     def dispatched(self, verdict: Dispatch) -> None:
         """The request was sent to a backend."""

@@ -16,6 +16,9 @@ from pathlib import Path
 import grpc
 import psutil
 import pytest
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as openmetrics_families,
+)
 
 from anabranch import AsyncClient
 from anabranch.errors import AnabranchError
@@ -25,7 +28,15 @@ from services.chassis.channels import open_channel
 from tests.support.auth import bearer, until
 from tests.support.health import http_answers, reason
 from tests.support.waiting import BOUND_S
-from tests.support.workers import WorkerProcess, ask_any, ask_each, until_workers, values, workers
+from tests.support.workers import (
+    WorkerProcess,
+    ask_any,
+    ask_each,
+    openmetrics,
+    until_workers,
+    values,
+    workers,
+)
 from tools import identities
 from tools.cluster import Cluster, EngineKind, EngineSpec
 from tools.cluster.ports import free_port
@@ -83,6 +94,17 @@ async def test_both_workers_get_sessions_and_one_address_tells_of_both(router):
     measured = await values(router, "gen_ai_server_request_duration_seconds_count")
     assert set(measured) == {"0", "1"}
     assert sum(measured.values()) == 24
+    # What is each worker's own, what all say of the same, and what one says for all.
+    ended = await values(router, "anabranch_router_requests_total")
+    assert sum(ended.values()) == 24
+    assert await values(router, "anabranch_router_backend_ready") == {"0": 2.0, "1": 2.0}
+    (told,) = (await values(router, "anabranch_resources_memory_used_bytes")).items()
+    resident = sum(psutil.Process(worker.pid).memory_info().rss for worker in workers(router))
+    assert told[0] == "supervisor"
+    assert told[1] > resident / 2
+    families = {family.name: family for family in openmetrics_families(await openmetrics(router))}
+    found = {s.labels["worker"] for s in families["anabranch_router_backend_ready"].samples}
+    assert found == {"0", "1"}
     assert set(await values(router, "process_resident_memory_bytes")) == {"0", "1", "supervisor"}
 
 

@@ -13,6 +13,7 @@ from aiohttp import web
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from services.chassis.registry import (
+    Freshness,
     Instance,
     Registration,
     Registry,
@@ -79,8 +80,14 @@ class World:
     def __init__(self, url: str, stack: AsyncExitStack) -> None:
         self.url, self._stack = url, stack
 
-    def open(self, *, stale_for: float = 3600.0, grace: float = 10.0) -> Registry:
-        registry = open_registry(self.url, stale_for=stale_for, grace=grace)
+    def open(
+        self,
+        *,
+        stale_for: float = 3600.0,
+        grace: float = 10.0,
+        freshness: Freshness | None = None,
+    ) -> Registry:
+        registry = open_registry(self.url, stale_for=stale_for, grace=grace, freshness=freshness)
         self._stack.push_async_callback(registry.close)
         return registry
 
@@ -299,6 +306,38 @@ async def test_a_registry_that_is_down_at_the_start_is_joined_when_it_comes(cons
 
 
 @pytest.mark.cluster
+async def test_the_age_of_what_is_known_grows_while_the_agent_is_away(consul: ConsulAgent):
+    now = 100.0
+    freshness = Freshness(lambda: now)
+    async with AsyncExitStack() as stack:
+        world = World(consul.url, stack)
+        view = world.view("svc", world.open(freshness=freshness))
+        await view.until_ids()
+        assert freshness.up() == {"svc": True}
+        await consul.stop()
+        async with asyncio.timeout(WITHIN):
+            while freshness.up()["svc"]:
+                await asyncio.sleep(0.01)
+        now += 50.0
+        assert freshness.ages() == {"svc": 50.0}
+        await consul.start()
+        async with asyncio.timeout(WITHIN):
+            while not freshness.up()["svc"]:
+                await asyncio.sleep(0.01)
+        assert freshness.ages() == {"svc": 0.0}
+
+
+async def test_what_needs_no_asking_is_always_fresh():
+    now = 100.0
+    freshness = Freshness(lambda: now)
+    async with AsyncExitStack() as stack:
+        for url in ("static:svc=127.0.0.1:1", f"memory:{uuid.uuid4()}"):
+            world = World(url, stack)
+            await world.view("svc", world.open(freshness=freshness)).until(lambda _: True)
+            now += 1000.0
+            assert (freshness.up(), freshness.ages()) == ({"svc": True}, {"svc": 0.0})
+
+
 async def test_a_frozen_agent_holds_up_neither_registering_nor_closing(consul: ConsulAgent):
     async with AsyncExitStack() as stack:
         stack.callback(consul.thaw)

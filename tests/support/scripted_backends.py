@@ -24,6 +24,7 @@ from services.chassis.model_handler import CallContext, Cancel
 from services.chassis.principal import Principal
 from services.chassis.registry import Instance
 from services.chassis.tasks import Tasks
+from services.chassis.tracing import RequestTracer
 from services.router.app import assemble
 from services.router.core.policy import Objective, Policy
 from services.router.core.values import Health
@@ -280,7 +281,7 @@ async def scene(
         handler = RouterHandler(
             routing,
             tokens,
-            Observer(metrics.NoOpMeter("test"), trace.NoOpTracer()),
+            Observer(metrics.NoOpMeter("test"), RequestTracer(trace.NoOpTracer(), recording=False)),
             session_pb2.SessionReady,
             ResponseCache(routing.decisions.policy_now, stores, time.time, routing.loop.time),
         )

@@ -43,15 +43,21 @@ def workers(cluster: Cluster) -> list[WorkerProcess]:
     return sorted(found, key=lambda worker: worker.assignment.number)
 
 
-async def metrics(cluster: Cluster) -> str:
+async def metrics(cluster: Cluster, accept: str = "text/plain") -> str:
     """The text at the router's public /metrics."""
 
     def read() -> str:
         url = f"http://{cluster.processes['router'].record.http}/metrics"
-        with urllib.request.urlopen(url, timeout=BOUND_S) as answer:
+        asked = urllib.request.Request(url, headers={"Accept": accept})
+        with urllib.request.urlopen(asked, timeout=BOUND_S) as answer:
             return str(answer.read().decode())
 
     return await asyncio.to_thread(read)
+
+
+async def openmetrics(cluster: Cluster) -> str:
+    """The same for a scraper that accepts OpenMetrics."""
+    return await metrics(cluster, "application/openmetrics-text; version=1.0.0")
 
 
 async def values(cluster: Cluster, name: str) -> dict[str, float]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
+
 import pytest
+from opentelemetry.trace import NoOpTracer
 
 from anabranch.v1 import errors_pb2
 from anabranch.v1 import generation_pb2 as pb
@@ -10,6 +14,7 @@ from services.chassis import telemetry
 from services.chassis.errors import Fault
 from services.chassis.model_handler import CallContext
 from services.chassis.principal import Principal
+from services.chassis.tracing import RequestTracer
 from services.router.core.values import Dispatch, Overflow, Tier
 from services.router.observation import Observer
 from services.router.receipt import ReceiptBuilder, write_seconds
@@ -92,10 +97,13 @@ def test_seconds_replace_what_a_duration_held(seconds, nanoseconds):
     assert request.timeout.ToNanoseconds() == nanoseconds
 
 
+UNTRACED = RequestTracer(NoOpTracer(), recording=False)
+
+
 @pytest.mark.parametrize("recording", [False, True])
 async def test_a_finished_request_is_counted_by_model_and_tier(recording):
     one = telemetry.open("router", "1")
-    observer = Observer(one.meter, one.tracer if recording else None)
+    observer = Observer(one.meter, RequestTracer(one.tracer, recording=recording))
     for _ in range(2):
         receipt = ReceiptBuilder(Clock())
         receipt.dispatched(Dispatch("a", Tier.LOCAL, 0.5, Overflow.SATURATED))
@@ -112,6 +120,9 @@ async def test_a_finished_request_is_counted_by_model_and_tier(recording):
         f'gen_ai_client_token_usage_sum{{{labels},gen_ai_token_type="output"}} 6.0',
         'anabranch_router_overflows_total{gen_ai_request_model="m",reason="saturated"} 2.0',
         'anabranch_router_failures_total{error_type="NO_BACKEND"} 1.0',
+        f'anabranch_router_requests_total{{{labels},outcome="ok"}} 2.0',
+        'anabranch_router_requests_total{anabranch_tier="unspecified",gen_ai_request_model="m",'
+        'outcome="error"} 1.0',
     ):
         assert line in text
     await one.close()
@@ -119,17 +130,51 @@ async def test_a_finished_request_is_counted_by_model_and_tier(recording):
 
 async def test_a_trace_goes_on_with_a_span_of_the_router_or_past_it():
     one = telemetry.open("router", "1")
-    recorded = Observer(one.meter, one.tracer).begin(REQUEST, CONTEXT).traceparent
+    tracer = RequestTracer(one.tracer, recording=True)
+    recorded = Observer(one.meter, tracer).begin(REQUEST, CONTEXT).traceparent
     assert recorded.split("-")[1] == TRACEPARENT.split("-")[1]
     assert recorded.split("-")[2] != TRACEPARENT.split("-")[2]
-    assert Observer(one.meter, None).begin(REQUEST, CONTEXT).traceparent == TRACEPARENT
+    assert Observer(one.meter, UNTRACED).begin(REQUEST, CONTEXT).traceparent == TRACEPARENT
+    await one.close()
+
+
+async def test_a_cancelled_request_and_one_whose_time_ran_out_are_told_apart():
+    one = telemetry.open("router", "1")
+    observer = Observer(one.meter, UNTRACED)
+    left = pb.GenerateChunk(finish_reason=pb.FINISH_REASON_CANCELLED)
+    for deadline in (time.monotonic() + 3600.0, time.monotonic() - 1.0):
+        context = replace(CONTEXT, deadline=deadline)
+        receipt = ReceiptBuilder(Clock())
+        receipt.dispatched(Dispatch("a", Tier.LOCAL, 0.5, None))
+        observer.begin(REQUEST, context).finished(left, receipt)
+    text = one.prometheus_text()
+    series = 'anabranch_router_requests_total{anabranch_tier="local",gen_ai_request_model="m"'
+    for outcome, count in (("ok", 0), ("cancelled", 1), ("error", 1)):
+        assert f'{series},outcome="{outcome}"}} {count}.0' in text
+    await one.close()
+
+
+async def test_names_that_nobody_serves_are_one_model():
+    one = telemetry.open("router", "1")
+    observer = Observer(one.meter, UNTRACED, is_served=lambda name: name == "m")
+
+    def lines() -> int:
+        return len(one.prometheus_text().splitlines())
+
+    fault = Fault(errors_pb2.ERROR_REASON_MODEL_NOT_FOUND, "none")
+    observer.begin(pb.GenerateRequest(model="made up"), CONTEXT).failed(fault)
+    before = lines()
+    for number in range(5000):
+        observer.begin(pb.GenerateRequest(model=f"made up {number}"), CONTEXT).failed(fault)
+    assert lines() == before
+    assert 'gen_ai_request_model="unknown",outcome="error"} 5001.0' in one.prometheus_text()
     await one.close()
 
 
 async def test_a_request_that_failed_or_left_its_first_choice_is_found_by_its_id(caplog):
     caplog.set_level("INFO", logger="services.router.observation")
     one = telemetry.open("router", "1")
-    observer = Observer(one.meter, None)
+    observer = Observer(one.meter, UNTRACED)
     receipt = ReceiptBuilder(Clock())
     receipt.dispatched(Dispatch("a", Tier.LOCAL, 0.5, None))
     receipt.first_chunk()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as openmetrics_families,
+)
 from prometheus_client.parser import text_string_to_metric_families
 
 from anabranch.v1 import admin_pb2, session_pb2
@@ -126,3 +129,26 @@ def test_the_freshest_report_and_every_model_are_told():
 def test_what_one_worker_saw_is_returned_as_it_is():
     one = status("b", in_flight=4, zone="z", drained=True, detail="drained by an operator")
     assert merge_backends([[one]]) == [one]
+
+
+def test_texts_in_openmetrics_make_one_with_everybody_s_exemplars():
+    def text(trace: str) -> str:
+        return (
+            "# HELP ttft_seconds First\n# TYPE ttft_seconds histogram\n"
+            "# UNIT ttft_seconds seconds\n"
+            f'ttft_seconds_bucket{{le="1.0"}} 1.0 # {{trace_id="{trace}"}} 0.5 1700000000.0\n'
+            'ttft_seconds_bucket{le="+Inf"} 1.0\nttft_seconds_count 1.0\nttft_seconds_sum 0.5\n'
+            "# HELP seen Seen\n# TYPE seen counter\nseen_total 2.0\n# EOF\n"
+        )
+
+    merged = merge({"0": text("a" * 32), "1": text("b" * 32)})
+    families = {family.name: family for family in openmetrics_families(merged)}
+    assert set(families) == {"ttft_seconds", "seen"}
+    assert families["ttft_seconds"].unit == "seconds"
+    traced = {
+        s.labels["worker"]: s.exemplar.labels["trace_id"][0]
+        for s in families["ttft_seconds"].samples
+        if s.exemplar
+    }
+    assert traced == {"0": "a", "1": "b"}
+    assert [s.value for s in families["seen"].samples] == [2.0, 2.0]

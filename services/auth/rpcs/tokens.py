@@ -18,6 +18,7 @@ from services.auth.grants import Caller, Grants
 from services.auth.keyring import Keyring
 from services.auth.keyset import LONGEST_WAIT_S, StoredKeySet
 from services.auth.login import Login, refuse
+from services.auth.login_metrics import API_KEY, CLIENT_SECRET, Logins
 from services.auth.rpcs.wire import act, duration, nanoseconds, peer, timestamp
 from services.chassis.principal import current_principal
 
@@ -39,7 +40,9 @@ class TokenRpcs:
         keyring: Keyring,
         keyset: StoredKeySet,
         issuer: str,
+        logins: Logins,
     ) -> None:
+        self._logins = logins
         self._login = login
         self._acts = acts
         self._grants = grants
@@ -51,14 +54,15 @@ class TokenRpcs:
     async def IssueToken(
         self, request: pb.IssueTokenRequest, context: Context
     ) -> pb.IssueTokenResponse:
-        client = await self._login.client(
-            request.client_id,
-            request.client_secret,
-            peer=peer(),
-            grant_type=request.grant_type,
-            problems=scope_problems("scopes", request.scopes),
-        )
-        issued = self._grants.issue_at_login(client, request.scopes, peer=peer())
+        with self._logins.counted(CLIENT_SECRET):
+            client = await self._login.client(
+                request.client_id,
+                request.client_secret,
+                peer=peer(),
+                grant_type=request.grant_type,
+                problems=scope_problems("scopes", request.scopes),
+            )
+            issued = self._grants.issue_at_login(client, request.scopes, peer=peer())
         return pb.IssueTokenResponse(
             access_token=issued.access_token,
             token_type=_BEARER,
@@ -74,8 +78,9 @@ class TokenRpcs:
             problems.append(Problem("api_key", "is required"))
         elif len(request.api_key) > _LONGEST_KEY:
             problems.append(Problem("api_key", f"must be at most {_LONGEST_KEY} characters"))
-        refuse(problems)
-        issued = await self._api_keys.issue(request.api_key, peer())
+        with self._logins.counted(API_KEY):
+            refuse(problems)
+            issued = await self._api_keys.issue(request.api_key, peer())
         return pb.ExchangeApiKeyResponse(
             access_token=issued.access_token,
             token_type=_BEARER,

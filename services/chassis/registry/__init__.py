@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from services.chassis.registry.freshness import Freshness
 from services.chassis.registry.instances import (
     Instance,
     Registration,
@@ -17,6 +18,7 @@ from services.chassis.setting_values import Secret
 
 __all__ = [
     "Entry",
+    "Freshness",
     "Instance",
     "KeyValues",
     "KeyValuesUnavailable",
@@ -31,7 +33,12 @@ __all__ = [
 
 
 def open_registry(
-    url: str, *, token: Secret | None = None, stale_for: float = 3600.0, grace: float = 10.0
+    url: str,
+    *,
+    token: Secret | None = None,
+    stale_for: float = 3600.0,
+    grace: float = 10.0,
+    freshness: Freshness | None = None,
 ) -> Registry:
     """The registry that `url` names; call it inside the event loop that will use it.
 
@@ -43,25 +50,29 @@ def open_registry(
     - `memory:name`: shared by everything in this process that opens the same name; for tests.
     - `none` (or empty): nobody else exists.
 
-    Raises ValueError when the URL names none of these.
+    `freshness` is told when it answers, and when it does not. Raises ValueError when the URL names
+    none of these.
     """
     from services.chassis.registry import static_registry
 
     kind, _, rest = url.partition(":")
+    freshness = freshness or Freshness()
     if kind == "consul":
         from services.chassis.registry import consul_registry
 
-        return consul_registry.from_url(url, token=token, stale_for=stale_for, grace=grace)
+        return consul_registry.from_url(
+            url, token=token, stale_for=stale_for, grace=grace, freshness=freshness
+        )
     if kind == "dns":
         from services.chassis.registry import dns_registry
 
-        return dns_registry.from_url(url, stale_for=stale_for, grace=grace)
+        return dns_registry.from_url(url, stale_for=stale_for, grace=grace, freshness=freshness)
     if kind == "static":
-        return static_registry.StaticRegistry(static_registry.parse(rest))
+        return static_registry.StaticRegistry(static_registry.parse(rest), freshness)
     if kind == "memory":
-        return static_registry.MemoryRegistry(static_registry.catalogue(rest))
+        return static_registry.MemoryRegistry(static_registry.catalogue(rest), freshness)
     if url in ("", "none"):
-        return static_registry.StaticRegistry({})
+        return static_registry.StaticRegistry({}, freshness)
     raise ValueError(f"a registry is consul://…, dns:…, static:…, memory:… or none, not {kind!r}")
 
 

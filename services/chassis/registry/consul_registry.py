@@ -28,6 +28,7 @@ from services.chassis.registry.consul_client import (
     set_within,
     soon,
 )
+from services.chassis.registry.freshness import Freshness
 from services.chassis.registry.instances import (
     Instance,
     Registration,
@@ -41,9 +42,18 @@ _log = logging.getLogger(__name__)
 _VERIFY_EVERY = 2.0  # s between checks that the agent still knows us
 
 
-def from_url(url: str, *, token: Secret | None, stale_for: float, grace: float) -> ConsulRegistry:
+def from_url(
+    url: str,
+    *,
+    token: Secret | None,
+    stale_for: float,
+    grace: float,
+    freshness: Freshness | None = None,
+) -> ConsulRegistry:
     """Opens `consul://host:port?dc=…&tls=…&ca=…&cert=…&key=…`; ValueError if it is not that."""
-    return ConsulRegistry(client_from_url(url, token), stale_for=stale_for, grace=grace)
+    return ConsulRegistry(
+        client_from_url(url, token), stale_for=stale_for, grace=grace, freshness=freshness
+    )
 
 
 class ConsulRegistry:
@@ -56,8 +66,10 @@ class ConsulRegistry:
         stale_for: float = 3600.0,
         grace: float = 10.0,
         rng: random.Random | None = None,
+        freshness: Freshness | None = None,
     ) -> None:
         self._consul = client
+        self._freshness = freshness or Freshness()
         self._stale_for = stale_for
         self._grace = grace
         self._rng = rng or random.Random()  # noqa: S311 - spreads load, guards nothing
@@ -89,6 +101,7 @@ class ConsulRegistry:
                 )
 
     async def watch(self, service: str) -> AsyncIterator[tuple[Instance, ...]]:
+        self._freshness.asked(service)
         known = LastKnown(self._stale_for, self._grace)
         clock = asyncio.get_running_loop().time
         index, failures = 0, 0
@@ -104,6 +117,7 @@ class ConsulRegistry:
                 if self._closed.is_set():
                     return
                 failures += 1
+                self._freshness.failed(service)
                 # An agent that restarts counts from the beginning, so the old index means nothing.
                 index = 0
                 pause = back_off(failures, self._rng)
@@ -118,6 +132,7 @@ class ConsulRegistry:
                 if failures:
                     _log.info("registry answers again", extra={"watched": service})
                 failures = 0
+                self._freshness.answered(service)
                 # Going backwards means a restored or restarted server: begin anew.
                 memory_lost = answer < index
                 index = 0 if memory_lost else max(1, answer)

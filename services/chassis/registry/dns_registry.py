@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from services.chassis.registry import service_lists
+from services.chassis.registry.freshness import Freshness
 from services.chassis.registry.instances import (
     Instance,
     Registration,
@@ -39,7 +40,9 @@ _BELIEVED_AFTER = 2
 """Answers in a row that a name which had addresses has none."""
 
 
-def from_url(url: str, *, stale_for: float, grace: float) -> DnsRegistry:
+def from_url(
+    url: str, *, stale_for: float, grace: float, freshness: Freshness | None = None
+) -> DnsRegistry:
     """Opens `dns:service=host:port,…;service2=…?refresh=2s&family=any`; ValueError if it is not."""
     listed, _, options = url.removeprefix("dns:").partition("?")
     query = dict(parse_qsl(options, keep_blank_values=True))
@@ -57,7 +60,14 @@ def from_url(url: str, *, stale_for: float, grace: float) -> DnsRegistry:
     names = service_lists.parse(listed, "dns")
     if not names:
         raise ValueError("a dns registry is dns:service=host:port,host:port;service2=host:port")
-    return DnsRegistry(names, refresh=refresh, family=family, stale_for=stale_for, grace=grace)
+    return DnsRegistry(
+        names,
+        refresh=refresh,
+        family=family,
+        stale_for=stale_for,
+        grace=grace,
+        freshness=freshness,
+    )
 
 
 async def resolved(host: str, family: socket.AddressFamily) -> Sequence[str]:
@@ -84,6 +94,7 @@ class DnsRegistry:
         grace: float = 10.0,
         resolve: Resolve = resolved,
         rng: random.Random | None = None,
+        freshness: Freshness | None = None,
     ) -> None:
         self._names = names
         self._refresh = refresh
@@ -92,6 +103,7 @@ class DnsRegistry:
         self._grace = grace
         self._resolve = resolve
         self._rng = rng or random.Random()  # noqa: S311 - spreads load, guards nothing
+        self._freshness = freshness or Freshness()
         self._closed = asyncio.Event()
 
     async def register(self, r: Registration) -> None:
@@ -110,11 +122,18 @@ class DnsRegistry:
             )
             for address in self._names.get(service, ())
         ]
+        self._freshness.asked(service)
+        if not names:
+            self._freshness.stands(service)
         shown: tuple[Instance, ...] | None = None
         closed = asyncio.ensure_future(self._closed.wait())
         try:
             while not closed.done():
                 await asyncio.gather(*(name.ask(closed) for name in names))
+                if any(name.failing for name in names):
+                    self._freshness.failed(service)
+                elif names:
+                    self._freshness.answered(service)
                 found = {i.id: i for name in names for i in name.present}
                 present = tuple(found[id] for id in sorted(found))
                 known = not names or any(name.answered for name in names)
@@ -152,6 +171,11 @@ class _Name:
         self._failures = self._denials = 0
         self.present: tuple[Instance, ...] = ()
         self.answered = False
+
+    @property
+    def failing(self) -> bool:
+        """Whether it could not be resolved when it was last tried."""
+        return self._failures > 0
 
     async def ask(self, closed: asyncio.Future[Any]) -> None:
         """Resolves it once, or for as long as an answer may take; not beyond `closed`.

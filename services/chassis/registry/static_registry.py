@@ -11,6 +11,7 @@ from types import MappingProxyType
 from weakref import WeakValueDictionary
 
 from services.chassis.registry import service_lists
+from services.chassis.registry.freshness import Freshness
 from services.chassis.registry.instances import Instance, Registration
 
 
@@ -30,8 +31,13 @@ def parse(text: str) -> dict[str, tuple[Instance, ...]]:
 class StaticRegistry:
     """Always answers with the same list. Registering changes nothing: nobody else could see it."""
 
-    def __init__(self, instances: Mapping[str, tuple[Instance, ...]]) -> None:
+    def __init__(
+        self,
+        instances: Mapping[str, tuple[Instance, ...]],
+        freshness: Freshness | None = None,
+    ) -> None:
         self._instances = instances
+        self._freshness = freshness or Freshness()
         self._closed = asyncio.Event()
 
     async def register(self, r: Registration) -> None:
@@ -41,6 +47,7 @@ class StaticRegistry:
         pass
 
     async def watch(self, service: str) -> AsyncIterator[tuple[Instance, ...]]:
+        self._freshness.stands(service)
         if not self._closed.is_set():
             yield self._instances.get(service, ())
         await self._closed.wait()
@@ -95,7 +102,8 @@ def catalogue(name: str) -> Catalogue:
 class MemoryRegistry:
     """One process's view of a shared catalogue; closing it withdraws only its own registrations."""
 
-    def __init__(self, shared: Catalogue | None = None) -> None:
+    def __init__(self, shared: Catalogue | None = None, freshness: Freshness | None = None) -> None:
+        self._freshness = freshness or Freshness()
         self._shared = shared if shared is not None else Catalogue()
         self._own: set[str] = set()
         self._closed = False
@@ -109,6 +117,7 @@ class MemoryRegistry:
         self._shared.remove(id)
 
     async def watch(self, service: str) -> AsyncIterator[tuple[Instance, ...]]:
+        self._freshness.stands(service)
         shown: tuple[Instance, ...] | None = None
         while not self._closed:
             present = self._shared.of(service)

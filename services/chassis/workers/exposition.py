@@ -1,7 +1,8 @@
 """Joins the Prometheus texts of several processes into one, each series marked with its worker.
 
-Pure text work on format 0.0.4. It adds nothing up: sums are for the query, which can tell the
-restart of one worker from a falling counter (docs/adr/0003-workers-share-a-port.md).
+Pure text work on format 0.0.4, and on OpenMetrics 1.0. It adds nothing up: sums are for the query,
+which can tell the restart of one worker from a falling counter
+(docs/adr/0003-workers-share-a-port.md).
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 LABEL = "worker"
+_END = "# EOF\n"
+"""What ends a text in OpenMetrics, once."""
 
 
 def merge(texts: Mapping[str, str]) -> str:
     """One text of many, by the value of the label `worker` that their series get.
 
     Each family appears once, described as its first text describes it, with the series of all.
+    Texts in OpenMetrics make one in OpenMetrics, each series with its own worker's exemplar.
     """
     about: dict[str, list[str]] = {}
     series: dict[str, list[str]] = {}
@@ -22,7 +26,7 @@ def merge(texts: Mapping[str, str]) -> str:
         family = ""
         described: dict[str, list[str]] = {}
         for line in text.splitlines():
-            if line.startswith(("# HELP ", "# TYPE ")):
+            if line.startswith(("# HELP ", "# TYPE ", "# UNIT ")):
                 family = line.split(" ", 3)[2]
                 described.setdefault(family, []).append(line)
             elif line and not line.startswith("#"):
@@ -37,6 +41,8 @@ def merge(texts: Mapping[str, str]) -> str:
     for family in {**about, **series}:
         out += about.get(family, [])
         out += series.get(family, [])
+    if any(text.endswith(_END) for text in texts.values()):
+        out.append(_END.rstrip())
     return "".join(f"{line}\n" for line in out)
 
 

@@ -15,8 +15,10 @@ import aiohttp
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.process_collector import ProcessCollector
 
+from services.chassis import openmetrics
 from services.chassis.health import Question
 from services.chassis.http_endpoint import HttpEndpoint
+from services.chassis.resources import ResourceCollector
 from services.chassis.workers.child import Child
 from services.chassis.workers.exposition import merge
 from services.chassis.workers.questions import get, probe
@@ -41,6 +43,8 @@ class Front:
         self._children = children
         self._registry = CollectorRegistry(auto_describe=False)
         ProcessCollector(registry=self._registry)
+        # Here for all: what the workers use is one container's, and each would tell of all of it.
+        self._registry.register(ResourceCollector())
         Gauge("anabranch_workers", "Workers that there should be", registry=self._registry).set(
             wanted
         )
@@ -51,7 +55,13 @@ class Front:
             "anabranch_worker_deaths", "Workers that ended unasked", registry=self._registry
         )
         self._started = False
-        self.http = HttpEndpoint(listen, metrics=self._metrics, ask=self.ask, tls=tls)
+        self.http = HttpEndpoint(
+            listen,
+            metrics=self._metrics,
+            openmetrics=self._as_openmetrics,
+            ask=self.ask,
+            tls=tls,
+        )
 
     async def ask(self, question: Question) -> str:
         """Why not, of the service as a whole; empty for a yes.
@@ -75,18 +85,25 @@ class Front:
         return [c for c in self._children() if c.serving.is_set() and not c.leaving]
 
     async def _metrics(self) -> str:
+        return await self._all(generate_latest, "text/plain")
+
+    async def _as_openmetrics(self) -> str:
+        return await self._all(openmetrics.render, "application/openmetrics-text")
+
+    async def _all(self, render: Callable[[CollectorRegistry], bytes], accept: str) -> str:
         self._serving.set(len(self._serving_now()))
         asked = [child for child in self._children() if child.reachable]
-        texts = await asyncio.gather(*(_metrics_of(child) for child in asked))
+        texts = await asyncio.gather(*(_metrics_of(child, accept) for child in asked))
         found = {str(child.index): text for child, text in zip(asked, texts, strict=True) if text}
-        own = generate_latest(self._registry).decode()
+        # In a thread: what it reads of the machine may take milliseconds.
+        own = (await asyncio.to_thread(render, self._registry)).decode()
         return await asyncio.to_thread(merge, {SUPERVISOR: own, **found})
 
 
-async def _metrics_of(child: Child) -> str:
+async def _metrics_of(child: Child, accept: str) -> str:
     """The worker's own text; nothing when it does not answer, which its series then show."""
     try:
-        status, text = await get(child, "/metrics", _ANSWER_WITHIN_S)
+        status, text = await get(child, "/metrics", _ANSWER_WITHIN_S, accept=accept)
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         _log.warning(
             "a worker's metrics cannot be read",

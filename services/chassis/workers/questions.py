@@ -32,13 +32,15 @@ async def probe(child: Child, question: Question) -> str:
     return "" if status == 200 else f"worker {child.index} is {text.strip()}"
 
 
-async def get(child: Child, path: str, within: float) -> tuple[int, str]:
-    """Status and text. Raises ClientError, OSError or TimeoutError."""
+async def get(
+    child: Child, path: str, within: float, *, accept: str = "text/plain"
+) -> tuple[int, str]:
+    """Status and text, in the wanted media type. Raises ClientError, OSError or TimeoutError."""
     async with (
         aiohttp.ClientSession(
             connector=aiohttp.UnixConnector(child.http_socket),
             timeout=aiohttp.ClientTimeout(total=within),
         ) as session,
-        session.get(f"http://worker{path}") as answer,
+        session.get(f"http://worker{path}", headers={"Accept": accept}) as answer,
     ):
         return answer.status, await answer.text()
