@@ -123,11 +123,13 @@ consul: ## Provide a Consul binary: the one on PATH, or Debian's in .tools
 
 # A machine that cannot install them runs every other test.
 .PHONY: servers
-servers: ## PostgreSQL and Redis for the tests that run against them, from Debian
+servers: ## PostgreSQL, Redis and Prometheus for the tests that run against them, from Debian
 	@[ -n "$$(compgen -G '/usr/lib/postgresql/*/bin/postgres')" ] || tools/install_debian.sh postgresql || \
 	    echo "  → PostgreSQL is not installed: the tests that need it are skipped." >&2
 	@command -v redis-server >/dev/null || tools/install_debian.sh redis-server || \
 	    echo "  → Redis is not installed: the tests that need it are skipped." >&2
+	@{ command -v promtool && command -v amtool; } >/dev/null || tools/install_debian.sh prometheus prometheus-alertmanager || \
+	    echo "  → Prometheus is not installed: the tests that need it are skipped." >&2
 
 .PHONY: clean
 clean: ## Remove what tests and builds leave; keep packages and the model
