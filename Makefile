@@ -146,13 +146,15 @@ helm: $(PYTHON) ## Provide helm and kubectl for the chart: those on PATH, or a p
 
 # A machine that cannot install them runs every other test.
 .PHONY: servers
-servers: ## PostgreSQL, Redis and a name server for the tests that run against them, from Debian
+servers: ## PostgreSQL, Redis, Prometheus and a name server for the tests that run against them, from Debian
 	@[ -n "$$(compgen -G '/usr/lib/postgresql/*/bin/postgres')" ] || tools/install_debian.sh postgresql || \
 	    echo "  → PostgreSQL is not installed: the tests that need it are skipped." >&2
 	@command -v redis-server >/dev/null || tools/install_debian.sh redis-server || \
 	    echo "  → Redis is not installed: the tests that need it are skipped." >&2
 	@PATH="$$PATH:/usr/sbin" command -v dnsmasq >/dev/null || tools/install_debian.sh dnsmasq-base || \
 	    echo "  → dnsmasq is not installed: the test that needs it is skipped." >&2
+	@{ command -v promtool && command -v amtool; } >/dev/null || tools/install_debian.sh prometheus prometheus-alertmanager || \
+	    echo "  → Prometheus is not installed: the tests that need it are skipped." >&2
 
 # A language that cannot be had here is left out, and so are its tests.
 .PHONY: examples-tools
