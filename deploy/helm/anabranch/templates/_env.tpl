@@ -11,6 +11,8 @@
 {{- if .Values.cloudProxy.enabled -}}
 {{- $entries = append $entries (printf "anabranch-cloud=%s:%v" (include "anabranch.host" (dict "root" . "suffix" "cloud-proxy-headless")) $facts.cloudProxy.grpc) -}}
 {{- end -}}
+{{- /* How many routers share quotas where there is no Redis. */ -}}
+{{- $entries = append $entries (printf "anabranch-router=%s:%v" (include "anabranch.host" (dict "root" . "suffix" "router-headless")) $facts.router.grpc) -}}
 {{- printf "dns:%s" (join ";" $entries) -}}
 {{- else -}}
 {{- $host := ternary "$(HOST_IP)" $consul.address (empty $consul.address) -}}
