@@ -69,7 +69,7 @@ status: setup ## Show the running processes and their health
 ## Check it
 
 .PHONY: test
-test: setup-engine consul helm model servers examples-tools ## Every test, two files at a time: real vLLM, real Consul, PostgreSQL and Redis, real processes
+test: setup-engine consul helm model servers examples-tools ## Every test, two files at a time: real vLLM, Consul, PostgreSQL, Redis and Prometheus, real processes
 	@$(PYTHON) -m pytest -n 2 --dist loadfile $(PYTEST)
 
 .PHONY: test-fast
@@ -101,6 +101,14 @@ protos: setup ## Generate the stubs and the protoset
 .PHONY: protos-check
 protos-check: setup ## Fail when the committed stubs differ from what the contracts generate
 	@$(PYTHON) -m tools.protos check
+
+.PHONY: dashboards
+dashboards: setup ## Write the Grafana dashboards from tools/dashboards
+	@$(PYTHON) -m tools.dashboards write
+
+.PHONY: dashboard-pictures
+dashboard-pictures: setup-engine setup-bench consul model servers ## Draw docs/images/dashboard-*.png from a cluster under load: 8 minutes
+	@$(PYTHON) -m tools.dashboards.pictures
 
 .PHONY: certs
 certs: setup ## A local authority and a certificate per service in .run/certs, for TLS; again: renews them. CERTS="--days 7"

@@ -32,6 +32,7 @@ CHECKS: dict[str, tuple[str, ...]] = {
         "deploy/docker/Dockerfile",
     ),
     "rooms": (sys.executable, "-m", "tools.check_rooms"),
+    "dashboards": (sys.executable, "-m", "tools.dashboards", "check"),
     "contracts: stubs": (sys.executable, "-m", "tools.protos", "check"),
     "contracts: buf lint": (sys.executable, "-m", "tools.protos", "lint"),
     "contracts: buf breaking": (sys.executable, "-m", "tools.protos", "breaking"),

@@ -135,6 +135,12 @@ class Budgets:
             unit="{microusd}",
             description="Leased to this process and neither spent nor set aside, by account",
         )
+        meter.create_observable_gauge(
+            "anabranch.cloud.budget.limit",
+            callbacks=[self._limits],
+            unit="{microusd}",
+            description="What all processes together may spend in a period, by account",
+        )
 
     # The accounts that the file names, and no more: their number does not grow with callers.
 
@@ -148,6 +154,12 @@ class Budgets:
             statement = self._supply.ledger.statement(account, self._now())
             if statement is not None:
                 yield Observation(statement.available, _labels(account))
+
+    def _limits(self, _: CallbackOptions) -> Iterable[Observation]:
+        for account in self._rules.named_accounts():
+            budget = self._rules.budget_of(account)
+            if budget is not None:
+                yield Observation(budget.microusd, _labels(account))
 
     def _too_much(self, accounts: Iterable[str], amount: int) -> bool:
         """Whether a whole budget is too small: then nothing is leased for it, in vain."""

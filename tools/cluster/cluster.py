@@ -43,10 +43,12 @@ class Cluster:
         log_level: str = "info",
         router_workers: int = 1,
         router_settings: Mapping[str, str] | None = None,
+        others_settings: Mapping[str, Mapping[str, str]] | None = None,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         """`ports` None means free ones. `detached`: the processes outlive this program.
-        `router_settings` adds to or overrides ANABRANCH_ROUTER_*, without prefix.
+        `router_settings` adds to or overrides ANABRANCH_ROUTER_*, without prefix; `others_settings`
+        does so for the processes `auth` and `cloud`.
 
         `tell` gets a line at every step. `run_dir` holds logs, state and secrets.
         """
@@ -62,6 +64,7 @@ class Cluster:
         self._log_level = log_level
         self._router_workers = router_workers
         self._router_settings = dict(router_settings or {})
+        self._others_settings = dict(others_settings or {})
         self._tell = tell
         self._recipes: Recipes | None = None
 
@@ -128,6 +131,7 @@ class Cluster:
             self._log_level,
             self._router_workers,
             self._router_settings,
+            self._others_settings,
         )
 
     @property
@@ -139,8 +143,8 @@ class Cluster:
 
     async def _start_all(self) -> None:
         recipes = self.recipes
-        await self._launch(recipes.consul())
-        await self._launch(recipes.auth())
+        await self.launch(recipes.consul())
+        await self.launch(recipes.auth())
         try:
             self.credentials = await identities.create(self.auth, self.secrets)
         except identities.IdentityError as error:
@@ -154,19 +158,20 @@ class Cluster:
             # Only real models overflow: what the simulated engine says exists nowhere else.
             real = [engine for engine in self._engines if engine.kind is EngineKind.VLLM]
             recipes.write_offer(tuple({engine.model for engine in real or self._engines}))
-            await self._launch(recipes.provider())
+            await self.launch(recipes.provider())
             together.append(recipes.cloud())
         together.append(recipes.router())
         try:
             async with asyncio.TaskGroup() as group:
                 for spec in together:
-                    group.create_task(self._launch(spec), name=spec.name)
+                    group.create_task(self.launch(spec), name=spec.name)
         except* ClusterError as failures:
             # The first to fail says why; the others were given up because of it.
             raise failures.exceptions[0] from None
         await self.until_backends(len(self._engines) + self._cloud)
 
-    async def _launch(self, spec: ProcessSpec) -> Running:
+    async def launch(self, spec: ProcessSpec) -> Running:
+        """Starts one more process, which the cluster then owns; returns when it serves."""
         started = time.monotonic()
         running = Running(spec, self.logs, detached=self._detached)
         self.processes[spec.name] = running
@@ -190,7 +195,7 @@ class Cluster:
 
     async def add_engine(self, engine: EngineSpec) -> Running:
         """Starts one more engine; returns when it serves, which is before the router knows it."""
-        return await self._launch(self.recipes.engine(engine, _free_pair()))
+        return await self.launch(self.recipes.engine(engine, _free_pair()))
 
     async def kill(self, name: str) -> None:
         """SIGKILL to the process and all it has started."""
@@ -204,7 +209,7 @@ class Cluster:
     async def restart(self, name: str) -> Running:
         """Starts a process again as it was, after ending it if it runs."""
         await self.processes[name].end()
-        return await self._launch(self.processes[name].spec)
+        return await self.launch(self.processes[name].spec)
 
     def pause(self, name: str) -> None:
         """Stops the process in its tracks (SIGSTOP): alive, silent."""

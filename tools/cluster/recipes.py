@@ -87,6 +87,7 @@ class Recipes:
     log_level: str = "info"
     router_workers: int = 1
     router_settings: Mapping[str, str] = field(default_factory=dict)
+    others_settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def registry(self) -> str:
@@ -212,7 +213,7 @@ class Recipes:
             "LOG_LEVEL": self.log_level,
             "DRAIN_TIMEOUT": "30",
         }
-        merged = common | dict(settings)
+        merged = common | dict(settings) | dict(self.others_settings.get(name, {}))
         return ProcessSpec(
             name=name,
             argv=(sys.executable, "-m", module),
