@@ -201,7 +201,21 @@ def test_a_model_may_take_its_time_to_load(chart: Path):
             (container,) = deployment["spec"]["template"]["spec"]["containers"]
             probe = container["startupProbe"]
             assert probe["failureThreshold"] * probe["periodSeconds"] == 3600
-            assert deployment["spec"]["progressDeadlineSeconds"] > 3600
+            # Its GPUs may be those of a pod that still drains.
+            drains = deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+            assert deployment["spec"]["progressDeadlineSeconds"] > 3600 + drains
+
+
+@EACH
+def test_a_process_that_does_not_live_is_killed_soon(chart: Path, case: Case):
+    """Without a grace of its own a hung process would be waited for like one that drains."""
+    for _, _, spec in services_pods(rendered(chart, case)):
+        (container,) = spec["containers"]
+        before = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+        for probe in ("startupProbe", "livenessProbe"):
+            assert before < container[probe]["terminationGracePeriodSeconds"] <= before + 60
+        # Kubernetes refuses one here.
+        assert "terminationGracePeriodSeconds" not in container["readinessProbe"]
 
 
 @EACH

@@ -24,13 +24,17 @@ capabilities: {drop: [ALL]}
 {{- end -}}
 
 {{/* The health port is plain text, so the kubelet needs no certificate. Its names say different
-     things: a pod that drains is alive and not ready. Takes startupSeconds. */}}
+     things: a pod that drains is alive and not ready. One that fails to start or to live has nothing
+     to drain: it is killed soon, not after the grace of the longest generation.
+     Takes startupSeconds, values. */}}
 {{- define "anabranch.probes" -}}
+{{- $kill := addf .values.preStopSeconds 30 | ceil | int64 -}}
 startupProbe:
   grpc: {port: 50060, service: startup}
   periodSeconds: 5
   timeoutSeconds: 3
   failureThreshold: {{ divf .startupSeconds 5 | ceil | int64 }}
+  terminationGracePeriodSeconds: {{ $kill }}
 readinessProbe:
   grpc: {port: 50060, service: readiness}
   periodSeconds: 5
@@ -41,6 +45,7 @@ livenessProbe:
   periodSeconds: 10
   timeoutSeconds: 5
   failureThreshold: 6
+  terminationGracePeriodSeconds: {{ $kill }}
 {{- end -}}
 
 {{/* Callers learn that a pod goes while it still takes what is on its way. Takes root, values. */}}
