@@ -345,12 +345,33 @@ def test_pods_are_replaced_before_they_go_unless_there_is_no_room(chart: Path, c
 def test_replicas_are_spread_and_come_in_order_of_priority(chart: Path):
     objects = rendered(chart, next(case for case in CASES if case.name == "gpu-cluster"))
     classes = {one["metadata"]["name"]: one["value"] for one in of_kind(objects, "PriorityClass")}
-    assert classes == {"anabranch-serving": 100000, "anabranch-engines": 90000}
+    # With the namespace: another release of the same name may be in another one.
+    serving, engines = "anabranch-anabranch-serving", "anabranch-anabranch-engines"
+    assert classes == {serving: 100000, engines: 90000}
     for _, labels, spec in services_pods(objects):
-        wanted = "engines" if labels[COMPONENT] == "engine" else "serving"
-        assert spec["priorityClassName"] == f"anabranch-{wanted}"
+        wanted = engines if labels[COMPONENT] == "engine" else serving
+        assert spec["priorityClassName"] == wanted
         for constraint in spec["topologySpreadConstraints"]:
             assert selects(constraint["labelSelector"]["matchLabels"], labels)
+
+
+def test_pods_that_must_be_even_are_never_held_up_by_nodes_or_pods_that_do_not_count(chart: Path):
+    """A tainted node would be one without a pod, and an old revision's pods fill the others."""
+    spread = {"hosts": "DoNotSchedule", "zones": "DoNotSchedule"}
+    for _, _, spec in services_pods(changed(chart, "one-gpu", topologySpread=spread)):
+        for constraint in spec["topologySpreadConstraints"]:
+            assert constraint["whenUnsatisfiable"] == "DoNotSchedule"
+            assert constraint["nodeTaintsPolicy"] == "Honor"
+            assert constraint["matchLabelKeys"] == ["pod-template-hash"]
+
+
+def test_the_registrys_names_are_asked_for_as_they_are(chart: Path):
+    for _, labels, spec in services_pods(rendered(chart, CASES[1])):
+        prefix = next(k for k in environment(spec) if k.endswith("_REGISTRY"))
+        hosts = re.findall(r"=([^:;]+):\d+", environment(spec)[prefix])
+        assert len(hosts) == 4, labels
+        (ndots,) = [int(o["value"]) for o in spec["dnsConfig"]["options"] if o["name"] == "ndots"]
+        assert all(host.count(".") >= ndots for host in hosts)
 
 
 # Secrets

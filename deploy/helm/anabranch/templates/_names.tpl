@@ -88,6 +88,11 @@ app.kubernetes.io/part-of: anabranch
 {{- end -}}
 {{- end -}}
 
+{{/* Priority classes are the cluster's, so their names say whose they are. Takes root and name. */}}
+{{- define "anabranch.priorityClass" -}}
+{{- printf "%s-%s-%s" .root.Release.Namespace (include "anabranch.fullname" .root) .name -}}
+{{- end -}}
+
 {{- define "anabranch.identitiesSecret" -}}
 {{- .Values.identities.existingSecret | default (printf "%s-identities" (include "anabranch.fullname" .)) -}}
 {{- end -}}

@@ -144,7 +144,7 @@ tolerations: {{ toYaml . | nindent 2 }}
 {{- with .values.affinity }}
 affinity: {{ toYaml . | nindent 2 }}
 {{- end }}
-{{- $created := printf "%s-%s" (include "anabranch.fullname" $root) (ternary "engines" "serving" (eq .suffix "engine")) }}
+{{- $created := include "anabranch.priorityClass" (dict "root" $root "name" (ternary "engines" "serving" (eq .suffix "engine"))) }}
 {{- with .values.priorityClassName | default (ternary $created "" $root.Values.priorityClasses.create) }}
 priorityClassName: {{ . }}
 {{- end }}
@@ -154,6 +154,10 @@ topologySpreadConstraints:
   - topologyKey: {{ $key }}
     maxSkew: 1
     whenUnsatisfiable: {{ $when }}
+    # A node that the pods may not use is none that lacks one, and the pods of another revision go:
+    # either would hold a rollout up where pods must be even.
+    nodeTaintsPolicy: Honor
+    matchLabelKeys: [pod-template-hash]
     labelSelector:
       matchLabels: {{- include "anabranch.selector" (dict "root" $root "suffix" $.suffix "pool" $.pool) | nindent 8 }}
   {{- end }}
@@ -172,5 +176,9 @@ imagePullSecrets:
   {{- end }}
 {{- end }}
 terminationGracePeriodSeconds: {{ include "anabranch.grace" . }}
+# Names are whole here. With the five of Kubernetes each would first be asked for in every search
+# domain, every two seconds where DNS is the registry.
+dnsConfig:
+  options: [{name: ndots, value: "2"}]
 securityContext: {{- include "anabranch.podSecurity" .root | nindent 2 }}
 {{- end -}}
