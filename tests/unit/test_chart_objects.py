@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.support.chart import (
     CASES,
     COMPONENT,
     changed,
     environment,
+    named,
     needs_helm,
     of_kind,
     pods,
@@ -24,10 +27,12 @@ from tests.support.chart import (
     services_pods,
 )
 from tests.support.chart import chart as chart
-from tools.chart import validate
+from tools.chart import helm, validate
 from tools.chart.helm import Case, Object
 
 pytestmark = needs_helm
+VERSION = yaml.safe_load((helm.CHART / "Chart.yaml").read_text(encoding="utf-8"))["appVersion"]
+GPU_CLUSTER = next(case for case in CASES if case.name == "gpu-cluster")
 EACH = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
@@ -195,7 +200,7 @@ def test_probes_ask_the_health_port_for_three_different_things(chart: Path, case
 
 
 def test_a_model_may_take_its_time_to_load(chart: Path):
-    objects = rendered(chart, next(case for case in CASES if case.name == "gpu-cluster"))
+    objects = rendered(chart, GPU_CLUSTER)
     for deployment in of_kind(objects, "Deployment"):
         if deployment["metadata"]["labels"].get("anabranch.io/pool") == "deepseek":
             (container,) = deployment["spec"]["template"]["spec"]["containers"]
@@ -257,6 +262,47 @@ def test_a_digest_goes_before_a_tag(chart: Path):
     pinned = f"registry.example.org/team/anabranch/router@sha256:{'a' * 64}"
     assert images["router"] == images["tester"] == pinned
     assert images["auth"] == "registry.example.org/team/anabranch/auth:1.3"
+
+
+def test_a_release_brings_every_image_along(chart: Path):
+    """A tag that no version changes would leave engines of an old one beside a new router."""
+    for objects, version in (
+        (rendered(chart, CASES[1]), VERSION),
+        (changed(chart, "one-gpu", image__tag="9.9"), "9.9"),
+    ):
+        for _, labels, spec in pods(objects):
+            tag = spec["containers"][0]["image"].rpartition(":")[2]
+            assert tag == (f"{version}-gpu" if labels[COMPONENT] == "engine" else version)
+    objects = changed(chart, "one-gpu", engineDefaults__image={"tag": "mine"})
+    (image,) = [
+        spec["containers"][0]["image"]
+        for _, labels, spec in pods(objects)
+        if labels[COMPONENT] == "engine"
+    ]
+    assert image == "registry.example.org/anabranch/engine:mine"
+
+
+def test_callers_from_outside_find_auth_and_the_router(chart: Path):
+    """Whoever has a client's secret logs in at auth first: the router alone would not do."""
+    for name in ("router", "auth"):
+        service = named(rendered(chart, GPU_CLUSTER), "Service", f"anabranch-{name}")["spec"]
+        assert service["type"] == "LoadBalancer"
+        assert service["loadBalancerSourceRanges"] == ["10.0.0.0/8"]
+        assert service["externalTrafficPolicy"] == "Local"
+        service = named(rendered(chart, CASES[0]), "Service", f"anabranch-{name}")["spec"]
+        assert service["type"] == "ClusterIP"
+
+
+def test_consuls_agents_are_on_every_node_that_pods_may_use(chart: Path):
+    """A pod registers with the agent of its node, and a DaemonSet leaves tainted nodes out."""
+    objects = rendered(chart, GPU_CLUSTER)
+    stand_in = named(objects, "ConfigMap", helm.STAND_IN)
+    agents = yaml.safe_load(json.loads(stand_in["data"]["values.json"])["client"]["tolerations"])
+    tolerated = [
+        one for _, _, spec in services_pods(objects) for one in spec.get("tolerations", ())
+    ]
+    assert tolerated
+    assert all(one in agents for one in tolerated)
 
 
 def test_an_upgrade_of_the_chart_alone_starts_no_pod_anew(chart: Path):
@@ -343,7 +389,7 @@ def test_pods_are_replaced_before_they_go_unless_there_is_no_room(chart: Path, c
 
 
 def test_replicas_are_spread_and_come_in_order_of_priority(chart: Path):
-    objects = rendered(chart, next(case for case in CASES if case.name == "gpu-cluster"))
+    objects = rendered(chart, GPU_CLUSTER)
     classes = {one["metadata"]["name"]: one["value"] for one in of_kind(objects, "PriorityClass")}
     # With the namespace: another release of the same name may be in another one.
     serving, engines = "anabranch-anabranch-serving", "anabranch-anabranch-engines"

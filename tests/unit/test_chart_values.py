@@ -18,6 +18,8 @@ from tools.chart.helm import CHART, ROOT, Case
 
 SCHEMA = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
 VALUES = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
+ONE_NODE = {"enabled": True, "accessModes": ["ReadWriteOnce"]}
+NO_SURGE = {"maxSurge": 0, "maxUnavailable": 1}
 
 
 # What helm refuses
@@ -86,6 +88,13 @@ def test_the_schema_refuses_by_name(chart: Path, changes: dict[str, Any], said: 
             "tensorParallel × pipelineParallel is 3, and gpus is 4",
         ),
         ({"engines": [{"name": "a", "model": "m"}] * 2}, "engines[1] (a): the name is taken"),
+        *(
+            (
+                {"engines": [{"name": "a", "model": "m", "cache": ONE_NODE, **pool}]},
+                "engines[0] (a): cache.accessModes has no ReadWriteMany",
+            )
+            for pool in ({}, {"replicas": 2, "rollingUpdate": NO_SURGE})
+        ),
         (
             {"engines": [{"name": "a", "model": "m", "keda": {"enabled": True}}]},
             "keda.enabled needs keda.prometheusAddress",

@@ -82,6 +82,13 @@
 {{- else if and (gt (int $pool.gpus) 0) (ne (mod (int $pool.gpus) (int $pool.pipelineParallel)) 0) -}}
 {{- $faults = append $faults (printf "%s: gpus is no multiple of pipelineParallel" $at) -}}
 {{- end -}}
+{{- if and $pool.cache.enabled (not $pool.cache.existingClaim) (not (has "ReadWriteMany" $pool.cache.accessModes)) -}}
+{{- $most := ternary $pool.keda.maxReplicas $pool.replicas $pool.keda.enabled -}}
+{{- $surges := not (has (toString $pool.rollingUpdate.maxSurge) (list "0" "0%")) -}}
+{{- if or $surges (gt (int $most) 1) -}}
+{{- $faults = append $faults (printf "%s: cache.accessModes has no ReadWriteMany, so a pod on another node waits for ever: keep one replica with rollingUpdate {maxSurge: 0, maxUnavailable: 1}, or name a claim of your own in cache.existingClaim when all pods are on one node" $at) -}}
+{{- end -}}
+{{- end -}}
 {{- if and $pool.keda.enabled (not $.Values.keda.prometheusAddress) -}}
 {{- $faults = append $faults (printf "%s: keda.enabled needs keda.prometheusAddress" $at) -}}
 {{- end -}}
