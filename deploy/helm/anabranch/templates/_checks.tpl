@@ -24,6 +24,19 @@
 {{- if and .Values.redis.url .Values.redis.existingSecret.name -}}
 {{- $faults = append $faults "redis.url and redis.existingSecret are both set: keep one" -}}
 {{- end -}}
+{{- if .Values.networkPolicy.enabled -}}
+{{- range $name, $url := dict "redis" .Values.redis.url "otlp" .Values.otlp.endpoint -}}
+{{- if $url -}}
+{{- $parts := urlParse $url -}}
+{{- $usual := get (dict "http" "80" "https" "443") $parts.scheme | default "6379" -}}
+{{- $port := regexFind ":[0-9]+$" $parts.host | trimPrefix ":" | default $usual -}}
+{{- $open := (index $.Values.networkPolicy $name).port | int64 | toString -}}
+{{- if ne $port $open -}}
+{{- $faults = append $faults (printf "networkPolicy.%s.port is %s, and the address of %s has port %s: nothing would reach it" $name $open $name $port) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- if and (eq .Values.auth.database.type "postgresql") (not .Values.auth.database.existingSecret.name) -}}
 {{- $faults = append $faults "auth.database.existingSecret.name is required with auth.database.type=postgresql: a Secret with the URL" -}}
 {{- end -}}
