@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.support.chart import (
     CASES,
     COMPONENT,
     changed,
     environment,
+    named,
     needs_helm,
     of_kind,
     pods,
@@ -24,10 +27,12 @@ from tests.support.chart import (
     services_pods,
 )
 from tests.support.chart import chart as chart
-from tools.chart import validate
+from tools.chart import helm, validate
 from tools.chart.helm import Case, Object
 
 pytestmark = needs_helm
+VERSION = yaml.safe_load((helm.CHART / "Chart.yaml").read_text(encoding="utf-8"))["appVersion"]
+GPU_CLUSTER = next(case for case in CASES if case.name == "gpu-cluster")
 EACH = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
@@ -195,13 +200,27 @@ def test_probes_ask_the_health_port_for_three_different_things(chart: Path, case
 
 
 def test_a_model_may_take_its_time_to_load(chart: Path):
-    objects = rendered(chart, next(case for case in CASES if case.name == "gpu-cluster"))
+    objects = rendered(chart, GPU_CLUSTER)
     for deployment in of_kind(objects, "Deployment"):
         if deployment["metadata"]["labels"].get("anabranch.io/pool") == "deepseek":
             (container,) = deployment["spec"]["template"]["spec"]["containers"]
             probe = container["startupProbe"]
             assert probe["failureThreshold"] * probe["periodSeconds"] == 3600
-            assert deployment["spec"]["progressDeadlineSeconds"] > 3600
+            # Its GPUs may be those of a pod that still drains.
+            drains = deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+            assert deployment["spec"]["progressDeadlineSeconds"] > 3600 + drains
+
+
+@EACH
+def test_a_process_that_does_not_live_is_killed_soon(chart: Path, case: Case):
+    """Without a grace of its own a hung process would be waited for like one that drains."""
+    for _, _, spec in services_pods(rendered(chart, case)):
+        (container,) = spec["containers"]
+        before = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+        for probe in ("startupProbe", "livenessProbe"):
+            assert before < container[probe]["terminationGracePeriodSeconds"] <= before + 60
+        # Kubernetes refuses one here.
+        assert "terminationGracePeriodSeconds" not in container["readinessProbe"]
 
 
 @EACH
@@ -243,6 +262,47 @@ def test_a_digest_goes_before_a_tag(chart: Path):
     pinned = f"registry.example.org/team/anabranch/router@sha256:{'a' * 64}"
     assert images["router"] == images["tester"] == pinned
     assert images["auth"] == "registry.example.org/team/anabranch/auth:1.3"
+
+
+def test_a_release_brings_every_image_along(chart: Path):
+    """A tag that no version changes would leave engines of an old one beside a new router."""
+    for objects, version in (
+        (rendered(chart, CASES[1]), VERSION),
+        (changed(chart, "one-gpu", image__tag="9.9"), "9.9"),
+    ):
+        for _, labels, spec in pods(objects):
+            tag = spec["containers"][0]["image"].rpartition(":")[2]
+            assert tag == (f"{version}-gpu" if labels[COMPONENT] == "engine" else version)
+    objects = changed(chart, "one-gpu", engineDefaults__image={"tag": "mine"})
+    (image,) = [
+        spec["containers"][0]["image"]
+        for _, labels, spec in pods(objects)
+        if labels[COMPONENT] == "engine"
+    ]
+    assert image == "registry.example.org/anabranch/engine:mine"
+
+
+def test_callers_from_outside_find_auth_and_the_router(chart: Path):
+    """Whoever has a client's secret logs in at auth first: the router alone would not do."""
+    for name in ("router", "auth"):
+        service = named(rendered(chart, GPU_CLUSTER), "Service", f"anabranch-{name}")["spec"]
+        assert service["type"] == "LoadBalancer"
+        assert service["loadBalancerSourceRanges"] == ["10.0.0.0/8"]
+        assert service["externalTrafficPolicy"] == "Local"
+        service = named(rendered(chart, CASES[0]), "Service", f"anabranch-{name}")["spec"]
+        assert service["type"] == "ClusterIP"
+
+
+def test_consuls_agents_are_on_every_node_that_pods_may_use(chart: Path):
+    """A pod registers with the agent of its node, and a DaemonSet leaves tainted nodes out."""
+    objects = rendered(chart, GPU_CLUSTER)
+    stand_in = named(objects, "ConfigMap", helm.STAND_IN)
+    agents = yaml.safe_load(json.loads(stand_in["data"]["values.json"])["client"]["tolerations"])
+    tolerated = [
+        one for _, _, spec in services_pods(objects) for one in spec.get("tolerations", ())
+    ]
+    assert tolerated
+    assert all(one in agents for one in tolerated)
 
 
 def test_an_upgrade_of_the_chart_alone_starts_no_pod_anew(chart: Path):
@@ -329,14 +389,35 @@ def test_pods_are_replaced_before_they_go_unless_there_is_no_room(chart: Path, c
 
 
 def test_replicas_are_spread_and_come_in_order_of_priority(chart: Path):
-    objects = rendered(chart, next(case for case in CASES if case.name == "gpu-cluster"))
+    objects = rendered(chart, GPU_CLUSTER)
     classes = {one["metadata"]["name"]: one["value"] for one in of_kind(objects, "PriorityClass")}
-    assert classes == {"anabranch-serving": 100000, "anabranch-engines": 90000}
+    # With the namespace: another release of the same name may be in another one.
+    serving, engines = "anabranch-anabranch-serving", "anabranch-anabranch-engines"
+    assert classes == {serving: 100000, engines: 90000}
     for _, labels, spec in services_pods(objects):
-        wanted = "engines" if labels[COMPONENT] == "engine" else "serving"
-        assert spec["priorityClassName"] == f"anabranch-{wanted}"
+        wanted = engines if labels[COMPONENT] == "engine" else serving
+        assert spec["priorityClassName"] == wanted
         for constraint in spec["topologySpreadConstraints"]:
             assert selects(constraint["labelSelector"]["matchLabels"], labels)
+
+
+def test_pods_that_must_be_even_are_never_held_up_by_nodes_or_pods_that_do_not_count(chart: Path):
+    """A tainted node would be one without a pod, and an old revision's pods fill the others."""
+    spread = {"hosts": "DoNotSchedule", "zones": "DoNotSchedule"}
+    for _, _, spec in services_pods(changed(chart, "one-gpu", topologySpread=spread)):
+        for constraint in spec["topologySpreadConstraints"]:
+            assert constraint["whenUnsatisfiable"] == "DoNotSchedule"
+            assert constraint["nodeTaintsPolicy"] == "Honor"
+            assert constraint["matchLabelKeys"] == ["pod-template-hash"]
+
+
+def test_the_registrys_names_are_asked_for_as_they_are(chart: Path):
+    for _, labels, spec in services_pods(rendered(chart, CASES[1])):
+        prefix = next(k for k in environment(spec) if k.endswith("_REGISTRY"))
+        hosts = re.findall(r"=([^:;]+):\d+", environment(spec)[prefix])
+        assert len(hosts) == 4, labels
+        (ndots,) = [int(o["value"]) for o in spec["dnsConfig"]["options"] if o["name"] == "ndots"]
+        assert all(host.count(".") >= ndots for host in hosts)
 
 
 # Secrets

@@ -173,6 +173,9 @@ def test_keda_scales_a_pool_by_what_waits_and_runs_in_it(chart: Path):
     )
     assert triggers["waiting"]["threshold"] == "8"
     assert float(triggers["busy"]["threshold"]) == 0.8
+    # A pool that nobody scrapes is not one that has nothing to do.
+    assert {one["ignoreNullValues"] for one in triggers.values()} == {"false"}
+    assert scaled["fallback"]["behavior"] == "currentReplicasIfHigher"
     # The label that the queries select by is one that the monitor gives.
     (endpoint,) = named(objects, "PodMonitor", "anabranch-engine")["spec"]["podMetricsEndpoints"]
     assert endpoint["relabelings"] == [

@@ -18,6 +18,8 @@ from tools.chart.helm import CHART, ROOT, Case
 
 SCHEMA = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
 VALUES = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
+ONE_NODE = {"enabled": True, "accessModes": ["ReadWriteOnce"]}
+NO_SURGE = {"maxSurge": 0, "maxUnavailable": 1}
 
 
 # What helm refuses
@@ -71,6 +73,8 @@ def test_the_schema_refuses_by_name(chart: Path, changes: dict[str, Any], said: 
             {"redis": {"url": "redis://a", "existingSecret": {"name": "b"}}},
             "redis.url and redis.existingSecret are both set",
         ),
+        ({"redis__url": "rediss://:secret@cache:6380/0"}, "networkPolicy.redis.port is 6379, and"),
+        ({"otlp__endpoint": "http://collector"}, "the address of otlp has port 80"),
         ({"auth__database": {"type": "postgresql"}}, "auth.database.existingSecret.name"),
         ({"tls": {"mode": "existing"}}, "tls.existingSecrets.auth is required"),
         ({"cloudProxy": {"enabled": True}}, "cloudProxy.models is empty"),
@@ -86,6 +90,13 @@ def test_the_schema_refuses_by_name(chart: Path, changes: dict[str, Any], said: 
             "tensorParallel × pipelineParallel is 3, and gpus is 4",
         ),
         ({"engines": [{"name": "a", "model": "m"}] * 2}, "engines[1] (a): the name is taken"),
+        *(
+            (
+                {"engines": [{"name": "a", "model": "m", "cache": ONE_NODE, **pool}]},
+                "engines[0] (a): cache.accessModes has no ReadWriteMany",
+            )
+            for pool in ({}, {"replicas": 2, "rollingUpdate": NO_SURGE})
+        ),
         (
             {"engines": [{"name": "a", "model": "m", "keda": {"enabled": True}}]},
             "keda.enabled needs keda.prometheusAddress",
@@ -214,8 +225,12 @@ def test_the_chart_installs_the_version_that_it_comes_with():
             Case("x", "", {"engines": [{"name": "a", "model": "org/m"}]}),
             ["Pool a may not download org/m"],
         ),
+        (
+            Case("x", "one-gpu", {"router.service": {"type": "LoadBalancer"}}),
+            ["anabranch-router is a LoadBalancer, but networkPolicy.callers has no ipBlock"],
+        ),
     ],
-    ids=["defaults", "gpu-cluster", "air-gapped", "no-download"],
+    ids=["defaults", "gpu-cluster", "air-gapped", "no-download", "closed-to-outside"],
 )
 def test_the_notes_say_how_it_was_installed_and_what_to_run_next(
     chart: Path, case: Case, lines: list[str]

@@ -50,7 +50,11 @@ def page() -> str:
                 "Each entry of `engines` has a `name`, a `model`, and any of these keys, besides "
                 "the [keys of every service](#keys-of-every-service) but `autoscaling`:\n"
             )
-            shown = {key: one for key, one in shown.items() if key not in _SHARED}
+            own = {"variant": shown["image"]["properties"]["variant"]}
+            shown = {
+                "image": {**shown["image"], "properties": own},
+                **{key: one for key, one in shown.items() if key not in _SHARED},
+            }
         parts += _table(shown, values.get(name) or {})
     parts.append(
         "## Keys of every service\n\nThose of `router`, `cloudProxy`, `auth` and of each pool. The "

@@ -24,6 +24,19 @@
 {{- if and .Values.redis.url .Values.redis.existingSecret.name -}}
 {{- $faults = append $faults "redis.url and redis.existingSecret are both set: keep one" -}}
 {{- end -}}
+{{- if .Values.networkPolicy.enabled -}}
+{{- range $name, $url := dict "redis" .Values.redis.url "otlp" .Values.otlp.endpoint -}}
+{{- if $url -}}
+{{- $parts := urlParse $url -}}
+{{- $usual := get (dict "http" "80" "https" "443") $parts.scheme | default "6379" -}}
+{{- $port := regexFind ":[0-9]+$" $parts.host | trimPrefix ":" | default $usual -}}
+{{- $open := (index $.Values.networkPolicy $name).port | int64 | toString -}}
+{{- if ne $port $open -}}
+{{- $faults = append $faults (printf "networkPolicy.%s.port is %s, and the address of %s has port %s: nothing would reach it" $name $open $name $port) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- if and (eq .Values.auth.database.type "postgresql") (not .Values.auth.database.existingSecret.name) -}}
 {{- $faults = append $faults "auth.database.existingSecret.name is required with auth.database.type=postgresql: a Secret with the URL" -}}
 {{- end -}}
@@ -81,6 +94,13 @@
 {{- end -}}
 {{- else if and (gt (int $pool.gpus) 0) (ne (mod (int $pool.gpus) (int $pool.pipelineParallel)) 0) -}}
 {{- $faults = append $faults (printf "%s: gpus is no multiple of pipelineParallel" $at) -}}
+{{- end -}}
+{{- if and $pool.cache.enabled (not $pool.cache.existingClaim) (not (has "ReadWriteMany" $pool.cache.accessModes)) -}}
+{{- $most := ternary $pool.keda.maxReplicas $pool.replicas $pool.keda.enabled -}}
+{{- $surges := not (has (toString $pool.rollingUpdate.maxSurge) (list "0" "0%")) -}}
+{{- if or $surges (gt (int $most) 1) -}}
+{{- $faults = append $faults (printf "%s: cache.accessModes has no ReadWriteMany, so a pod on another node waits for ever: keep one replica with rollingUpdate {maxSurge: 0, maxUnavailable: 1}, or name a claim of your own in cache.existingClaim when all pods are on one node" $at) -}}
+{{- end -}}
 {{- end -}}
 {{- if and $pool.keda.enabled (not $.Values.keda.prometheusAddress) -}}
 {{- $faults = append $faults (printf "%s: keda.enabled needs keda.prometheusAddress" $at) -}}

@@ -64,14 +64,17 @@ app.kubernetes.io/part-of: anabranch
 {{- end }}
 {{- end -}}
 
-{{/* Takes root and image: a digest goes before a tag. */}}
+{{/* Takes root and image: a digest goes before a tag. Without a tag of its own an image has the
+     release's, so that an upgrade brings every image along; `variant` tells those of one version apart. */}}
 {{- define "anabranch.image" -}}
 {{- $registry := .root.Values.image.registry | trimSuffix "/" -}}
 {{- $repository := ternary .image.repository (printf "%s/%s" $registry .image.repository) (empty $registry) -}}
 {{- if .image.digest -}}
 {{- printf "%s@%s" $repository .image.digest -}}
 {{- else -}}
-{{- printf "%s:%s" $repository (.image.tag | default .root.Values.image.tag | default .root.Chart.AppVersion) -}}
+{{- $tag := .root.Values.image.tag | default .root.Chart.AppVersion -}}
+{{- with .image.variant -}}{{- $tag = printf "%s-%s" $tag . -}}{{- end -}}
+{{- printf "%s:%s" $repository (.image.tag | default $tag) -}}
 {{- end -}}
 {{- end -}}
 
@@ -86,6 +89,11 @@ app.kubernetes.io/part-of: anabranch
 {{- else -}}
 {{- .Values.serviceAccount.name | default "default" -}}
 {{- end -}}
+{{- end -}}
+
+{{/* Priority classes are the cluster's, so their names say whose they are. Takes root and name. */}}
+{{- define "anabranch.priorityClass" -}}
+{{- printf "%s-%s-%s" .root.Release.Namespace (include "anabranch.fullname" .root) .name -}}
 {{- end -}}
 
 {{- define "anabranch.identitiesSecret" -}}

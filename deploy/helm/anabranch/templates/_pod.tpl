@@ -24,13 +24,17 @@ capabilities: {drop: [ALL]}
 {{- end -}}
 
 {{/* The health port is plain text, so the kubelet needs no certificate. Its names say different
-     things: a pod that drains is alive and not ready. Takes startupSeconds. */}}
+     things: a pod that drains is alive and not ready. One that fails to start or to live has nothing
+     to drain: it is killed soon, not after the grace of the longest generation.
+     Takes startupSeconds, values. */}}
 {{- define "anabranch.probes" -}}
+{{- $kill := addf .values.preStopSeconds 30 | ceil | int64 -}}
 startupProbe:
   grpc: {port: 50060, service: startup}
   periodSeconds: 5
   timeoutSeconds: 3
   failureThreshold: {{ divf .startupSeconds 5 | ceil | int64 }}
+  terminationGracePeriodSeconds: {{ $kill }}
 readinessProbe:
   grpc: {port: 50060, service: readiness}
   periodSeconds: 5
@@ -41,6 +45,7 @@ livenessProbe:
   periodSeconds: 10
   timeoutSeconds: 5
   failureThreshold: 6
+  terminationGracePeriodSeconds: {{ $kill }}
 {{- end -}}
 
 {{/* Callers learn that a pod goes while it still takes what is on its way. Takes root, values. */}}
@@ -139,7 +144,7 @@ tolerations: {{ toYaml . | nindent 2 }}
 {{- with .values.affinity }}
 affinity: {{ toYaml . | nindent 2 }}
 {{- end }}
-{{- $created := printf "%s-%s" (include "anabranch.fullname" $root) (ternary "engines" "serving" (eq .suffix "engine")) }}
+{{- $created := include "anabranch.priorityClass" (dict "root" $root "name" (ternary "engines" "serving" (eq .suffix "engine"))) }}
 {{- with .values.priorityClassName | default (ternary $created "" $root.Values.priorityClasses.create) }}
 priorityClassName: {{ . }}
 {{- end }}
@@ -149,6 +154,10 @@ topologySpreadConstraints:
   - topologyKey: {{ $key }}
     maxSkew: 1
     whenUnsatisfiable: {{ $when }}
+    # A node that the pods may not use is none that lacks one, and the pods of another revision go:
+    # either would hold a rollout up where pods must be even.
+    nodeTaintsPolicy: Honor
+    matchLabelKeys: [pod-template-hash]
     labelSelector:
       matchLabels: {{- include "anabranch.selector" (dict "root" $root "suffix" $.suffix "pool" $.pool) | nindent 8 }}
   {{- end }}
@@ -167,5 +176,9 @@ imagePullSecrets:
   {{- end }}
 {{- end }}
 terminationGracePeriodSeconds: {{ include "anabranch.grace" . }}
+# Names are whole here. With the five of Kubernetes each would first be asked for in every search
+# domain, every two seconds where DNS is the registry.
+dnsConfig:
+  options: [{name: ndots, value: "2"}]
 securityContext: {{- include "anabranch.podSecurity" .root | nindent 2 }}
 {{- end -}}
