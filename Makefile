@@ -107,7 +107,7 @@ dashboards: setup ## Write the Grafana dashboards from tools/dashboards
 	@$(PYTHON) -m tools.dashboards write
 
 .PHONY: dashboard-pictures
-dashboard-pictures: setup-engine setup-bench consul model servers ## Draw docs/images/dashboard-*.png from a cluster under load: 8 minutes
+dashboard-pictures: setup-engine setup-bench consul model servers ## Draw docs/images/dashboard-*.png from a cluster under load: 12 minutes
 	@$(PYTHON) -m tools.dashboards.pictures
 
 .PHONY: certs

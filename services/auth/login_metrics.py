@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from opentelemetry.metrics import Meter
 
 from anabranch.v1 import errors_pb2
+from services.chassis.counters import counted
 from services.chassis.errors import Fault
 
 CLIENT_SECRET = "client_secret"  # noqa: S105 - a label
@@ -27,9 +28,15 @@ class Logins:
     """The counter; its labels have six combinations."""
 
     def __init__(self, meter: Meter) -> None:
-        self._count = meter.create_counter(
+        count = meter.create_counter(
             "anabranch.auth.logins", description="Requests for an access token, by how they ended"
         )
+        # All are there from the start: what appears with its first burst has no rate to alert on.
+        self._add = {
+            (grant, outcome): counted(count, {"grant": grant, "outcome": outcome})
+            for grant in (CLIENT_SECRET, API_KEY)
+            for outcome in ("ok", "refused", "error")
+        }
 
     @contextmanager
     def counted(self, grant: str) -> Iterator[None]:
@@ -37,12 +44,9 @@ class Logins:
         try:
             yield
         except Fault as fault:
-            self._add(grant, "error" if fault.reason in _OURS else "refused")
+            self._add[grant, "error" if fault.reason in _OURS else "refused"]()
             raise
         except Exception:
-            self._add(grant, "error")
+            self._add[grant, "error"]()
             raise
-        self._add(grant, "ok")
-
-    def _add(self, grant: str, outcome: str) -> None:
-        self._count.add(1, {"grant": grant, "outcome": outcome})
+        self._add[grant, "ok"]()

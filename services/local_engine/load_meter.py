@@ -16,6 +16,9 @@ from services.local_engine.step_model import StepModel, StepModelFit
 
 _RATIO_WEIGHT = 0.2  # routing's α for the speed ratio
 _RATIO_BOUNDS = (0.1, 10.0)
+_RATIO_HALF_LIFE_S = 5.0
+"""How fast a ratio is forgotten while nothing runs. An idle engine has no steps that could correct
+it, and gets none while routers go by it."""
 _AVERAGE_WEIGHT = 0.1
 _PREFILL_WEIGHT = 0.03
 """Smaller: requests last for hundreds of steps. A router that goes by a short average lets the most
@@ -133,6 +136,7 @@ class LoadMeter:
         """Steps so far were no measure: a warm-up takes what no other step does."""
         self._fit = StepModelFit()
         self._ratio = 1.0
+        self._ratio_at = self._clock()
         self._prefill_average = self._step_time = 0.0
         self._steps = self._timed_steps = 0
         self._rates.clear()
@@ -206,7 +210,7 @@ class LoadMeter:
             context_tokens=self.context,
             kv_used_tokens=kv_used_tokens if self.sequences else 0,
             kv_total_tokens=kv_total_tokens,
-            step_time_ratio=self._ratio,
+            step_time_ratio=self._ratio if self.sequences else self._remembered(self._clock()),
             prefill_tokens_per_step=self._prefill_average,
             output_tokens_per_second=sum([n for at, n in rates if at >= oldest]) / _RATE_WINDOW_S,
             max_running=max_running,
@@ -220,7 +224,9 @@ class LoadMeter:
         weight = max(_AVERAGE_WEIGHT, 1 / self._timed_steps)
         self._step_time += weight * (seconds - self._step_time)
         features = (size.prefill, size.decodes, size.context)
-        before = self._ratio
+        now = self._clock()
+        before = self._ratio = self._remembered(now - seconds)
+        self._ratio_at = now
         model = self.model
         # A learned model only guesses at steps of a size never seen: no ratio follows from that.
         if model is not None and (self._given is not None or self._fit.knows(*features)):
@@ -231,6 +237,11 @@ class LoadMeter:
                 self._ratio += _RATIO_WEIGHT * (ratio - self._ratio)
         if self._given is None:
             self._fit.learn(*features, seconds, before)
+
+    def _remembered(self, now: float) -> float:
+        """The ratio of the last steps, after a pause until `now`."""
+        pause = max(0.0, now - self._ratio_at)
+        return 1.0 + (self._ratio - 1.0) * 0.5 ** (pause / _RATIO_HALF_LIFE_S)
 
     def _pass_on(self, tokens: int) -> None:
         """Prompt tokens computed beyond the prompts that were completed: of those come first.

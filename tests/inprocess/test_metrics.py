@@ -178,6 +178,11 @@ async def test_logins_are_counted_by_what_was_shown_and_how_it_ended(tmp_path):
             return {(labels["grant"], labels["outcome"]): value for labels, value in found}
 
         before = await counts()
+        assert set(before) == {
+            (grant, outcome)
+            for grant in ("client_secret", "api_key")
+            for outcome in ("ok", "refused", "error")
+        }
         await s.token()
         wrong: tuple[Callable[[], grpc.aio.UnaryUnaryCall], ...] = (
             lambda: stub.IssueToken(

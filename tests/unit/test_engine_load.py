@@ -79,6 +79,32 @@ def test_the_ratio_shows_a_slow_spell_and_its_end():
     assert steps(30, 0.011) == pytest.approx(1.0, rel=0.05)
 
 
+def test_a_ratio_is_forgotten_while_nothing_runs_and_kept_while_something_does():
+    clock = Clock()
+    meter = LoadMeter(clock, StepModel(0.01, 0, 0.001, 0))
+
+    def steps(job: JobLoad, count: int, seconds: float) -> None:
+        for _ in range(count):
+            clock.now += seconds
+            job.produced(1)
+            meter.step(seconds)
+
+    job = meter.admit(1, 1)
+    steps(job, 40, 0.099)
+    assert report(meter).step_time_ratio == pytest.approx(9.0, rel=0.01)
+    clock.now += 5  # in the midst of a long step: nothing says that it is a fast one
+    assert report(meter).step_time_ratio == pytest.approx(9.0, rel=0.01)
+    clock.now -= 5
+    job.end()
+    clock.now += 5
+    assert report(meter).step_time_ratio == pytest.approx(5.0, rel=0.01)
+    clock.now += 55
+    assert report(meter).step_time_ratio == pytest.approx(1.0, abs=0.01)
+    # What comes after a pause is measured from there, and not from what was before it.
+    steps(meter.admit(1, 1), 1, 0.011)
+    assert report(meter).step_time_ratio == pytest.approx(1.0, abs=0.01)
+
+
 def test_a_half_read_prompt_counts_only_its_rest():
     meter = LoadMeter(Clock())
     first, second = meter.admit(100, 1), meter.admit(50, 1)
