@@ -322,3 +322,24 @@ def test_secrets_that_are_there_are_kept_by_an_upgrade(chart: Path):
     assert not [p for p in others if p.is_file() and "randAlphaNum" in p.read_text()]
     upgraded = helm.render(chart, CASES[0], upgrade=True)
     assert len(of_kind(upgraded, "Secret")) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "expr"),
+    [(50, "vector(50)"), (0.5, "vector(0.5)"), ("vector(50) and on () (hour() > 8)",) * 2],
+    ids=["number", "fraction", "promql"],
+)
+def test_an_expected_throughput_becomes_the_series_that_its_alert_looks_at(chart, given, expr):
+    rule = {"enabled": True, "expectedRequestsPerSecond": given}
+    objects = helm.render(chart, Case("expected", "", {"monitoring": {"prometheusRule": rule}}))
+    (group,) = named(objects, "PrometheusRule", "anabranch-expected")["spec"]["groups"]
+    (recorded,) = group["rules"]
+    assert recorded["expr"] == expr
+    assert recorded["labels"].keys() == {"namespace"}
+    alerts = (helm.CHART / "files/rules/anabranch.yaml").read_text(encoding="utf-8")
+    assert recorded["record"] in alerts
+
+
+def test_without_an_expectation_there_is_no_such_series(chart):
+    names = [one["metadata"]["name"] for one in helm.render(chart, WATCHED)]
+    assert "anabranch-expected" not in names
