@@ -41,6 +41,7 @@ def here(text: str, cluster: Cluster) -> str:
     """The README's text with this cluster's addresses and files."""
     return (
         text.replace("127.0.0.1:50051", cluster.router)
+        .replace("127.0.0.1:50052", f"127.0.0.1:{cluster.ports.engine[0]}")
         .replace("127.0.0.1:50054", cluster.auth)
         .replace(".run/cluster", str(cluster.run_dir))
     )
