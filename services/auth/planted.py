@@ -62,11 +62,12 @@ def read_secrets(directory: Path) -> dict[str, str]:
     problems: list[str] = []
     found: dict[str, str] = {}
     try:
-        paths = sorted(directory.iterdir())
+        # A directory that may be listed but not entered refuses only here.
+        paths = sorted(path for path in directory.iterdir() if path.is_file())
     except OSError as unreadable:
         raise SettingsError([f"bootstrap_identities_dir: {unreadable.strerror}"]) from None
     for path in paths:
-        if path.name.startswith(".") or not path.is_file():
+        if path.name.startswith("."):
             continue
         where = f"bootstrap_identities_dir: {path.name}"
         if path.name not in PLANTED:
@@ -143,6 +144,13 @@ class PlantedIdentities:
         while True:
             async with self._store.reading() as records:
                 before = await records.client(client_id)
+            if before is not None and before.tenant != PLANTED[client_id].tenant:
+                # Whoever manages it there could set its secret again, and it has other rights.
+                _log.error(
+                    "an identity is not taken up: a client of another tenant has its id",
+                    extra={"client": client_id, "tenant": before.tenant},
+                )
+                return
             if before is not None and await self._passwords.matches(before.secret_hash, secret):
                 return
             secret_hash = await self._passwords.hash(secret)

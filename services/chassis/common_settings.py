@@ -106,6 +106,12 @@ class CommonSettings:
         help="Share of requests that are traced, of those whose caller has not decided it. "
         "Without an OTLP endpoint none is.",
     )
+    trace_callers_per_second: float = setting(
+        100.0,
+        minimum=0,
+        help="Requests a second, of each process, that are traced because their caller has decided "
+        "so; further ones are not. Services that relay are not counted. 0: no caller decides.",
+    )
     encryption_keys_file: Path | None = setting(
         None,
         help="A keychain, as JSON or YAML: answers that are kept beyond memory, and prompts and "

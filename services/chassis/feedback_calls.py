@@ -16,6 +16,9 @@ from services.chassis.validation import REQUEST_ID
 from services.chassis.workers import Worker
 
 _RATINGS = range(1, 6)
+# One wrong id makes a call to every sibling, over a channel that all have for what operators ask
+# as well, and on which a hundred calls find room.
+_MOST_QUESTIONS = 16
 
 
 class FeedbackCalls:
@@ -24,6 +27,7 @@ class FeedbackCalls:
     def __init__(self, handler: ModelHandler, worker: Worker | None) -> None:
         self._handler = handler
         self._worker = worker
+        self._questions = 0
 
     async def of_caller(
         self, request: model_pb2.FeedbackRequest, context: grpc.aio.ServicerContext
@@ -34,12 +38,24 @@ class FeedbackCalls:
         except Fault as fault:
             if self._worker is None or fault.code is not grpc.StatusCode.NOT_FOUND:
                 raise
+            if isinstance(self._handler, TakesFeedback) and self._handler.feedback_is_shared:
+                raise
             unknown = fault
-        replies = await self._worker.siblings.ask_all(
-            lambda channel: model_pb2_grpc.ModelServiceStub(channel).Feedback,
-            request,
-            metadata_value(context, "authorization"),
-        )
+        if self._questions >= _MOST_QUESTIONS:
+            raise Fault(
+                errors_pb2.ERROR_REASON_OVERLOADED,
+                "too much feedback at once on answers that are not known here; ask again",
+                retry_after=0.5,
+            )
+        self._questions += 1
+        try:
+            replies = await self._worker.siblings.ask_all(
+                lambda channel: model_pb2_grpc.ModelServiceStub(channel).Feedback,
+                request,
+                metadata_value(context, "authorization"),
+            )
+        finally:
+            self._questions -= 1
         for reply in replies.values():
             if isinstance(reply, model_pb2.FeedbackResponse):
                 return reply

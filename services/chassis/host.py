@@ -25,6 +25,7 @@ from services.chassis.audit.trail import Trail
 from services.chassis.audit.wiring import content_sealer, open_trail
 from services.chassis.auth_client import AuthClient, TokenSource
 from services.chassis.authn import KeySource, Verifier
+from services.chassis.caller_sampling import CallerSampling
 from services.chassis.common_settings import CommonSettings
 from services.chassis.detached_sessions import ResumeLimits
 from services.chassis.guard import OnRefusal
@@ -258,6 +259,7 @@ class Host:
             worker=self.worker,
             audit=RequestAudit(self.audit, self._sealer, relays=relays),
             quotas=quotas,
+            sampling=CallerSampling(self.settings.trace_callers_per_second),
         )
         if self._servers.siblings is not None:
             of_siblings = self.model_service.sibling_handler()

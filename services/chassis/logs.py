@@ -60,10 +60,12 @@ _SECRET_NAME = re.compile(
     r"cookie|credentials?|private[_-]?key)"
 )
 # One line per scrape and per connection says nothing that metrics do not; those of hpack show every
-# header, credentials in forms that no pattern knows.
+# header, and those of botocore what it signs and with which session's token: credentials in forms
+# that no pattern knows.
 _CHATTY = (
     "aiohttp.access",
     "asyncio",
+    "botocore",
     "consul",
     "urllib3",
     "sqlalchemy",

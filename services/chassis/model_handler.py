@@ -104,10 +104,14 @@ class HoldsPrefixes(Protocol):
 class TakesFeedback(Protocol):
     """What a ModelHandler is as well if its callers may judge its answers."""
 
+    @property
+    def feedback_is_shared(self) -> bool:
+        """Whether no sibling knows of an answer that this process does not."""
+
     async def feedback(
         self, request: model_pb2.FeedbackRequest, caller: Principal
     ) -> model_pb2.FeedbackResponse:
         """Records what a caller says of an answer of its own. Raises Fault.
 
-        NOT_FOUND where this process knows no such answer; a sibling of it may.
+        NOT_FOUND where this process knows no such answer; a sibling of it may, unless they share.
         """

@@ -17,6 +17,7 @@ import grpc
 from anabranch.v1 import errors_pb2, generation_pb2, model_pb2
 from services.chassis.audit.requests import COUNT_TOKENS, EMBED, RequestAudit
 from services.chassis.authn import Verifier
+from services.chassis.caller_sampling import CallerSampling
 from services.chassis.detached_sessions import ResumableSessions, ResumeLimits, session_lost
 from services.chassis.errors import Fault, Violation, invalid
 from services.chassis.feedback_calls import FeedbackCalls
@@ -55,6 +56,7 @@ class ModelService:
         worker: Worker | None = None,
         audit: RequestAudit | None = None,
         quotas: QuotaGate | None = None,
+        sampling: CallerSampling | None = None,
     ) -> None:
         self._handler = handler
         self._quotas = quotas
@@ -69,7 +71,9 @@ class ModelService:
             remember_ids=remember_ids,
             audit=audit,
             quotas=quotas,
+            sampling=sampling,
         )
+        self._sampling = sampling
         self._plain = PlainCalls(self.requests)
         self._feedback = FeedbackCalls(handler, worker)
         self._sessions: set[Session] = set()
@@ -270,11 +274,15 @@ class ModelService:
         remaining = context.time_remaining()
         limit = self.requests.limits.default_timeout
         allowed = limit if remaining is None else min(limit, remaining)
+        caller = current_principal()
+        traceparent = metadata_value(context, "traceparent")
+        if traceparent and self._sampling is not None:
+            traceparent = self._sampling.taken(traceparent, caller)
         return CallContext(
-            caller=current_principal(),
+            caller=caller,
             request_id="",
             deadline=asyncio.get_running_loop().time() + allowed,
-            traceparent=metadata_value(context, "traceparent"),
+            traceparent=traceparent,
         )
 
 

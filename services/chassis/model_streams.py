@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 
 from anabranch.v1 import errors_pb2, generation_pb2
 from services.chassis.audit.requests import RequestAudit, WatchedRequest
+from services.chassis.caller_sampling import CallerSampling
 from services.chassis.deadlines import Deadlines, Due
 from services.chassis.errors import Fault, Violation, Work, fault_of, invalid
 from services.chassis.model_handler import CallContext, Cancel, ModelHandler, Outlet
@@ -153,8 +154,10 @@ class ActiveRequests:
         remember_ids: int = 0,
         audit: RequestAudit | None = None,
         quotas: QuotaGate | None = None,
+        sampling: CallerSampling | None = None,
     ) -> None:
         self._handler = handler
+        self._sampling = sampling
         self._audit = audit
         self._quotas = quotas
         self.limits = limits
@@ -222,6 +225,8 @@ class ActiveRequests:
             caller.check_model(request.model)
             now = deadlines.now()
             deadline = now + self._allowed(request, time_remaining)
+            if traceparent and self._sampling is not None:
+                traceparent = self._sampling.taken(traceparent, caller)
             context = CallContext(caller, request.request_id, deadline, traceparent, mask)
             if caller.quotas and self._quotas is not None:
                 meter = active.meter(self._quotas)

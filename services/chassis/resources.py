@@ -8,7 +8,8 @@ the machine. Files are read at a scrape and at no other time. Alerts on it are e
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from prometheus_client.registry import Collector
 
 # What version 1 says where there is no limit: the largest number of pages that it can count.
 _UNLIMITED = 1 << 60
+_GOOD_FOR_S = 1.0
+"""Without limits every process of the machine is looked at, milliseconds for each hundred, and
+whoever reaches /metrics may ask as often as they like."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +37,23 @@ class ResourceCollector(Collector):
     """The four `anabranch_resources_…` metrics."""
 
     def __init__(
-        self, proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup"), pid: int = 0
+        self,
+        proc: Path = Path("/proc"),
+        cgroups: Path = Path("/sys/fs/cgroup"),
+        pid: int = 0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`pid` is the process in question, by default this one."""
+        self._clock = clock
+        self._latest: tuple[float, Usage] | None = None
         self._proc = proc
         self._cgroups = cgroups
         self._pid = pid or os.getpid()
 
     def collect(self) -> Iterator[Metric]:
-        """Reads them now; nothing on a machine without /proc."""
+        """What they are, or were a second ago; nothing on a machine without /proc."""
         try:
-            usage = self.read()
+            usage = self._recent()
         except OSError:
             return
         yield CounterMetricFamily(
@@ -66,6 +76,12 @@ class ResourceCollector(Collector):
             "Memory that may be used: the container's limit, or else the machine's",
             usage.memory_limit,
         )
+
+    def _recent(self) -> Usage:
+        now, latest = self._clock(), self._latest
+        if latest is None or now - latest[0] >= _GOOD_FOR_S:
+            latest = self._latest = (now, self.read())
+        return latest[1]
 
     def read(self) -> Usage:
         """The four figures. Raises OSError without /proc."""

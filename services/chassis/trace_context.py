@@ -22,6 +22,11 @@ def sampled_trace(traceparent: str) -> str:
     return ""
 
 
+def unsampled(traceparent: str) -> str:
+    """A valid traceparent whose trace is not recorded; its other flags stay."""
+    return f"{traceparent[:-2]}{int(traceparent[-2:], 16) & 0xFE:02x}"
+
+
 def trace_id_of(traceparent: str) -> str:
     """The trace id of a valid traceparent, in hex; empty of any other text."""
     return traceparent[3:35] if _TRACEPARENT.match(traceparent) else ""

@@ -19,6 +19,7 @@ from typing import Any
 from anabranch.v1 import errors_pb2
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault
+from services.chassis.own_thread import in_own_thread
 from services.chassis.prefix_log import PrefixLog
 from services.local_engine import vllm_options, vllm_sampling
 from services.local_engine.chat_tokenizer import ChatTokenizer
@@ -35,7 +36,6 @@ from services.local_engine.engine import (
 from services.local_engine.heartbeat import Heartbeat
 from services.local_engine.load_meter import LoadMeter
 from services.local_engine.orphan_guard import OrphanGuard
-from services.local_engine.own_thread import in_own_thread
 from services.local_engine.prefix_events import PrefixNames
 from services.local_engine.vllm_jobs import NewParams, VllmJobs
 from services.local_engine.vllm_kv_events import BlockEvents, KvEventSocket

@@ -113,6 +113,11 @@ class RouterHandler:
         backends = [uplink.backend for uplink in self._pool.uplinks()]
         return catalogue(backends, self._routing.decisions.policy_now())
 
+    @property
+    def feedback_is_shared(self) -> bool:
+        """Whether no sibling knows of an answer that this process does not."""
+        return self._feedback is None or self._feedback.shared
+
     async def feedback(
         self, request: model_pb2.FeedbackRequest, caller: Principal
     ) -> model_pb2.FeedbackResponse:

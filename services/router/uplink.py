@@ -239,7 +239,9 @@ class Uplink:
                 token = await self._tokens.token()
             except Fault as fault:
                 _log.warning("own token could not be renewed", extra={"cause": fault.message})
-                refresh_at = self._clock() + _RENEW_RETRY_S
+                # Refusals do not shorten this: each request that fails meanwhile is one.
+                await asyncio.sleep(_RENEW_RETRY_S)
+                refresh_at = self._clock()
                 continue
             refresh_at = token.refresh_at
             self._renewal = f"Bearer {token.value}"

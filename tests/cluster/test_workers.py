@@ -20,13 +20,14 @@ from prometheus_client.openmetrics.parser import (
     text_string_to_metric_families as openmetrics_families,
 )
 
-from anabranch import AsyncClient
+from anabranch import AsyncClient, NotFoundError
 from anabranch.errors import AnabranchError
 from anabranch.types import Answer
 from anabranch.v1 import admin_pb2, generation_pb2, model_pb2, model_pb2_grpc
 from services.chassis.channels import open_channel
 from tests.support.auth import bearer, until
 from tests.support.health import http_answers, reason
+from tests.support.redis import binary, redis_server
 from tests.support.waiting import BOUND_S
 from tests.support.workers import (
     WorkerProcess,
@@ -486,3 +487,34 @@ def test_what_cannot_run_says_why_and_ends(settings: dict[str, str], status: int
         )
     assert ended.returncode == status
     assert says in ended.stderr
+
+
+@pytest.mark.skipif(binary() is None, reason="no Redis server installed")
+async def test_workers_that_share_a_redis_do_not_ask_each_other_about_feedback(tmp_path):
+    """Each would ask the same Redis: a wrong id would cost as many questions as workers."""
+    wrong, workers_now = 6, 3
+    with redis_server() as server, server.client() as redis:
+
+        def asked() -> int:
+            found = redis.info("commandstats").get("cmdstat_evalsha", {"calls": 0})
+            return int(found["calls"])
+
+        settings = {"REDIS_URL": server.url.reveal()}
+        async with Cluster(
+            tmp_path,
+            engines=[EngineSpec("sim-1", EngineKind.SIM, SIM_MODEL)],
+            cloud=False,
+            router_workers=workers_now,
+            router_settings=settings,
+        ) as cluster:
+            await until_workers(cluster, workers_now)
+            token = await cluster.token("demo")
+            async with AsyncClient(cluster.router, token=token) as caller:
+                with pytest.raises(NotFoundError):
+                    await caller.feedback("never-was", rating=1)
+                before = asked()
+                for _ in range(wrong):
+                    with pytest.raises(NotFoundError):
+                        await caller.feedback("never-was", rating=1)
+                # Twice each: the answer may have been on its way.
+                assert asked() - before == 2 * wrong

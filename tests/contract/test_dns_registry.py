@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -225,6 +226,40 @@ async def test_a_lookup_that_hangs_is_an_outage_of_which_there_is_one_at_a_time(
         assert resolver.under_way == resolver.most_under_way == 1
         resolver.held.set()
         await view.until("10.0.0.2:1")
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_names_that_are_slow_to_fail_keep_the_process_from_no_other_lookup(
+    new_loop: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither asyncio's threads nor libuv's are used up by them."""
+    slow, asked = threading.Event(), threading.Semaphore(0)
+    names = 40
+
+    def resolver(*_: Any, **__: Any) -> Any:
+        asked.release()
+        slow.wait()
+        raise AGAIN
+
+    async def scene() -> None:
+        monkeypatch.setattr(socket, "getaddrinfo", resolver)
+        listed = ",".join(f"slow-{n}:1" for n in range(names))
+        registry = open_registry(f"dns:svc={listed}")
+        assert isinstance(registry, DnsRegistry)
+        view = View(registry)
+        try:
+            async with asyncio.timeout(BOUND_S):
+                for _ in range(names):
+                    while not asked.acquire(blocking=False):
+                        await asyncio.sleep(0.01)
+                await asyncio.to_thread(len, "")
+        finally:
+            slow.set()
+            await registry.close()
+            await view.task
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(scene())
 
 
 async def test_closing_ends_a_watch_whose_lookup_hangs():

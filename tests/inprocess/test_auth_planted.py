@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 
 from anabranch.v1 import auth_pb2 as pb
 from services.auth.app import running
-from services.auth.planted import PLANTED
+from services.auth.planted import PLANTED, read_secrets
 from services.auth.settings import Settings
 from services.chassis.settings import Secret, SettingsError
 from tests.support.auth import Front, bearer, until
@@ -208,6 +210,43 @@ async def test_a_client_that_was_disabled_stays_so(tmp_path: Path, identities: P
     async with served(tmp_path, identities) as front:
         assert not await logs_in(front, "router", "n" * 40)
         assert not await logs_in(front, "router", ROUTER)
+
+
+async def test_a_client_of_another_tenant_that_has_the_id_is_left_alone(
+    tmp_path: Path, identities: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A tenant's own administrator may choose any free id, and manages who has it."""
+    async with served(tmp_path, identities) as front:
+        made = await front.as_admin(
+            front.stub.CreateClient,
+            pb.CreateClientRequest(
+                client_id="tester",
+                tenant="shop",
+                display_name="theirs",
+                scopes=["generate"],
+                models=["*"],
+            ),
+        )
+    (identities / "tester").write_text("t" * 40)
+    with caplog.at_level(logging.ERROR):
+        async with served(tmp_path, identities) as front:
+            assert not await logs_in(front, "tester", "t" * 40)
+            assert await logs_in(front, "tester", made.client_secret)
+            assert not await acts(front, "client.rotate-secret")
+    assert "another tenant has its id" in caplog.text
+
+
+async def test_a_directory_that_cannot_be_entered_is_refused_with_its_reason(
+    tmp_path: Path, identities: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tests may run as root, whom no mode keeps out: so the system call says it."""
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    with pytest.raises(SettingsError, match="Permission denied"):
+        read_secrets(identities)
 
 
 @pytest.mark.parametrize("kind", BOTH[1:])

@@ -80,7 +80,13 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene(tmp_path: Path, ratio: float = 1.0) -> AsyncIterator[Scene]:
+async def scene(
+    tmp_path: Path,
+    ratio: float = 1.0,
+    *,
+    callers: float = 100.0,
+    callers_of_engines: float = 100.0,
+) -> AsyncIterator[Scene]:
     """When it is left, everything has told the collector."""
     async with collector() as told, simulator(KEY) as provider:
         traced = {"otlp_endpoint": told.url, "trace_sample_ratio": ratio}
@@ -89,7 +95,9 @@ async def scene(tmp_path: Path, ratio: float = 1.0) -> AsyncIterator[Scene]:
         )
         exporter = OTLPSpanExporter(f"{told.url}/v1/traces")
         tracers.add_span_processor(BatchSpanProcessor(exporter))
-        async with cluster(tmp_path, engines=(traced,), router=traced) as running:
+        engine = traced | {"trace_callers_per_second": callers_of_engines}
+        router = traced | {"trace_callers_per_second": callers}
+        async with cluster(tmp_path, engines=(engine,), router=router) as running:
             models = routes_file(tmp_path, provider.url)
             await running.add_cloud(
                 models, api_keys=Secret(f"simulator={KEY}"), warm=False, **traced
@@ -354,3 +362,18 @@ async def test_the_real_engine_is_in_the_trace_and_its_own_metrics_are_beside_ou
     ]
     assert set(traced) <= {span.trace for span in engine}
     assert traced
+
+
+async def test_callers_cannot_have_more_traced_than_the_operator_allows(tmp_path):
+    request = pb.GenerateRequest(model=MODEL, prompt=PROMPT, sampling=pb.Sampling(max_tokens=1))
+    async with scene(tmp_path, 0.0, callers=0.001, callers_of_engines=0.0) as s:
+        async with s.running.channel(s.running.router) as channel:
+            stub = model_stub(channel)
+            for trace in (TRACE, "1" * 32, "2" * 32):
+                await stub.Generate(request, metadata=[*s.metadata, caller(trace=trace)])
+        async with s.running.channel(s.running.engines[0].host) as channel:
+            await model_stub(channel).Generate(
+                request, metadata=[*s.metadata, caller(trace="3" * 32)]
+            )
+    router, engine = chain(s.collector, ROUTER, ENGINE)
+    assert router.trace == engine.trace == TRACE, "an engine takes what its router has decided"

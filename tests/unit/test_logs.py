@@ -9,6 +9,8 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from services.chassis import logs
 from services.chassis.settings import Secret
+from services.cloud_proxy.credentials import credential_headers
+from tests.support.recordings import route_to
 
 JWT = "eyJhbGciOiJFZERTQSJ9.eyJzdWIiOiJ4In0.c2lnbmF0dXJlLWhlcmU"
 
@@ -124,6 +126,18 @@ def test_values_json_cannot_hold_become_text(lines):
     (line,) = lines()
     assert line["big"] == str(2**80)
     assert line["s"] == [1]
+
+
+def test_no_level_shows_what_signs_a_request_to_a_provider(lines):
+    logs.set_level("debug")
+    route = route_to("bedrock", "m", base_url="https://bedrock-runtime.us-east-1.amazonaws.com")
+    secret = Secret("AKIAEXAMPLE:s3cr3tkeys3cr3tkey:sessiontokensessiontoken")
+    headers = credential_headers(route, secret, f"{route.base_url}/model/m/converse", b"{}")
+    assert headers["X-Amz-Security-Token"] == "sessiontokensessiontoken"
+    signature = headers["Authorization"].rpartition("=")[2]
+    shown = json.dumps(lines())
+    assert "sessiontoken" not in shown
+    assert signature not in shown
 
 
 def test_the_level_changes_while_running_and_the_previous_is_returned(lines):

@@ -128,5 +128,22 @@ def test_the_metrics_have_their_names(tmp_path: Path):
         assert f"\nanabranch_resources_{name} " in text
 
 
+def test_scrapes_in_quick_succession_read_the_machine_once(tmp_path: Path):
+    now, group = 100.0, tmp_path / "cgroup"
+    write(group, VERSION_2)
+    collector(tmp_path, "0::/\n")
+    scraped = ResourceCollector(tmp_path / "proc", group, clock=lambda: now)
+
+    def used() -> float:
+        (_, _, memory, _) = scraped.collect()
+        return float(memory.samples[0].value)
+
+    assert used() == 550_000_000
+    (group / "memory.current").write_text("900000000\n")
+    assert used() == 550_000_000
+    now += 1.0
+    assert used() == 750_000_000
+
+
 def test_where_there_is_no_proc_there_is_nothing(tmp_path: Path):
     assert list(ResourceCollector(tmp_path / "none", tmp_path).collect()) == []

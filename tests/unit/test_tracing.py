@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -10,8 +12,16 @@ from opentelemetry.trace import SpanKind, StatusCode, Tracer
 
 from anabranch.v1 import errors_pb2
 from services.chassis import tracing
+from services.chassis.caller_sampling import CallerSampling
 from services.chassis.errors import Fault
-from services.chassis.trace_context import is_valid, passed_on, sampled_trace, trace_id_of
+from services.chassis.principal import Principal
+from services.chassis.trace_context import (
+    is_valid,
+    passed_on,
+    sampled_trace,
+    trace_id_of,
+    unsampled,
+)
 from services.chassis.tracing import RequestTracer
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -39,6 +49,8 @@ def tracer(spans: InMemorySpanExporter) -> Tracer:
 def test_who_records_no_spans_passes_the_caller_s_trace_on_as_it_is():
     assert passed_on(SAMPLED) == SAMPLED
     assert passed_on(UNSAMPLED) == UNSAMPLED
+    assert unsampled(SAMPLED) == unsampled(UNSAMPLED) == UNSAMPLED
+    assert unsampled(SAMPLED[:-2] + "fb") == SAMPLED[:-2] + "fa"
 
 
 @pytest.mark.parametrize("nonsense", NONSENSE)
@@ -105,3 +117,28 @@ def test_a_small_call_that_fails_says_why_but_quotes_nobody(
     assert span.attributes == {"error.type": reason}
     assert (span.status.status_code, span.status.description) == (StatusCode.ERROR, words)
     assert not span.events
+
+
+def test_callers_have_so_many_requests_traced_a_second_and_relays_all() -> None:
+    now = 100.0
+    shop = Principal("shop", "shop", frozenset({"generate"}), 2e9, "t")
+    sampling = CallerSampling(3, lambda: now)
+
+    def traced(caller: Principal = shop) -> int:
+        return sum(sampling.taken(SAMPLED, caller) == SAMPLED for _ in range(10))
+
+    assert (traced(), traced()) == (3, 0)
+    assert sampling.taken(SAMPLED, shop) == UNSAMPLED
+    now += 0.34
+    assert traced() == 1
+    now += 3600
+    assert traced() == 3, "what nobody used is not saved up"
+    for left in ("", "x", UNSAMPLED):
+        assert sampling.taken(left, shop) == left
+    router = Principal("router", "operators", frozenset({"relay"}), 2e9, "t")
+    assert traced(router) == traced(replace(shop, relayed_by="router")) == 10
+    assert CallerSampling(0, lambda: now).taken(SAMPLED, shop) == UNSAMPLED
+    seldom = CallerSampling(0.1, lambda: now)
+    assert [seldom.taken(SAMPLED, shop) for _ in range(2)] == [SAMPLED, UNSAMPLED]
+    now += 10
+    assert seldom.taken(SAMPLED, shop) == SAMPLED

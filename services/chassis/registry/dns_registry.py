@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from typing import Any
 from urllib.parse import parse_qsl
 
+from services.chassis.own_thread import in_own_thread
 from services.chassis.registry import service_lists
 from services.chassis.registry.freshness import Freshness
 from services.chassis.registry.instances import (
@@ -71,10 +72,17 @@ def from_url(
 
 
 async def resolved(host: str, family: socket.AddressFamily) -> Sequence[str]:
-    """What the machine's own resolver says: /etc/hosts and /etc/resolv.conf count."""
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, None, family=family, type=socket.SOCK_STREAM)
-    return sorted({str(address[0]) for *_, address in found})
+    """What the machine's own resolver says: /etc/hosts and /etc/resolv.conf count.
+
+    In a thread of its own: the loop has a few for all lookups of the process, and names that are
+    slow to fail would keep it from every other. Nobody waits for it at the process's end.
+    """
+
+    def look_up() -> Sequence[str]:
+        found = socket.getaddrinfo(host, None, family=family, type=socket.SOCK_STREAM)
+        return sorted({str(address[0]) for *_, address in found})
+
+    return await in_own_thread(look_up, name=f"resolve {host}")
 
 
 class DnsRegistry:

@@ -54,7 +54,13 @@ class Judged(NamedTuple):
 
 
 class Answers(Protocol):
-    """Remembers a bounded number of answers for a bounded time, and each one's judgement."""
+    """Remembers a bounded number of answers for a bounded time, and each one's judgement.
+
+    `shared`: what one process remembers all know, so that none need ask another.
+    """
+
+    @property
+    def shared(self) -> bool: ...
 
     def remember(self, client_id: str, request_id: str, answered: Answered) -> None:
         """An answer was given. Called for each of them: it takes a microsecond and never fails."""

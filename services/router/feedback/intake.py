@@ -25,10 +25,11 @@ _TIERS = {pb.TIER_LOCAL: Tier.LOCAL, pb.TIER_CLOUD: Tier.CLOUD}
 
 
 class Feedback:
-    """What a router knows of its callers' satisfaction."""
+    """What a router knows of its callers' satisfaction. `shared`: its siblings know no more."""
 
     def __init__(self, answers: Answers, meter: Meter) -> None:
         self._answers = answers
+        self.shared = answers.shared
         self._rating = meter.create_histogram(
             "anabranch.router.feedback.rating",
             description="Ratings of answers by their callers, 1 to 5",

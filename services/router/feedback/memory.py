@@ -24,6 +24,8 @@ class MemoryAnswers:
     would have to visit again and again.
     """
 
+    shared = False
+
     def __init__(self, most: int, window: float, clock: Callable[[], float]) -> None:
         self._most = most
         self._window = window

@@ -100,6 +100,8 @@ class RedisAnswers:
     somebody else's.
     """
 
+    shared = True
+
     def __init__(self, redis: Redis, *, most: int, window: float) -> None:
         self._most = most
         self._window_ms = max(round(window * 1000), 1)
