@@ -14,9 +14,9 @@ import grpc
 ChannelOptions = Sequence[tuple[str, Any]]
 Dial = Callable[[], grpc.aio.Channel]
 
-# Only calls that may be repeated freely are retried below the library (not Embed: a provider may bill
-# it twice); retryThrottling stops the retries of all of them together once too many calls fail. A
-# file, since callers in other languages give it to their channels as it is.
+# Only calls that may be repeated freely are retried below the library (not Embed: a provider may
+# bill it twice); retryThrottling stops the retries of all of them together once too many calls
+# fail. A file, since callers in other languages give it to their channels as it is.
 SERVICE_CONFIG = resources.files("anabranch").joinpath("service_config.json").read_text("utf-8")
 
 DEFAULT_OPTIONS: ChannelOptions = (

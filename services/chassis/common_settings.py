@@ -36,7 +36,8 @@ class CommonSettings:
     zone: str = setting("", help="Where this process runs; neighbours in the same zone are nearer.")
     registry: str = setting(
         "none",
-        help="How processes find each other: consul://host:port?dc=name&tls=true, or "
+        help="How processes find each other: consul://host:port?dc=name&tls=true (of Consul "
+        "Enterprise also ns=name&partition=name), or "
         "dns:service=host:port,service=host:port;…?refresh=2s (each address of each name is a "
         "process of that service; family=ipv4 or ipv6 takes only those), or "
         "static:service=host:port,service=host:port;… , or none.",

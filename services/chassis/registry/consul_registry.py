@@ -50,7 +50,7 @@ def from_url(
     grace: float,
     freshness: Freshness | None = None,
 ) -> ConsulRegistry:
-    """Opens `consul://host:port?dc=…&tls=…&ca=…&cert=…&key=…`; ValueError if it is not that."""
+    """Opens what `client_from_url` opens; ValueError if the URL is not such a one."""
     return ConsulRegistry(
         client_from_url(url, token), stale_for=stale_for, grace=grace, freshness=freshness
     )
