@@ -147,7 +147,8 @@ def test_without_consul_the_headless_services_are_asked_through_dns(chart: Path)
         if one["spec"].get("clusterIP") == "None"
     }
     found = dict(entry.split("=") for entry in entries.split(";"))
-    assert set(found) == {"anabranch-auth", "anabranch-engine", "anabranch-cloud"}
+    asked = ("auth", "engine", "cloud", "router")
+    assert set(found) == {f"anabranch-{service}" for service in asked}
     for address in found.values():
         host, port = address.split(":")
         service = services[host.partition(".")[0]]
