@@ -115,7 +115,9 @@ class KnownBackend:
     def greeted(self, ready: session_pb2.SessionReady) -> None:
         """A session is open, and the backend said what it is."""
         tracker = self.tracker
-        self.models = {model.name: model for model in ready.models}
+        self.models = {
+            name: model for model in ready.models for name in (*model.aliases, model.name) if name
+        }
         tracker.state.models = frozenset(self.models) or self._listed_models
         tracker.state.resumes = {
             name: frozenset(_RESUMES[c] for c in info.capabilities if c in _RESUMES)
