@@ -42,6 +42,13 @@ class CommonSettings:
         "process of that service; family=ipv4 or ipv6 takes only those), or "
         "static:service=host:port,service=host:port;… , or none.",
     )
+    registry_weight: int = setting(
+        1,
+        minimum=1,
+        maximum=65535,
+        help="This process's share beside others of its service, for whoever goes by the "
+        "registry's weights: routers whose policy says so, and Consul's own DNS.",
+    )
     registry_token: Secret | None = setting(None, help="The registry's access token.")
     registry_stale_for: float = setting(
         3600.0, minimum=0, help="How long the last known set is used while the registry is down."

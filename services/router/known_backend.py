@@ -61,6 +61,7 @@ class KnownBackend:
         tier = Tier.LOCAL if instance.meta.get("tier") == Tier.LOCAL.value else Tier.CLOUD
         self.tracker = Tracker(instance.id, tier, self._listed_models)
         self.tracker.state.zone = instance.meta.get("zone", "")
+        self.tracker.state.weight = instance.weight
         self._on_change = on_change
         self._clock = clock
         self.breaker = Breaker(BreakerRules())
@@ -105,6 +106,12 @@ class KnownBackend:
         """Something that a decision sees is different now."""
         self.tracker.touch()
         self._on_change()
+
+    def set_weight(self, weight: float) -> None:
+        """The registry gives it another share."""
+        if self.tracker.state.weight != weight:
+            self.tracker.state.weight = weight
+            self.changed()
 
     def set_drained(self, drained: bool) -> None:
         """Nothing new for it, or again."""

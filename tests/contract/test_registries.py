@@ -189,6 +189,16 @@ async def test_registering_again_replaces(world: World):
 
 
 @kinds_that_change
+async def test_a_weight_is_seen_and_so_is_another_one(world: World):
+    view, registry = world.view("svc"), world.open()
+    where = (await world.process()).address
+    await registry.register(Registration("svc", "a", where, weight=5))
+    await view.until(lambda shown: [i.weight for i in shown] == [5])
+    await registry.register(Registration("svc", "a", where))
+    await view.until(lambda shown: [i.weight for i in shown] == [1])
+
+
+@kinds_that_change
 async def test_every_watcher_sees_a_change(world: World):
     registry = world.open()
     views = [world.view("svc", registry), world.view("svc", registry), world.view("svc")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from anabranch import AsyncClient
+from anabranch import AsyncClient, FinishReason
 from tests.support.inprocess import MODEL, cluster
 
 ENGINES = ({"model_aliases": ("river", "stream")}, {"model_aliases": ("river", "brook")})
@@ -18,7 +18,7 @@ async def test_a_backends_alias_is_asked_for_at_the_router_and_listed_beside_its
         async with AsyncClient(running.router.address, token=await running.token()) as client:
             for name in (MODEL, "river", "stream", "brook"):
                 answer = await client.generate(model=name, messages="x", max_tokens=2)
-                assert answer.finish_reason.name == "LENGTH", name
+                assert answer.finish_reason is FinishReason.LENGTH, name
             (listed,) = await client.models()
     assert listed.name == MODEL
     assert sorted(listed.aliases) == ["brook", "river", "stream"]
@@ -31,5 +31,5 @@ async def test_a_policy_may_name_a_backends_alias(tmp_path: Path):
         assert running.router is not None
         async with AsyncClient(running.router.address, token=await running.token()) as client:
             answer = await client.generate(model="chat", messages="x", max_tokens=2)
-            assert answer.finish_reason.name == "LENGTH"
+            assert answer.finish_reason is FinishReason.LENGTH
             assert [model.name for model in await client.models()] == ["chat", MODEL]
