@@ -5,8 +5,8 @@ Every default can be replaced through channel_options. Opens nothing by itself.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from importlib import resources
 from typing import Any
 
 import grpc
@@ -14,41 +14,10 @@ import grpc
 ChannelOptions = Sequence[tuple[str, Any]]
 Dial = Callable[[], grpc.aio.Channel]
 
-_IDEMPOTENT = {
-    # Not Embed: a provider may bill it twice.
-    "anabranch.v1.ModelService": ("CountTokens", "ListModels", "Feedback"),
-    "anabranch.v1.RouterAdminService": (
-        "ListBackends",
-        "DrainBackend",
-        "UndrainBackend",
-        "ExplainRoute",
-    ),
-    "anabranch.v1.OperationsService": ("GetLogLevel", "UpdateLogLevel"),
-    "anabranch.v1.AuthService": ("IssueToken",),
-}
-
-# Only calls that may be repeated freely are retried below the library; retryThrottling stops
-# the retries of all of them together once a quarter of the recent calls has failed.
-SERVICE_CONFIG: Mapping[str, Any] = {
-    "loadBalancingConfig": [{"pick_first": {"shuffleAddressList": True}}],
-    "methodConfig": [
-        {
-            "name": [
-                {"service": service, "method": method}
-                for service, methods in _IDEMPOTENT.items()
-                for method in methods
-            ],
-            "retryPolicy": {
-                "maxAttempts": 3,
-                "initialBackoff": "0.1s",
-                "maxBackoff": "1s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ],
-    "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
-}
+# Only calls that may be repeated freely are retried below the library (not Embed: a provider may
+# bill it twice); retryThrottling stops the retries of all of them together once too many calls
+# fail. A file, since callers in other languages give it to their channels as it is.
+SERVICE_CONFIG = resources.files("anabranch").joinpath("service_config.json").read_text("utf-8")
 
 DEFAULT_OPTIONS: ChannelOptions = (
     # A peer that vanished is noticed within 7 s; ping_timeout is what makes that true, as the
@@ -76,7 +45,7 @@ DEFAULT_OPTIONS: ChannelOptions = (
     # Cluster-internal calls follow neither the environment's web proxy nor a config from DNS.
     ("grpc.enable_http_proxy", 0),
     ("grpc.service_config_disable_resolution", 1),
-    ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
+    ("grpc.service_config", SERVICE_CONFIG),
 )
 
 

@@ -34,7 +34,8 @@ scope and role (`tests/inprocess/test_access_matrix.py`).
 - *model*: the model in the request must be one of the caller's. Any other is `PERMISSION_DENIED`,
   whether it exists or not; for `relay`, which has checked its own callers, every model passes.
 
-Health and reflection (`grpc.health.v1`, `grpc.reflection.v1` and `v1alpha`) are public. A method
+Health and reflection (`grpc.health.v1`, `grpc.reflection.v1` and `v1alpha`) are public,
+`grpc.channelz.v1` is for `admin`. A method
 without a rule is closed to everybody.
 """
 

@@ -36,15 +36,18 @@ inline std::string contents(const std::string& path) {
 
 // TLS when ANABRANCH_TLS_CA_FILE is set, mutual TLS when a certificate and its key are too.
 inline std::shared_ptr<grpc::Channel> dial(const std::string& target) {
+  grpc::ChannelArguments options;
+  const std::string config = setting("ANABRANCH_SERVICE_CONFIG_FILE");
+  if (!config.empty()) options.SetServiceConfigJSON(contents(config));
   const std::string ca = setting("ANABRANCH_TLS_CA_FILE");
-  if (ca.empty()) return grpc::CreateChannel(target, grpc::InsecureChannelCredentials());
+  if (ca.empty()) return grpc::CreateCustomChannel(target, grpc::InsecureChannelCredentials(), options);
   grpc::SslCredentialsOptions tls;
   tls.pem_root_certs = contents(ca);
   if (const auto file = setting("ANABRANCH_TLS_CERT_FILE"); !file.empty()) {
     tls.pem_cert_chain = contents(file);
     tls.pem_private_key = contents(setting("ANABRANCH_TLS_KEY_FILE"));
   }
-  return grpc::CreateChannel(target, grpc::SslCredentials(tls));
+  return grpc::CreateCustomChannel(target, grpc::SslCredentials(tls), options);
 }
 
 inline void set_deadline(grpc::ClientContext& call, std::chrono::seconds seconds) {

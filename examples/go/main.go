@@ -31,9 +31,17 @@ func setting(name, otherwise string) string {
 
 // TLS when ANABRANCH_TLS_CA_FILE is set, mutual TLS when a certificate and its key are too.
 func dial(target string) (*grpc.ClientConn, error) {
+	var options []grpc.DialOption
+	if file := os.Getenv("ANABRANCH_SERVICE_CONFIG_FILE"); file != "" {
+		retries, err := os.ReadFile(file)
+		if err != nil {
+			return nil, err
+		}
+		options = append(options, grpc.WithDefaultServiceConfig(string(retries)))
+	}
 	caFile := os.Getenv("ANABRANCH_TLS_CA_FILE")
 	if caFile == "" {
-		return grpc.Dial(target, grpc.WithInsecure())
+		return grpc.Dial(target, append(options, grpc.WithInsecure())...)
 	}
 	pem, err := os.ReadFile(caFile)
 	if err != nil {
@@ -48,7 +56,7 @@ func dial(target string) (*grpc.ClientConn, error) {
 		}
 		config.Certificates = []tls.Certificate{own}
 	}
-	return grpc.Dial(target, grpc.WithTransportCredentials(credentials.NewTLS(config)))
+	return grpc.Dial(target, append(options, grpc.WithTransportCredentials(credentials.NewTLS(config)))...)
 }
 
 // A token is good for minutes: whoever runs longer fetches the next one at 80 % of expires_in.

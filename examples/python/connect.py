@@ -23,12 +23,14 @@ def setting(name: str, otherwise: str = "") -> str:
 
 def dial(target: str) -> grpc.Channel:
     """TLS when ANABRANCH_TLS_CA_FILE is set, mutual TLS when a certificate and its key are too."""
+    config = os.environ.get("ANABRANCH_SERVICE_CONFIG_FILE")
+    options = [("grpc.service_config", Path(config).read_text())] if config else []
     if not (ca_file := os.environ.get("ANABRANCH_TLS_CA_FILE")):
-        return grpc.insecure_channel(target)
+        return grpc.insecure_channel(target, options)
     own = [os.environ.get(f"ANABRANCH_TLS_{part}_FILE") for part in ("KEY", "CERT")]
     key, certificate = (Path(file).read_bytes() if file else None for file in own)
     return grpc.secure_channel(
-        target, grpc.ssl_channel_credentials(Path(ca_file).read_bytes(), key, certificate)
+        target, grpc.ssl_channel_credentials(Path(ca_file).read_bytes(), key, certificate), options
     )
 
 

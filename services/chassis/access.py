@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.descriptor import FileDescriptor
+from grpc_channelz.v1 import channelz_pb2
 
 from anabranch.v1 import admin_pb2, auth_pb2, model_pb2, operations_pb2, options_pb2
 
@@ -62,7 +63,16 @@ def rules_of(files: Iterable[FileDescriptor]) -> Mapping[str, Access]:
     return rules
 
 
-RULES = rules_of(file.DESCRIPTOR for file in (model_pb2, auth_pb2, admin_pb2, operations_pb2))
+# Nor has channelz, which tells where every caller of every tenant calls from.
+_CHANNELZ = {
+    f"/{service.full_name}/{method.name}": Access(any_scope=frozenset({"admin"}))
+    for service in channelz_pb2.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+}
+RULES = {
+    **rules_of(file.DESCRIPTOR for file in (model_pb2, auth_pb2, admin_pb2, operations_pb2)),
+    **_CHANNELZ,
+}
 
 
 def access_of(method: str, rules: Mapping[str, Access] = RULES) -> Access | None:

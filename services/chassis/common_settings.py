@@ -36,10 +36,18 @@ class CommonSettings:
     zone: str = setting("", help="Where this process runs; neighbours in the same zone are nearer.")
     registry: str = setting(
         "none",
-        help="How processes find each other: consul://host:port?dc=name&tls=true, or "
+        help="How processes find each other: consul://host:port?dc=name&tls=true (of Consul "
+        "Enterprise also ns=name&partition=name), or "
         "dns:service=host:port,service=host:port;…?refresh=2s (each address of each name is a "
         "process of that service; family=ipv4 or ipv6 takes only those), or "
         "static:service=host:port,service=host:port;… , or none.",
+    )
+    registry_weight: int = setting(
+        1,
+        minimum=1,
+        maximum=65535,
+        help="This process's share beside others of its service, for whoever goes by the "
+        "registry's weights: routers whose policy says so, and Consul's own DNS.",
     )
     registry_token: Secret | None = setting(None, help="The registry's access token.")
     registry_stale_for: float = setting(

@@ -83,6 +83,7 @@ def registration(
         meta=meta,
         health_address=health,
         health_tls=tls and not health,
+        weight=settings.registry_weight,
     )
 
 

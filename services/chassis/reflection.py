@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any
 
 import grpc
+from google.protobuf import any_pb2, duration_pb2, timestamp_pb2, wrappers_pb2
 from google.protobuf.descriptor_pb2 import (
     DescriptorProto,
     FieldDescriptorProto,
@@ -19,6 +20,7 @@ from google.protobuf.descriptor_pb2 import (
 )
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2
+from grpc_channelz.v1 import channelz_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
@@ -193,6 +195,8 @@ def _standard_files() -> Iterator[FileDescriptorProto]:
     yield FileDescriptorProto.FromString(health_pb2.DESCRIPTOR.serialized_pb)
     # No contract names them, but errors carry them, and tools ask for the types of what they print.
     yield FileDescriptorProto.FromString(error_details_pb2.DESCRIPTOR.serialized_pb)
+    for file in (any_pb2, duration_pb2, timestamp_pb2, wrappers_pb2, channelz_pb2):
+        yield FileDescriptorProto.FromString(file.DESCRIPTOR.serialized_pb)
     alpha = FileDescriptorProto.FromString(reflection_pb2.DESCRIPTOR.serialized_pb)
     yield alpha
     yield _renamed(alpha, "grpc.reflection.v1")

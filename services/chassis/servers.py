@@ -12,10 +12,13 @@ from collections.abc import Sequence
 from grpc_health.v1 import health_pb2_grpc
 
 from services.chassis.authn import Verifier
+from services.chassis.channelz import FULL_NAME as CHANNELZ
+from services.chassis.channelz import add_channelz
 from services.chassis.common_settings import CommonSettings
 from services.chassis.guard import Observer, OnRefusal
 from services.chassis.guarded_server import guarded_server
 from services.chassis.health import Health, HealthServicer
+from services.chassis.http2.server import Server
 from services.chassis.ports import bind
 from services.chassis.reflection import add_reflection
 from services.chassis.tls import Tls
@@ -60,7 +63,13 @@ class Servers:
         if self._probes is not None:
             health_pb2_grpc.add_HealthServicer_to_server(servicer, self._probes)
         protoset = importlib.resources.files("anabranch.v1").joinpath("anabranch.protoset")
-        add_reflection(self.callers, protoset.read_bytes(), services)
+        add_channelz(self.callers, self._named())
+        add_reflection(self.callers, protoset.read_bytes(), (*services, CHANNELZ))
+
+    def _named(self) -> dict[str, Server]:
+        servers = {"callers": self.callers, "siblings": self.siblings, "probes": self._probes}
+        worker = "" if self._worker is None else f" of worker {self._worker.number}"
+        return {name + worker: one for name, one in servers.items() if one is not None}
 
     async def open(self) -> str:
         """Answers on the service's own port, and that for probes; returns the former's address.

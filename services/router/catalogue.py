@@ -12,20 +12,26 @@ from services.router.known_backend import KnownBackend
 
 def catalogue(backends: Iterable[KnownBackend], policy: Policy) -> list[pb.ModelInfo]:
     """One entry a name: of a backend's model, of one that the policy maps to a model in each tier,
-    of an alias. What is promised for a name is what everybody behind it can do."""
+    of the policy's alias. A backend's own aliases stand in the entry of their model, unless another
+    backend has a model of that name. What is promised for a name is what everybody behind it can
+    do."""
     served: dict[str, list[pb.ModelInfo]] = {}
     for backend in backends:
         if backend.health is Health.READY:
             for name, info in backend.models.items():
                 served.setdefault(name, []).append(info)
-    behind = dict(served)
+    behind = {
+        name: infos for name, infos in served.items() if any(info.name == name for info in infos)
+    }
     for name, rules in policy.models.items():
         local = _in_tier(served.get(rules.local or name, ()), pb.TIER_LOCAL)
         cloud = _in_tier(served.get(rules.cloud or name, ()), pb.TIER_CLOUD)
         behind[name] = local + cloud
     for alias, variants in policy.aliases.items():
         models = [variant.model for variant in variants if variant.weight > 0]
-        behind[alias] = [info for model in models for info in behind.get(model, ())]
+        behind[alias] = [
+            info for model in models for info in behind.get(model, served.get(model, ()))
+        ]
     return [_joined(name, infos) for name, infos in behind.items() if infos]
 
 
@@ -39,6 +45,8 @@ def _joined(name: str, infos: Sequence[pb.ModelInfo]) -> pb.ModelInfo:
     entry.CopyFrom(infos[0])
     entry.name = name
     entry.backends = len(infos)
+    del entry.aliases[:]
+    entry.aliases.extend(sorted({other for info in infos for other in info.aliases} - {name}))
     for info in infos[1:]:
         entry.tiers.extend(tier for tier in info.tiers if tier not in entry.tiers)
         both = [can for can in entry.capabilities if can in info.capabilities]

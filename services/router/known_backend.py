@@ -61,6 +61,7 @@ class KnownBackend:
         tier = Tier.LOCAL if instance.meta.get("tier") == Tier.LOCAL.value else Tier.CLOUD
         self.tracker = Tracker(instance.id, tier, self._listed_models)
         self.tracker.state.zone = instance.meta.get("zone", "")
+        self.tracker.state.weight = instance.weight
         self._on_change = on_change
         self._clock = clock
         self.breaker = Breaker(BreakerRules())
@@ -106,6 +107,12 @@ class KnownBackend:
         self.tracker.touch()
         self._on_change()
 
+    def set_weight(self, weight: float) -> None:
+        """The registry gives it another share."""
+        if self.tracker.state.weight != weight:
+            self.tracker.state.weight = weight
+            self.changed()
+
     def set_drained(self, drained: bool) -> None:
         """Nothing new for it, or again."""
         if self.tracker.state.drained != drained:
@@ -115,7 +122,9 @@ class KnownBackend:
     def greeted(self, ready: session_pb2.SessionReady) -> None:
         """A session is open, and the backend said what it is."""
         tracker = self.tracker
-        self.models = {model.name: model for model in ready.models}
+        self.models = {
+            name: model for model in ready.models for name in (*model.aliases, model.name) if name
+        }
         tracker.state.models = frozenset(self.models) or self._listed_models
         tracker.state.resumes = {
             name: frozenset(_RESUMES[c] for c in info.capabilities if c in _RESUMES)

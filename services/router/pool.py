@@ -147,6 +147,7 @@ class Pool:
         present = self._uplinks.get(instance.id)
         if present is not None and present.backend.instance.address == instance.address:
             if present.relist():
+                present.backend.set_weight(instance.weight)
                 return
         elif present is not None:
             self._unlist(instance.id)

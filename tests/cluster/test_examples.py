@@ -158,6 +158,8 @@ def caller(cluster: Cluster, client_id: str = "demo", secret_file: Path | None =
         "ANABRANCH_AUTH_TARGET": cluster.auth,
         "ANABRANCH_CLIENT_ID": client_id,
         "ANABRANCH_CLIENT_SECRET_FILE": str(secret_file or cluster.secrets / client_id),
+        # gRPC of each language takes it; a config that it does not understand fails the call.
+        "ANABRANCH_SERVICE_CONFIG_FILE": str(ROOT / "anabranch/service_config.json"),
     }
 
 

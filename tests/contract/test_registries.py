@@ -18,8 +18,10 @@ from services.chassis.registry import (
     Registration,
     Registry,
     consul_client,
+    open_key_values,
     open_registry,
 )
+from services.chassis.setting_values import Secret
 from tests.support.consul import ConsulAgent, running_consul
 
 WITHIN = 60.0  # s, a bound for waiting that no healthy run comes near
@@ -184,6 +186,16 @@ async def test_registering_again_replaces(world: World):
     await view.until_ids("a")
     await registry.register(Registration("svc", "a", where, {"v": "2"}))
     await view.until(lambda shown: len(shown) == 1 and shown[0].meta["v"] == "2")
+
+
+@kinds_that_change
+async def test_a_weight_is_seen_and_so_is_another_one(world: World):
+    view, registry = world.view("svc"), world.open()
+    where = (await world.process()).address
+    await registry.register(Registration("svc", "a", where, weight=5))
+    await view.until(lambda shown: [i.weight for i in shown] == [5])
+    await registry.register(Registration("svc", "a", where))
+    await view.until(lambda shown: [i.weight for i in shown] == [1])
 
 
 @kinds_that_change
@@ -360,11 +372,14 @@ class FaultyConsul:
         self.status, self.index = 200, 10
         self.rows: object = []
         self.asked_with: list[str | None] = []
+        self.headers: list[dict[str, str]] = []
         self.moved = asyncio.Event()
+        self.url = ""
 
     async def answer(self, request: web.Request) -> web.Response:
         asked = request.query.get("index")
         self.asked_with.append(asked)
+        self.headers.append(dict(request.headers))
         if self.status == 200 and asked is not None and int(asked) == self.index:
             self.moved.clear()
             try:
@@ -376,6 +391,10 @@ class FaultyConsul:
         if self.status != 200:
             return web.Response(status=self.status, text="No cluster leader", headers=headers)
         return web.json_response(self.rows, headers=headers)
+
+    async def value(self, request: web.Request) -> web.Response:
+        self.headers.append(dict(request.headers))
+        return web.json_response([], status=404, headers={"X-Consul-Index": "1"})
 
     def set(self, *, rows: object | None = None, status: int = 200, index: int | None = None):
         self.rows = self.rows if rows is None else rows
@@ -401,12 +420,14 @@ async def faulty() -> AsyncIterator[tuple[FaultyConsul, View]]:
     fake.rows = [row("a"), row("b", 2)]
     app = web.Application()
     app.router.add_get("/v1/health/service/svc", fake.answer)
+    app.router.add_get("/v1/kv/policy", fake.value)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     port = runner.addresses[0][1]
-    registry = open_registry(f"consul://127.0.0.1:{port}", grace=1.0)
+    fake.url = f"consul://127.0.0.1:{port}"
+    registry = open_registry(f"{fake.url}?ns=llm&partition=eu", token=Secret("acl"), grace=1.0)
     view = View(registry, "svc")
     try:
         await view.until_ids("a", "b")
@@ -425,6 +446,33 @@ async def test_an_error_is_never_an_empty_set(faulty: tuple[FaultyConsul, View],
     fake.set(rows=[row("a"), row("b", 2), row("c", 3)])
     await view.until_ids("a", "b", "c")
     assert all(view.history)
+
+
+def _where(headers: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in headers.items() if name.startswith("X-Consul-")}
+
+
+async def test_namespace_partition_and_token_go_with_every_question(
+    faulty: tuple[FaultyConsul, View],
+):
+    fake, _ = faulty
+    said = {"X-Consul-Token": "acl", "X-Consul-Namespace": "llm", "X-Consul-Partition": "eu"}
+    assert _where(fake.headers[0]) == said
+    for url, expected in ((f"{fake.url}?ns=llm&partition=eu", said), (fake.url, {})):
+        values = open_key_values(url, token=Secret("acl") if expected else None)
+        await values.get("policy")
+        await values.close()
+        assert _where(fake.headers[-1]) == expected
+
+
+@pytest.mark.cluster
+async def test_a_namespace_that_consul_does_not_have_is_no_silent_default(
+    consul: ConsulAgent, caplog: pytest.LogCaptureFixture
+):
+    registry = open_registry(f"{consul.url}?ns=llm")
+    await registry.register(Registration("svc", "a", "127.0.0.1:1"))
+    await registry.close()
+    assert "Namespaces are a Consul Enterprise feature" in caplog.text
 
 
 @pytest.mark.slow

@@ -147,8 +147,8 @@ def test_without_consul_the_headless_services_are_asked_through_dns(chart: Path)
         if one["spec"].get("clusterIP") == "None"
     }
     found = dict(entry.split("=") for entry in entries.split(";"))
-    services_named = {"anabranch-auth", "anabranch-engine", "anabranch-cloud", "anabranch-router"}
-    assert set(found) == services_named
+    asked = ("auth", "engine", "cloud", "router")
+    assert set(found) == {f"anabranch-{service}" for service in asked}
     for address in found.values():
         host, port = address.split(":")
         service = services[host.partition(".")[0]]
@@ -159,6 +159,9 @@ def test_without_consul_the_headless_services_are_asked_through_dns(chart: Path)
 async def test_an_existing_consul_is_the_agent_of_the_node_or_an_address(chart: Path):
     (registry,) = registries(chart, "consul-existing")
     assert registry == "consul://10.9.9.9:8500"
+    (registry,) = registries(chart, "consul-enterprise")
+    assert registry == "consul://10.9.9.9:8500?ns=llm&partition=eu"
+    await open_registry(registry).close()
     (registry,) = registries(chart, "air-gapped")
     assert registry == (
         "consul://consul.internal.example:8501?dc=site-1&tls=true&ca=/etc/anabranch/consul-ca/ca.crt"

@@ -129,6 +129,14 @@ def test_weighted_shares_by_the_backends_weight_then_its_zones_then_one():
         assert shares[name] / 4000 == pytest.approx(weight / 8, abs=0.04)
 
 
+def test_weighted_goes_by_the_registered_weight_where_the_policy_says_nothing():
+    heavy, light, named = choice("heavy"), choice("light"), choice("named")
+    heavy.backend.weight, named.backend.weight = 3.0, 9.0
+    shares = counts(Algorithm.WEIGHTED, [heavy, light, named], weights={"named": 1.0})
+    for name, weight in (("heavy", 3), ("light", 1), ("named", 1)):
+        assert shares[name] / 4000 == pytest.approx(weight / 5, abs=0.04)
+
+
 def test_who_has_no_weight_is_better_than_nobody():
     shares = counts(Algorithm.WEIGHTED, [choice("a"), choice("b")], weights={"a": 0.0, "b": 0.0})
     assert 1800 < shares["a"] < 2200

@@ -339,8 +339,6 @@ FAULTS: list[tuple[str, list[str]]] = [
     ),
     ("version: 1\nmodels: {a: {}}\naliases: {a: [{model: m}]}", ["aliases.a"]),
     # What belongs together
-    ("version: 1\nalgorithm: weighted", ["weights"]),
-    ("version: 1\nalgorithm: weighted\nweights: {}", ["weights"]),
     ("version: 1\nweights: {a: 0, b: 0.0}", ["weights"]),
     ("version: 1\nweights: {a: -1}", ["weights.a"]),
     (

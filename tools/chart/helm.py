@@ -48,6 +48,11 @@ MODES = (
     Case("defaults"),
     Case("consul-none", "one-gpu", {"consul": {"mode": "none"}}),
     Case("consul-existing", "one-gpu", {"consul": {"mode": "existing"}}),
+    Case(
+        "consul-enterprise",
+        "one-gpu",
+        {"consul": {"mode": "existing", "namespace": "llm", "partition": "eu"}},
+    ),
     Case("consul-hashicorp", "one-gpu", {"consul": {"mode": "hashicorp", "enabled": True}}),
 )
 """The chart's own values, and one example in each way for processes to find each other."""

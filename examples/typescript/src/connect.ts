@@ -1,7 +1,7 @@
 // What both examples need before and after their call: channels, a token, readable errors.
 // The environment names everything; see examples/README.md.
 import { readFileSync } from "node:fs";
-import { credentials, Metadata, status, type ChannelCredentials, type ServiceError } from "@grpc/grpc-js";
+import { credentials, Metadata, status, type ChannelCredentials, type ChannelOptions, type ServiceError } from "@grpc/grpc-js";
 import { AuthServiceClient, type IssueTokenResponse } from "./stubs/anabranch/v1/auth.js";
 import { ModelServiceClient } from "./stubs/anabranch/v1/model.js";
 import { ErrorInfo, RetryInfo } from "./stubs/google/rpc/error_details.js";
@@ -20,8 +20,13 @@ function channelCredentials(): ChannelCredentials {
   );
 }
 
+function channelOptions(): ChannelOptions {
+  const { ANABRANCH_SERVICE_CONFIG_FILE: file } = env;
+  return file ? { "grpc.service_config": readFileSync(file, "utf8") } : {};
+}
+
 export function router(): ModelServiceClient {
-  return new ModelServiceClient(env.ANABRANCH_TARGET || "127.0.0.1:50051", channelCredentials());
+  return new ModelServiceClient(env.ANABRANCH_TARGET || "127.0.0.1:50051", channelCredentials(), channelOptions());
 }
 
 export function within(seconds: number): { deadline: number } {
@@ -31,7 +36,7 @@ export function within(seconds: number): { deadline: number } {
 // The metadata of a call. Its token is good for minutes: whoever runs longer fetches the next one at
 // 80 % of `expiresIn`.
 export async function authorize(): Promise<Metadata> {
-  const auth = new AuthServiceClient(env.ANABRANCH_AUTH_TARGET || "127.0.0.1:50054", channelCredentials());
+  const auth = new AuthServiceClient(env.ANABRANCH_AUTH_TARGET || "127.0.0.1:50054", channelCredentials(), channelOptions());
   const request = {
     grantType: "client_credentials",
     clientId: env.ANABRANCH_CLIENT_ID ?? "",

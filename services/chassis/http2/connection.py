@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from services.chassis.http2 import frames as h2
 from services.chassis.http2.abuse import Patience
@@ -71,6 +71,7 @@ class Connection(asyncio.Protocol):
         self._heard = False
         self._timer: asyncio.TimerHandle | None = None
         self._last_taken = 0
+        self.pings_sent = 0
         self._handlers: dict[int, Callable[[int, int, bytes], None]] = {}
 
     # What the two sides say
@@ -340,6 +341,16 @@ class Connection(asyncio.Protocol):
             self.forget(stream)
             stream.broken(code, why)
 
+    @property
+    def windows(self) -> tuple[int, int]:
+        """Bytes of data that the peer may send now, and that it may be sent."""
+        return self._receive_window, self.outgoing.window
+
+    def about(self, what: str) -> Any:
+        """What the transport knows of itself (`get_extra_info`); None when it is gone."""
+        transport = self.outgoing.transport
+        return None if transport is None else transport.get_extra_info(what)
+
     # Liveness and the end
 
     def _check_opening(self) -> None:
@@ -354,6 +365,7 @@ class Connection(asyncio.Protocol):
     def _ask(self) -> None:
         self.on_tick()
         self._heard = False
+        self.pings_sent += 1
         self.outgoing.raw(h2.pack(h2.PING, 0, 0, b"anabranc"))
         self._timer = self.loop.call_later(self.limits.ping_answer, self._listen)
 

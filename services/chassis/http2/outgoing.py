@@ -38,6 +38,11 @@ class Outgoing:
         self._blocked: dict[int, Stream] = {}
         self._paused = False
 
+    @property
+    def window(self) -> int:
+        """Bytes of data that the connection may be sent now."""
+        return self._window
+
     def connected(self, transport: asyncio.Transport) -> None:
         """From here on something can be sent."""
         transport.set_write_buffer_limits(high=_HIGH_WATER)

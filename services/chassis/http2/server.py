@@ -21,6 +21,7 @@ import grpc
 
 from services.chassis.http2 import headers
 from services.chassis.http2.connection import TransportLimits
+from services.chassis.http2.counts import Counts
 from services.chassis.http2.frames import Code
 from services.chassis.http2.listeners import BACKLOG, ContextSource, TlsListener, bound
 from services.chassis.http2.messages import Budget
@@ -67,6 +68,7 @@ class Server:
         # Without those whose caller has left: their handlers end in a turn of the loop, and a
         # thousand of them, reset in one read, must not keep a proper caller out.
         self._open = 0
+        self.counts = Counts()
         self._budget = Budget(_UNFINISHED_BYTES)
         self._stopping = False
 
@@ -123,6 +125,11 @@ class Server:
     def connections(self) -> int:
         """Connections that are open."""
         return len(self._connections)
+
+    @property
+    def open_connections(self) -> tuple[ServerConnection, ...]:
+        """These connections, in no order."""
+        return tuple(self._connections)
 
     def send_away(self, why: str) -> None:
         """Tells every caller to open its next calls on another connection."""
@@ -198,10 +205,12 @@ class Server:
         self._calls.add(task)
         task.add_done_callback(self._calls.discard)
         self._open += 1
+        self.counts.begin(call.opened_at)
         call.add_done_callback(self._over)
 
-    def _over(self, _: ServerCall) -> None:
+    def _over(self, call: ServerCall) -> None:
         self._open -= 1
+        self.counts.end(well=call.code() is grpc.StatusCode.OK)
 
     def _find(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         for handlers in self._handlers:

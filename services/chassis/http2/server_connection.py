@@ -7,6 +7,7 @@ for the server (server.py).
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable
 from typing import Protocol
 
@@ -15,6 +16,7 @@ import grpc
 from services.chassis.http2 import frames as h2
 from services.chassis.http2 import headers
 from services.chassis.http2.connection import Connection, TransportLimits
+from services.chassis.http2.counts import Counts
 from services.chassis.http2.frames import Code, ConnectionFault, StreamFault
 from services.chassis.http2.listeners import dns_names
 from services.chassis.http2.messages import ENCODINGS, Budget
@@ -25,6 +27,8 @@ from services.chassis.http2.server_call import ServerCall
 _REFUSAL_COST = 2.0
 # A single request must be whole by then: nobody's place is held for longer by half of one.
 _REQUEST_PATIENCE_S = 60.0
+# No two connections of a process have the same, whichever server they are to.
+_ids = itertools.count(1)
 _NOT_GRPC = b"\x08\x03415" + headers.literal("content-type", "text/plain")
 
 
@@ -51,6 +55,8 @@ class ServerConnection(Connection):
         self._preface = h2.PREFACE
         self._leaving = False
         self._highest = 0
+        self.id = next(_ids)
+        self.counts = Counts()
         self.leaves: asyncio.TimerHandle | None = None
 
     def greeting(self) -> bytes:
@@ -189,7 +195,13 @@ class ServerConnection(Connection):
         )
         call.input_over = end
         self.add(call)
+        self.counts.begin(call.opened_at)
+        call.add_done_callback(self._call_over)
         return call
+
+    def _call_over(self, call: ServerCall) -> None:
+        # As channelz has it: with a status, whichever, a stream has ended as it should.
+        self.counts.end(well=call.code() is not None)
 
     def on_tick(self) -> None:
         late = self.loop.time() - _REQUEST_PATIENCE_S

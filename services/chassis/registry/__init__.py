@@ -42,8 +42,10 @@ def open_registry(
 ) -> Registry:
     """The registry that `url` names; call it inside the event loop that will use it.
 
-    - `consul://host:port?dc=name&tls=true&ca=path&cert=path&key=path`: a Consul agent. `token` is
-      its ACL token; `stale_for` and `grace` (seconds) are explained in `last_known.py`.
+    - `consul://host:port?dc=name&ns=name&partition=name&tls=true&ca=path&cert=path&key=path`: a
+      Consul agent; `ns` and `partition` (Enterprise) are where all is registered, watched and
+      read. `token` is its ACL token; `stale_for` and `grace` (seconds) are explained in
+      `last_known.py`.
     - `static:service=host:port,host:port;service2=host:port`: a fixed list.
     - `dns:service=host:port,host:port;service2=host:port?refresh=2s&family=any`: names that are
       resolved every `refresh`, each address of theirs an instance; `family` is any, ipv4 or ipv6.

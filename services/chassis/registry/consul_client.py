@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 import aiohttp
@@ -25,6 +25,7 @@ WAIT = 10.0
 WAIT_JITTER = 2.0
 FLOOR = 0.2  # s between the starts of two queries, however often the index moves
 _BACK_OFF_FIRST, _BACK_OFF_MOST = 0.25, 5.0
+_PARAMETERS = {"dc", "ns", "partition", "tls", "ca", "cert", "key"}
 ANSWER_WITHIN = 3.0  # s for a call that does not block
 TROUBLE = (
     consul.ConsulException,
@@ -39,11 +40,29 @@ TROUBLE = (
 """What a Consul that is down, leaderless, restarting or not Consul at all makes a call raise."""
 
 
+class _Consul(consul.aio.Consul):  # type: ignore[misc]
+    """A client whose every call is about one namespace and partition, which Enterprise has.
+
+    The library has no word for them; Consul takes them as headers of any request.
+    """
+
+    def __init__(self, *, namespace: str, partition: str, **connection: Any) -> None:
+        named = {"X-Consul-Namespace": namespace, "X-Consul-Partition": partition}
+        self._named = {header: name for header, name in named.items() if name}
+        super().__init__(**connection)
+
+    def prepare_headers(self, token: str | None = None) -> dict[str, str]:
+        return {**super().prepare_headers(token), **self._named}
+
+
 def client_from_url(url: str, token: Secret | None) -> consul.aio.Consul:
-    """Opens `consul://host:port?dc=…&tls=…&ca=…&cert=…&key=…`; ValueError if it is not that."""
+    """Opens `consul://host:port?dc=…&ns=…&partition=…&tls=…&ca=…&cert=…&key=…`.
+
+    ValueError if it is not that.
+    """
     parts = urlsplit(url)
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
-    if unknown := set(query) - {"dc", "tls", "ca", "cert", "key"}:
+    if unknown := set(query) - _PARAMETERS:
         raise ValueError(f"the Consul URL has unknown parameters: {', '.join(sorted(unknown))}")
     if parts.path not in ("", "/") or parts.username or not parts.hostname:
         raise ValueError("a Consul URL is consul://host:port?dc=…&tls=…")
@@ -53,7 +72,9 @@ def client_from_url(url: str, token: Secret | None) -> consul.aio.Consul:
     if bool(query.get("cert")) != bool(query.get("key")):
         raise ValueError("the Consul URL needs both cert and key, or neither")
     # Everything explicit: what is left out, this client would read from the environment.
-    client = consul.aio.Consul(
+    client = _Consul(
+        namespace=query.get("ns", ""),
+        partition=query.get("partition", ""),
         host=parts.hostname,
         port=parts.port or 8500,
         scheme="https" if tls else "http",

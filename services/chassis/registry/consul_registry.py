@@ -50,7 +50,7 @@ def from_url(
     grace: float,
     freshness: Freshness | None = None,
 ) -> ConsulRegistry:
-    """Opens `consul://host:port?dc=…&tls=…&ca=…&cert=…&key=…`; ValueError if it is not that."""
+    """Opens what `client_from_url` opens; ValueError if the URL is not such a one."""
     return ConsulRegistry(
         client_from_url(url, token), stale_for=stale_for, grace=grace, freshness=freshness
     )
@@ -174,7 +174,13 @@ class ConsulRegistry:
             check["TLSSkipVerify"] = True
         accepted = await soon(
             self._consul.agent.service.register(
-                r.service, service_id=r.id, address=host, port=port, meta=dict(r.meta), check=check
+                r.service,
+                service_id=r.id,
+                address=host,
+                port=port,
+                meta=dict(r.meta),
+                check=check,
+                weights={"Passing": r.weight, "Warning": 1},
             )
         )
         if not accepted:
@@ -223,6 +229,7 @@ def _instances(service: str, rows: list[Any]) -> tuple[Instance, ...]:
                 service,
                 join_address(host, int(entry["Port"])),
                 MappingProxyType(dict(entry.get("Meta") or {})),
+                int((entry.get("Weights") or {}).get("Passing", 1)),
             )
         )
     return tuple(sorted(found, key=lambda i: i.id))
@@ -236,4 +243,5 @@ def _matches(entry: Any, r: Registration) -> bool:
         and entry.get("Address") == host
         and entry.get("Port") == port
         and (entry.get("Meta") or {}) == dict(r.meta)
+        and (entry.get("Weights") or {}).get("Passing", 1) == r.weight
     )

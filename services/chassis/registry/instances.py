@@ -18,12 +18,16 @@ _NO_META: Mapping[str, str] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class Instance:
-    """One process that offers a service at `address` ("host:port")."""
+    """One process that offers a service at `address` ("host:port").
+
+    `weight` is its share of work beside the others', where somebody goes by weights.
+    """
 
     id: str
     service: str
     address: str
     meta: Mapping[str, str] = field(default_factory=lambda: _NO_META, hash=False)
+    weight: int = 1
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,8 @@ class Registration:
 
     `health_address` ("host:port", by default `address`) is where the registry itself asks
     grpc.health.v1; `health_tls` says that it must use TLS there. `meta` is bounded by what Consul
-    accepts: 64 entries, keys of 128 letters, digits, `-` and `_`, values of 512 characters.
+    accepts: 64 entries, keys of 128 letters, digits, `-` and `_`, values of 512 characters; so is
+    `weight`, 1 to 65535.
 
     Raises ValueError when built from values that no registry could hold.
     """
@@ -43,6 +48,7 @@ class Registration:
     meta: Mapping[str, str] = field(default_factory=lambda: _NO_META, hash=False)
     health_address: str = ""
     health_tls: bool = False
+    weight: int = 1
 
     def __post_init__(self) -> None:
         for name in (self.service, self.id):
@@ -51,6 +57,8 @@ class Registration:
         split_address(self.address)
         if self.health_address:
             split_address(self.health_address)
+        if not 0 < self.weight < 65536:
+            raise ValueError(f"a weight is between 1 and 65535, not {self.weight}")
         if len(self.meta) > 64:
             raise ValueError(f"{len(self.meta)} entries of metadata are more than 64")
         for key, value in self.meta.items():

@@ -110,7 +110,9 @@ class MemoryRegistry:
 
     async def register(self, r: Registration) -> None:
         self._own.add(r.id)
-        self._shared.put(Instance(r.id, r.service, r.address, MappingProxyType(dict(r.meta))))
+        self._shared.put(
+            Instance(r.id, r.service, r.address, MappingProxyType(dict(r.meta)), r.weight)
+        )
 
     async def deregister(self, id: str) -> None:
         self._own.discard(id)

@@ -74,7 +74,7 @@ def _round_robin(choices: Sequence[Choice], terms: Terms, turn: int, random: Ran
 
 
 def _weighted(choices: Sequence[Choice], terms: Terms, turn: int, random: Random) -> Choice:
-    """At random by the policy's weights, of the backend or of its zone."""
+    """At random by the policy's weight of the backend or its zone, else by the registered one."""
     weights = [_weight(choice.backend, terms.weights) for choice in choices]
     if not any(weights):
         return random.choice(choices)
@@ -83,7 +83,7 @@ def _weighted(choices: Sequence[Choice], terms: Terms, turn: int, random: Random
 
 def _weight(backend: Backend, weights: Mapping[str, float]) -> float:
     found = weights.get(backend.id)
-    return weights.get(backend.zone, 1.0) if found is None else found
+    return weights.get(backend.zone, backend.weight) if found is None else found
 
 
 def _outstanding(choice: Choice) -> float:

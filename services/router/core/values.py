@@ -124,6 +124,7 @@ class Backend:
     resumes: Mapping[str, frozenset[Resume]] = field(default_factory=dict)
     prices: Mapping[str, Prices] = field(default_factory=dict)
     zone: str = ""
+    weight: float = 1.0
     mean_output: float = 200.0
     ttft: float = 0.0
     ttft_p95: float = 0.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 
-from services.router.core.policy import Algorithm, Policy
+from services.router.core.policy import Policy
 from services.router.policy.problems import KeyPath
 
 _LONGEST_LOOP = 8
@@ -32,11 +32,6 @@ def _touch(one: KeyPath, other: KeyPath) -> bool:
 def _weights(policy: Policy) -> Found:
     if policy.weights and not any(policy.weights.values()):
         yield ("weights",), "are all 0, so that nobody would get anything; raise one"
-    if policy.algorithm is Algorithm.WEIGHTED and not policy.weights:
-        yield (
-            ("weights",),
-            "are required by the algorithm weighted: a number for each backend id or zone",
-        )
 
 
 def _floors(policy: Policy) -> Found:
@@ -97,7 +92,7 @@ def _loop(policy: Policy, start: str, first: str) -> list[str]:
 
 _Rule = Callable[[Policy], Found]
 _RULES: tuple[tuple[_Rule, tuple[KeyPath, ...]], ...] = (
-    (_weights, (("algorithm",), ("weights",))),
+    (_weights, (("weights",),)),
     (_floors, (("admission", "classes"),)),
     (_rests, (("breaker", "rest"), ("breaker", "longest_rest"))),
     (_aliases, ()),

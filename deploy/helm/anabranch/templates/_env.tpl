@@ -20,6 +20,12 @@
 {{- with $consul.datacenter | default (ternary $consul.global.datacenter "" (eq $consul.mode "hashicorp")) -}}
 {{- $query = append $query (printf "dc=%s" .) -}}
 {{- end -}}
+{{- with $consul.namespace -}}
+{{- $query = append $query (printf "ns=%s" .) -}}
+{{- end -}}
+{{- with $consul.partition -}}
+{{- $query = append $query (printf "partition=%s" .) -}}
+{{- end -}}
 {{- if $consul.tls -}}
 {{- $query = append $query "tls=true" -}}
 {{- if $consul.caSecret.name -}}
