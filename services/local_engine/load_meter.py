@@ -6,6 +6,7 @@ The engine reports what happens to each job through a `JobLoad`, and closes each
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -241,7 +242,8 @@ class LoadMeter:
     def _remembered(self, now: float) -> float:
         """The ratio of the last steps, after a pause until `now`."""
         pause = max(0.0, now - self._ratio_at)
-        return 1.0 + (self._ratio - 1.0) * 0.5 ** (pause / _RATIO_HALF_LIFE_S)
+        kept = math.exp2(-pause / _RATIO_HALF_LIFE_S)
+        return 1.0 + (self._ratio - 1.0) * kept
 
     def _pass_on(self, tokens: int) -> None:
         """Prompt tokens computed beyond the prompts that were completed: of those come first.
