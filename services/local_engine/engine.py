@@ -118,15 +118,15 @@ class TokenUsage:
     """Tokens used by a whole job; `completion` includes a continuation, over all choices.
 
     `queued` and `prefill` are the seconds until it was first computed and from then until its
-    first token, where the engine tells.
+    first token, where the engine tells; they do not count when two are compared.
     """
 
     prompt: int
     cached_prompt: int
     completion: int
     partial: bool = False
-    queued: float | None = None
-    prefill: float | None = None
+    queued: float | None = field(default=None, compare=False)
+    prefill: float | None = field(default=None, compare=False)
 
 
 @dataclass(slots=True)
