@@ -145,6 +145,19 @@ class Callers:
         except AnabranchError:
             return
 
+    async def follow(self, tokens: int, begun: asyncio.Event) -> None:
+        """One private request, read to its end; `begun` is set when its first token is here."""
+        async with self._client.stream(
+            model=self._model,
+            messages="Tell a story.",
+            max_tokens=tokens,
+            ignore_eos=True,
+            residency=Residency.LOCAL_ONLY,
+        ) as stream:
+            async for chunk in stream:
+                if chunk.token_ids:
+                    begun.set()
+
     async def together(self, count: int, tokens: int) -> list[Answer | None]:
         """So many requests at once, one in twelve given up, one in thirty for an unknown model."""
         async with asyncio.TaskGroup() as group:
