@@ -93,7 +93,8 @@ def mirror_of(found: Iterable[Source], codename: str) -> Source:
     raise CannotInstall(f"apt's sources name no archive for {codename}.")
 
 
-def _machine_sources() -> dict[str, str]:
+def machine_sources() -> dict[str, str]:
+    """The machine's own apt source files, as name → text."""
     folder = Path("/etc/apt")
     paths = [folder / "sources.list", *sorted((folder / "sources.list.d").glob("*"))]
     return {
@@ -140,7 +141,7 @@ def fetch(target: Path, mirror: str = "") -> None:
     source = (
         Source(mirror, ())
         if mirror
-        else mirror_of(sources(_machine_sources()), release.get("VERSION_CODENAME", ""))
+        else mirror_of(sources(machine_sources()), release.get("VERSION_CODENAME", ""))
     )
     with tempfile.TemporaryDirectory(prefix="anabranch-apt-") as scratch:
         package = _download(Path(scratch), source)

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tools.install_consul import CannotInstall, machine_sources, mirror_of, sources
+
 TOOLS = {
     "podman": "podman",
     "buildah": "buildah",
@@ -21,7 +23,7 @@ TOOLS = {
 }
 """Programs, and the Debian packages that have them."""
 
-_MIRROR = "http://deb.debian.org/debian"
+_RELEASE = "bookworm"
 _TRUST = "/etc/ssl/certs"
 
 
@@ -82,7 +84,7 @@ class Engine:
         packages = "python3,python3-venv,python3-pip,ca-certificates,netbase"
         self._run(
             *("debootstrap", "--variant=minbase", f"--include={packages}"),
-            *("bookworm", str(root), _MIRROR),
+            *(_RELEASE, str(root), _mirror()),
         )
         self._run("chroot", str(root), "python3", "-m", "venv", "/usr/local")
         archive = self.directory / "root.tar"
@@ -172,3 +174,11 @@ _LOCKED = (
     *("--read-only", "--cap-drop", "all", "--security-opt", "no-new-privileges"),
     *("--network", "host", "--init"),
 )
+
+
+def _mirror() -> str:
+    """The archive that this machine's apt gets the release from. Raises EngineError."""
+    try:
+        return mirror_of(sources(machine_sources()), _RELEASE).uri
+    except CannotInstall as lacking:
+        raise EngineError(str(lacking)) from lacking
