@@ -24,6 +24,7 @@ from opentelemetry.trace import (
 )
 from opentelemetry.util.types import AttributeValue
 
+from anabranch.v1 import generation_pb2 as pb
 from anabranch.v1.errors_pb2 import ERROR_REASON_INVALID_REQUEST
 from services.chassis.errors import Fault, reason_name
 from services.chassis.trace_context import is_valid, passed_on, sampled_trace
@@ -31,6 +32,27 @@ from services.chassis.trace_context import is_valid, passed_on, sampled_trace
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 CANCELLED = "CANCELLED"
 """The error.type of a span whose request was cancelled."""
+
+_ASKED = {
+    "max_tokens": "gen_ai.request.max_tokens",
+    "temperature": "gen_ai.request.temperature",
+    "top_p": "gen_ai.request.top_p",
+    "top_k": "gen_ai.request.top_k",
+    "frequency_penalty": "gen_ai.request.frequency_penalty",
+    "presence_penalty": "gen_ai.request.presence_penalty",
+    "seed": "gen_ai.request.seed",
+    "n": "gen_ai.request.choice.count",
+}
+
+
+def sampling_of(request: pb.GenerateRequest) -> dict[str, AttributeValue]:
+    """How an answer was to be sampled, as a span's attributes; without a word of the prompt."""
+    sampling = request.sampling
+    return {
+        attribute: getattr(sampling, name)
+        for name, attribute in _ASKED.items()
+        if sampling.HasField(name)
+    }
 
 
 class RequestTracer:

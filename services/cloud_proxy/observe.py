@@ -19,17 +19,6 @@ from services.cloud_proxy.attempts import Attempt
 from services.cloud_proxy.config import Route
 from services.cloud_proxy.masking import NAMES
 
-_ASKED = {
-    "max_tokens": "gen_ai.request.max_tokens",
-    "temperature": "gen_ai.request.temperature",
-    "top_p": "gen_ai.request.top_p",
-    "top_k": "gen_ai.request.top_k",
-    "frequency_penalty": "gen_ai.request.frequency_penalty",
-    "presence_penalty": "gen_ai.request.presence_penalty",
-    "seed": "gen_ai.request.seed",
-    "n": "gen_ai.request.choice.count",
-}
-
 
 class Observer:
     """The instruments of one process."""
@@ -115,9 +104,7 @@ class Observer:
 
     def asked(self, span: Span, request: pb.GenerateRequest) -> None:
         """What was asked for, without a word of the prompt."""
-        for name, attribute in _ASKED.items():
-            if request.sampling.HasField(name):
-                span.set_attribute(attribute, getattr(request.sampling, name))
+        span.set_attributes(tracing.sampling_of(request))
 
     def answered(self, span: Span, finishes: Iterable[Finish], usage: ProviderUsage) -> None:
         """How an answer ended and what it used."""

@@ -16,17 +16,6 @@ from services.chassis.model_handler import CallContext
 from services.chassis.tracing import RequestTracer
 from services.local_engine.engine import Finish, TokenUsage
 
-_ASKED = {
-    "max_tokens": "gen_ai.request.max_tokens",
-    "temperature": "gen_ai.request.temperature",
-    "top_p": "gen_ai.request.top_p",
-    "top_k": "gen_ai.request.top_k",
-    "frequency_penalty": "gen_ai.request.frequency_penalty",
-    "presence_penalty": "gen_ai.request.presence_penalty",
-    "seed": "gen_ai.request.seed",
-    "n": "gen_ai.request.choice.count",
-}
-
 
 class RequestSpan:
     """One request's span; ended exactly once, by `finished` or `failed`."""
@@ -82,18 +71,12 @@ def span_of(
     parent = tracer.parent_of(context.traceparent)
     if parent is None:
         return None
-    sampling = request.sampling
-    asked = {
-        attribute: getattr(sampling, name)
-        for name, attribute in _ASKED.items()
-        if sampling.HasField(name)
-    }
     attributes = {
         "gen_ai.operation.name": "chat",
         "gen_ai.request.model": request.model,
         "anabranch.request_id": context.request_id,
         "anabranch.tenant": context.caller.tenant,
-        **asked,
+        **tracing.sampling_of(request),
     }
     name = f"chat {request.model}"
     return RequestSpan(tracer.start(name, parent, SpanKind.SERVER, attributes, time.time_ns()))

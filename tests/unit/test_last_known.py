@@ -63,13 +63,3 @@ def test_a_flapping_registry_keeps_nobody_longer_than_the_stale_time():
             break
         shown_until = now + 4
     assert shown_until < 100
-
-
-def test_how_fresh_it_is_can_be_asked():
-    k = LastKnown(100, 10)
-    assert (k.answered_at, k.is_failing) == (None, False)
-    k.answered((A,), memory_lost=False, now=3)
-    k.failed(5)
-    assert (k.answered_at, k.is_failing) == (3, True)
-    k.answered((A,), memory_lost=False, now=7)
-    assert (k.answered_at, k.is_failing) == (7, False)

@@ -12,7 +12,7 @@ import random
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, Self, cast
+from typing import Self
 
 import grpc
 
@@ -76,15 +76,6 @@ def scraped(cluster: Cluster) -> dict[str, str]:
     return {process.spec.name: process.spec.http for process in running if process.spec.http}
 
 
-class _Rates(Protocol):
-    """Who can say how good an answer was."""
-
-    async def feedback(
-        self, answer: Answer, *, rating: int | None = None, completed: bool | None = None
-    ) -> None:
-        """Says so; raises AnabranchError."""
-
-
 class Callers:
     """Makes requests as callers do: many at once, some given up, some wrong, some rated."""
 
@@ -131,7 +122,7 @@ class Callers:
         cloudy = answer.receipt is not None and answer.receipt.tier is Tier.CLOUD
         rating = self._random.choice((3, 4, 5) if cloudy else (4, 4, 5))
         completed = self._random.random() < 0.95
-        await cast(_Rates, self._client).feedback(answer, rating=rating, completed=completed)
+        await self._client.feedback(answer, rating=rating, completed=completed)
 
     async def give_up(self, tokens: int) -> None:
         """One request that its caller leaves after the first tokens."""

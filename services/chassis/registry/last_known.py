@@ -29,20 +29,9 @@ class LastKnown:
         self._grace = grace
         self._shown: tuple[Instance, ...] | None = None
         self._failing_since: float | None = None
-        self._answered_at: float | None = None
         self._grace_until: float | None = None
         self._kept: dict[str, Instance] = {}
         self._seen: dict[str, float] = {}
-
-    @property
-    def is_failing(self) -> bool:
-        """Whether the last question was not answered."""
-        return self._failing_since is not None
-
-    @property
-    def answered_at(self) -> float | None:
-        """When the registry last answered; None before it ever did."""
-        return self._answered_at
 
     def answered(
         self, fresh: tuple[Instance, ...], *, memory_lost: bool, now: float
@@ -52,7 +41,6 @@ class LastKnown:
             self._grace_until = now + self._grace
             self._kept = {i.id: i for i in self._shown}
         self._failing_since = None
-        self._answered_at = now
         if self._grace_until is not None and now >= self._grace_until:
             self._grace_until = None
             self._kept = {}
