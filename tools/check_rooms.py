@@ -38,12 +38,12 @@ ENVIRONMENT_READERS = ("anabranch/cli", "anabranch/environment.py")
 """Where the environment may be read, besides every __main__.py."""
 
 HEAVY = {
-    "services/local_engine/vllm_engine.py": {"jinja2", "torch", "transformers", "vllm"},
-    "services/local_engine/chat_tokenizer.py": {"jinja2"},
-    "services/local_engine/vllm_kv_events.py": {"msgspec", "zmq"},
+    "services/local_engine/on_vllm/": {
+        *("jinja2", "msgspec", "numpy", "PIL", "torch", "transformers", "vllm", "zmq"),
+    },
     "anabranch/tracing.py": {"opentelemetry"},
 }
-"""Imports that an extra's requirements bring, by the only files that may use them."""
+"""Imports that an extra's requirements bring, by the only files or rooms that may use them."""
 
 
 def _files() -> Iterator[tuple[str, ast.Module, int]]:
@@ -135,7 +135,7 @@ def _dependency_problems(name: str, tree: ast.Module) -> Iterator[str]:
         top = module.split(".")[0]
         if top in sys.stdlib_module_names or top in ("anabranch", "services"):
             continue
-        if top in HEAVY.get(name, ()):
+        if any(top in heavy for room, heavy in HEAVY.items() if name.startswith(room)):
             continue
         if not _distributions(module) & allowed:
             yield f"{name}:{line}: {module} is not among {where}"

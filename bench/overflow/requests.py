@@ -12,9 +12,9 @@ from random import Random
 from anabranch.v1 import generation_pb2 as pb
 from bench.overflow.plan import MODEL
 from bench.overflow.trace import Item
-from services.local_engine import sim_tokenizer
-from services.local_engine.sim_engine import SimEngine
-from services.local_engine.sim_model import answer_seed, natural_length, token_at
+from services.local_engine.simulation import tokenizer as sim_tokenizer
+from services.local_engine.simulation.engine import SimEngine
+from services.local_engine.simulation.model import answer_seed, natural_length, token_at
 from tools.provider_simulator.answers import reply
 
 PRIVATE = "[stays inside]"

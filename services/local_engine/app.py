@@ -17,13 +17,13 @@ from services.local_engine.engine import Engine
 from services.local_engine.engine_metrics import EngineMetrics, VllmCollector, observe_load
 from services.local_engine.handler import BackendIdentity, EngineHandler
 from services.local_engine.hang_watch import CONCERN, HangWatch
+from services.local_engine.on_vllm.engine import VllmEngine
+from services.local_engine.on_vllm.options import VllmOptions, further_arguments
 from services.local_engine.settings import Settings
-from services.local_engine.sim_engine import H100_LLAMA_8B, SimEngine, SimOptions
-from services.local_engine.sim_model import SimLimits
+from services.local_engine.simulation.engine import H100_LLAMA_8B, SimEngine, SimOptions
+from services.local_engine.simulation.model import SimLimits
 from services.local_engine.slow_spells import slow_spells
 from services.local_engine.step_model import StepModel
-from services.local_engine.vllm_engine import VllmEngine
-from services.local_engine.vllm_options import VllmOptions, further_arguments
 
 SERVICE = "anabranch-engine"
 

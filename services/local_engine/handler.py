@@ -13,18 +13,17 @@ from dataclasses import dataclass
 
 from anabranch.v1 import errors_pb2, model_pb2, session_pb2
 from anabranch.v1 import generation_pb2 as pb
-from services.chassis.errors import Fault, fault_of
+from services.chassis.errors import Fault
 from services.chassis.model_handler import CallContext, Cancel, Outlet
 from services.chassis.prefix_log import PrefixLog
-from services.chassis.prompt_blocks import prompt_blocks, prompt_bytes
 from services.chassis.trace_context import sampled_trace
 from services.chassis.tracing import RequestTracer
 from services.local_engine import wire
-from services.local_engine.engine import Continuation, Delta, Engine, Finish, Job, SamplingSpec
-from services.local_engine.engine_metrics import EngineMetrics, RequestTimes
-from services.local_engine.job_output import JobOutput
+from services.local_engine.engine import Engine
+from services.local_engine.engine_call import EngineCall
+from services.local_engine.engine_metrics import EngineMetrics
 from services.local_engine.load_reports import LoadReports
-from services.local_engine.request_span import RequestSpan, span_of
+from services.local_engine.request_span import span_of
 
 LONG_REQUEST_BYTES = 4096
 """Serialised requests above this are encoded apart, so that short ones need not wait for them."""
@@ -72,7 +71,7 @@ class EngineHandler:
         self._reports = LoadReports(
             engine, encoding=self._encoding, draining=draining, clock=metrics.clock
         )
-        self._lanes: tuple[asyncio.Queue[_Call], ...] = tuple(
+        self._lanes: tuple[asyncio.Queue[EngineCall], ...] = tuple(
             asyncio.Queue() for _ in range(self.LANES)
         )
 
@@ -84,7 +83,7 @@ class EngineHandler:
         continuation = wire.continuation_of(request, spec)
         lane = self._lanes[request.ByteSize() > LONG_REQUEST_BYTES]
         self._check_room()
-        call = _Call(
+        call = EngineCall(
             engine=self._engine,
             job_id=str(next(self._job_ids)),
             request=request,
@@ -174,130 +173,3 @@ class EngineHandler:
                 f"{waiting} requests wait here already",
                 retry_after=1.0,
             )
-
-
-class _Call:
-    """One request between `open` and the end of its outlet."""
-
-    __slots__ = (
-        "_continuation",
-        "_engine",
-        "_first",
-        "_job_id",
-        "_outlet",
-        "_reports",
-        "_request",
-        "_request_id",
-        "_span",
-        "_spec",
-        "_submitted",
-        "_times",
-        "ended",
-    )
-
-    def __init__(
-        self,
-        *,
-        engine: Engine,
-        job_id: str,
-        request: pb.GenerateRequest,
-        spec: SamplingSpec,
-        continuation: Continuation,
-        outlet: Outlet,
-        request_id: str,
-        times: RequestTimes,
-        reports: LoadReports,
-        span: RequestSpan | None,
-    ) -> None:
-        self._span = span
-        self._engine = engine
-        self._job_id = job_id
-        self._request = request
-        self._spec = spec
-        self._continuation = continuation
-        self._outlet = outlet
-        self._request_id = request_id
-        self._times = times
-        self._reports = reports
-        self._first = True
-        self._submitted = False
-        self.ended = False
-
-    async def start(self) -> None:
-        """Encodes the request and hands it to the engine; what is wrong with it ends it."""
-        if self.ended:
-            return
-        try:
-            job = await self._job()
-            if not self.ended:
-                self._submitted = True
-                self._reports.changed()
-                if self._span is not None:
-                    existing = len(job.continuation.token_ids)
-                    self._span.submitted(len(job.prompt_token_ids), existing)
-                self._engine.submit(job, self._deliver, self._fail)
-        except Exception as error:  # noqa: BLE001 - the edge: what a request raises ends it alone
-            self._fail(fault_of(error))
-
-    def cancel(self) -> None:
-        """Ends the request as cancelled, wherever it is. Idempotent."""
-        if self.ended:
-            return
-        if self._submitted:
-            self._engine.abort(self._job_id)
-            return
-        job = Job(self._job_id, (), self._spec, 0, self._continuation)
-        JobOutput(job, self._deliver, self._fail).cancel()
-
-    async def _job(self) -> Job:
-        engine, continuation = self._engine, self._continuation
-        prompt = await engine.encode(self._request)
-        if continuation.text and not continuation.token_ids:
-            # A caller that has only the text: the model goes on after its tokens all the same.
-            existing = tuple(await engine.encode_text(continuation.text))
-            continuation = Continuation(existing, continuation.text)
-        max_tokens = wire.resolve_max_tokens(
-            self._spec.max_tokens,
-            prompt_tokens=len(prompt),
-            existing_tokens=len(continuation.token_ids),
-            context_length=engine.facts.context_length,
-        )
-        tells = engine.prefixes is not None
-        return Job(
-            self._job_id,
-            prompt,
-            self._spec,
-            max_tokens,
-            continuation,
-            wire.priority_of(self._request),
-            prompt_blocks(self._request) if tells else (),
-            prompt_bytes(self._request) if tells else 0,
-        )
-
-    def _deliver(self, delta: Delta) -> None:
-        if self.ended:
-            return
-        request_id, self._first = (self._request_id if self._first else ""), False
-        last = delta.usage is not None
-        self.ended = last
-        self._times.tokens(len(delta.token_ids))
-        if self._span is not None:
-            if delta.token_ids:
-                self._span.output()
-            if delta.usage is not None:
-                self._span.finished(delta.finish, delta.usage)
-        if last and delta.usage is not None:
-            outcome = "cancelled" if delta.finish is Finish.CANCELLED else "ok"
-            self._times.end(outcome, delta.usage.prompt, delta.usage.completion)
-        raw = wire.chunk_of(delta, request_id).SerializeToString()
-        self._reports.changed()
-        self._outlet.chunk(raw, last=last, tokens=len(delta.token_ids))
-
-    def _fail(self, fault: Fault) -> None:
-        if not self.ended:
-            self.ended = True
-            self._times.end("error", 0, 0)
-            if self._span is not None:
-                self._span.failed(fault)
-            self._reports.changed()
-            self._outlet.fail(fault)

@@ -8,9 +8,9 @@ from typing import Literal
 
 from services.chassis.common_settings import CommonSettings
 from services.chassis.settings import Secret, SettingsError, setting
+from services.local_engine.on_vllm.options import further_arguments
 from services.local_engine.slow_spells import slow_spells
 from services.local_engine.step_model import StepModel
-from services.local_engine.vllm_options import further_arguments
 
 
 @dataclass(frozen=True, kw_only=True)

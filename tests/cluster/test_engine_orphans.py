@@ -18,7 +18,7 @@ pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).parents[2]
 PARENT = """
 import subprocess, sys, time
-from services.local_engine.orphan_guard import OrphanGuard
+from services.local_engine.on_vllm.orphan_guard import OrphanGuard
 guard = OrphanGuard()
 child = subprocess.Popen(["sleep", "300"])
 guard.watch([child.pid])

@@ -13,11 +13,11 @@ from services.chassis.errors import Fault
 from services.chassis.prefix_log import PrefixReader
 from services.chassis.prompt_blocks import prompt_blocks
 from services.local_engine.engine import Continuation, Engine, Finish, SamplingSpec
-from services.local_engine.sim_engine import SimEngine, SimOptions
-from services.local_engine.sim_model import SimLimits
+from services.local_engine.on_vllm.engine import VllmEngine
+from services.local_engine.on_vllm.options import VllmOptions
+from services.local_engine.simulation.engine import SimEngine, SimOptions
+from services.local_engine.simulation.model import SimLimits
 from services.local_engine.step_model import StepModel
-from services.local_engine.vllm_engine import VllmEngine
-from services.local_engine.vllm_options import VllmOptions
 from tests.support.auth import until
 from tests.support.engines import MODEL, RunningJob, run_job, run_request, until_idle
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from anabranch.cli import main
 from services.chassis.settings import Secret
-from services.local_engine.sim_engine import H100_LLAMA_8B
+from services.local_engine.simulation.engine import H100_LLAMA_8B
 from tests.support.inprocess import MODEL, Cluster, cluster
 from tests.support.provider import KEY, routes_file, simulator
 

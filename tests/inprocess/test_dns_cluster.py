@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from anabranch.v1 import generation_pb2 as pb
-from services.local_engine.sim_model import answer_seed, token_at
+from services.local_engine.simulation.model import answer_seed, token_at
 from tests.support import tls
 from tests.support.auth import bearer, until
 from tests.support.inprocess import MODEL, cluster, model_stub

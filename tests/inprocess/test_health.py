@@ -22,8 +22,8 @@ from services.chassis.host import Host
 from services.chassis.settings import Secret
 from services.local_engine.app import EngineLost, make_engine, running
 from services.local_engine.settings import Settings
-from services.local_engine.sim_engine import SimEngine, SimOptions
-from services.local_engine.sim_model import answer_seed, token_at
+from services.local_engine.simulation.engine import SimEngine, SimOptions
+from services.local_engine.simulation.model import answer_seed, token_at
 from services.router import app as router_app
 from services.router import settings as router_settings
 from tests.support import inprocess

@@ -20,8 +20,8 @@ from services.chassis.host import Host
 from services.chassis.prompt_blocks import prompt_blocks
 from services.local_engine.app import EngineLost, running
 from services.local_engine.settings import Settings
-from services.local_engine.sim_engine import SimEngine, SimOptions
-from services.local_engine.sim_model import answer_seed, token_at
+from services.local_engine.simulation.engine import SimEngine, SimOptions
+from services.local_engine.simulation.model import answer_seed, token_at
 from tests.support.engines import MODEL
 from tests.support.local_keys import LocalKeys
 from tests.support.waiting import BOUND_S

@@ -18,8 +18,8 @@ from anabranch.streams import AnswerStream
 from anabranch.v1 import errors_pb2, session_pb2
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault, fault_from_rpc_error, fault_from_status, reason_name
-from services.local_engine import sim_tokenizer
-from services.local_engine.sim_model import answer_seed, natural_length, token_at
+from services.local_engine.simulation import tokenizer as sim_tokenizer
+from services.local_engine.simulation.model import answer_seed, natural_length, token_at
 from tests.support.inprocess import MODEL, model_stub
 
 MEAN = 80

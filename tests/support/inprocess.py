@@ -27,7 +27,7 @@ from services.cloud_proxy import app as cloud_app
 from services.cloud_proxy import settings as cloud_settings
 from services.local_engine import app as engine_app
 from services.local_engine import settings as engine_settings
-from services.local_engine.sim_engine import SimEngine
+from services.local_engine.simulation.engine import SimEngine
 from services.router import app as router_app
 from services.router import settings as router_settings
 from tests.support import tls

@@ -18,7 +18,7 @@ from services.chassis.quotas.gate import QuotaGate
 from services.chassis.quotas.rules import QuotaRule, Subject, Unit
 from services.local_engine.app import running
 from services.local_engine.settings import Settings
-from services.local_engine.sim_engine import SimEngine
+from services.local_engine.simulation.engine import SimEngine
 from tests.support.auth import bearer
 from tests.support.local_keys import LocalKeys
 from tests.support.waiting import BOUND_S, until

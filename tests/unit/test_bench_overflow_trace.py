@@ -12,9 +12,9 @@ from anabranch.v1 import generation_pb2 as pb
 from bench.overflow import plan, requests, trace
 from bench.overflow.plan import Engines, Strategy
 from bench.overflow.trace import Item
-from services.local_engine import sim_tokenizer
 from services.local_engine.engine import Finish, SamplingSpec
-from services.local_engine.sim_engine import SimEngine, SimOptions
+from services.local_engine.simulation import tokenizer as sim_tokenizer
+from services.local_engine.simulation.engine import SimEngine, SimOptions
 from tests.support.engines import run_job
 
 PHASES = plan.steps(5.0, 0.8, 1.5, 0.8)

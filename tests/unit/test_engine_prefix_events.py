@@ -13,7 +13,7 @@ from anabranch.v1 import generation_pb2 as pb
 from services.chassis.prefix_log import PrefixLog, PrefixReader
 from services.chassis.prompt_blocks import prompt_blocks, prompt_bytes
 from services.local_engine.prefix_events import ROOT, PrefixNames, chain_keys
-from services.local_engine.sim_model import PrefixBlocks
+from services.local_engine.simulation.model import PrefixBlocks
 
 BLOCK = 16
 

@@ -20,8 +20,8 @@ from services.local_engine.engine import (
     SamplingSpec,
     TokenUsage,
 )
-from services.local_engine.vllm_options import VllmOptions, cpu_variables, process_variables
-from services.local_engine.vllm_sampling import (
+from services.local_engine.on_vllm.options import VllmOptions, cpu_variables, process_variables
+from services.local_engine.on_vllm.sampling import (
     candidates_of,
     constraint_arguments,
     finish_of,

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.local_engine import sim_tokenizer
-from services.local_engine.sim_model import (
+from services.local_engine.simulation import tokenizer as sim_tokenizer
+from services.local_engine.simulation.model import (
     PrefixBlocks,
     SimLimits,
     SimModel,

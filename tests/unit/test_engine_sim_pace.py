@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from services.local_engine.engine import EngineLoad, SamplingSpec
-from services.local_engine.sim_engine import SimEngine, SimOptions
+from services.local_engine.simulation.engine import SimEngine, SimOptions
 from services.local_engine.slow_spells import slow_spells
 from services.local_engine.step_model import StepModel
 from tests.support.engines import RunningJob

@@ -6,22 +6,23 @@ import pytest
 
 from services.chassis.settings import SettingsError, load
 from services.local_engine.app import make_engine
+from services.local_engine.on_vllm.arguments import check_known, engine_arguments
+from services.local_engine.on_vllm.engine import VllmEngine
+from services.local_engine.on_vllm.options import OWN_ARGUMENTS, VllmOptions, further_arguments
 from services.local_engine.settings import Settings
-from services.local_engine.vllm_engine import VllmEngine, _check_known, _engine_arguments
-from services.local_engine.vllm_options import OWN_ARGUMENTS, VllmOptions, further_arguments
 
 
 def test_arguments_of_the_json_object_reach_vllm_beside_the_engines_own():
     options = VllmOptions(model="m", name="m", further={"enable_expert_parallel": True})
-    arguments = _engine_arguments(options, is_cpu=False)
+    arguments = engine_arguments(options, is_cpu=False)
     assert arguments["enable_expert_parallel"] is True
     assert arguments["model"] == "m"
 
 
 def test_quantization_reaches_vllm_and_empty_leaves_it_to_the_checkpoint():
-    assert "quantization" not in _engine_arguments(VllmOptions("m", "m"), is_cpu=False)
+    assert "quantization" not in engine_arguments(VllmOptions("m", "m"), is_cpu=False)
     options = VllmOptions("m", "m", quantization="fp8")
-    assert _engine_arguments(options, is_cpu=False)["quantization"] == "fp8"
+    assert engine_arguments(options, is_cpu=False)["quantization"] == "fp8"
 
 
 def test_the_settings_carry_both_to_the_engine():
@@ -31,7 +32,7 @@ def test_the_settings_carry_both_to_the_engine():
     }
     engine = make_engine(load(Settings, "ANABRANCH_ENGINE_", environ))
     assert isinstance(engine, VllmEngine)
-    arguments = _engine_arguments(engine._options, is_cpu=False)
+    arguments = engine_arguments(engine._options, is_cpu=False)
     assert arguments["quantization"] == "awq_marlin"
     assert arguments["hf_overrides"] == {"rope_theta": 1e6}
 
@@ -54,7 +55,7 @@ def test_what_cannot_be_passed_on_is_refused_with_its_reason(text: str, complain
 
 def test_every_argument_that_the_engine_sets_is_refused_from_outside():
     options = VllmOptions("m", "m", max_model_len=1, max_num_batched_tokens=1, quantization="fp8")
-    assert set(_engine_arguments(options, is_cpu=True)) <= OWN_ARGUMENTS
+    assert set(engine_arguments(options, is_cpu=True)) <= OWN_ARGUMENTS
     for name in OWN_ARGUMENTS:
         with pytest.raises(ValueError, match=f"may not hold {name}:"):
             further_arguments(f'{{"{name}": null}}')
@@ -62,13 +63,13 @@ def test_every_argument_that_the_engine_sets_is_refused_from_outside():
 
 def test_an_argument_that_vllm_does_not_have_is_refused_with_the_one_that_is_near():
     with pytest.raises(ValueError, match=r"vLLM 1\.2 does not have; did you mean block_size\?"):
-        _check_known({"blok_size": 1}, frozenset({"block_size"}), "1.2")
+        check_known({"blok_size": 1}, frozenset({"block_size"}), "1.2")
 
 
 @pytest.mark.vllm
 def test_the_installed_vllm_has_the_arguments_that_are_refused():
     from vllm.engine.arg_utils import AsyncEngineArgs
 
-    from services.local_engine.vllm_engine import _field_names
+    from services.local_engine.on_vllm.engine import _field_names
 
     assert _field_names(AsyncEngineArgs) >= OWN_ARGUMENTS

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from services.chassis.prefix_log import PrefixLog
+from services.local_engine.on_vllm.kv_events import BlockEvents, KvEventSocket
 from services.local_engine.prefix_events import PrefixNames
-from services.local_engine.vllm_kv_events import BlockEvents, KvEventSocket
 
 BLOCK = 64  # of four bytes each: one name a block
 PROMPT = list(range(BLOCK * 4))

@@ -9,8 +9,8 @@ import pytest
 
 from services.local_engine.engine import EngineLoad
 from services.local_engine.load_meter import JobLoad, LoadMeter
+from services.local_engine.on_vllm.steps import StepRecorder
 from services.local_engine.step_model import StepModel
-from services.local_engine.vllm_steps import StepRecorder
 
 BUDGET = 64
 

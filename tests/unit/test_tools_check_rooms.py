@@ -50,7 +50,7 @@ def test_the_environment_is_read_where_a_process_starts_alone(source):
 def test_a_library_may_be_told_through_the_environment():
     source = "import os\nos.environ.setdefault('OMP_NUM_THREADS', '2')"
     check = check_rooms._environment_problems
-    assert not found(check, "services/local_engine/vllm_engine.py", source)
+    assert not found(check, "services/local_engine/on_vllm/engine.py", source)
 
 
 def test_a_package_that_no_image_installs_is_refused():
@@ -64,7 +64,7 @@ def test_a_package_that_no_image_installs_is_refused():
 def test_vllm_is_for_one_file():
     check = check_rooms._dependency_problems
     assert found(check, "services/local_engine/handler.py", "import vllm")
-    assert not found(check, "services/local_engine/vllm_engine.py", "import vllm")
+    assert not found(check, "services/local_engine/on_vllm/engine.py", "import vllm")
 
 
 def test_the_client_library_needs_little():

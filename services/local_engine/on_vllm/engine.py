@@ -1,13 +1,12 @@
 """The engine that answers: vLLM in process behind the `Engine` protocol.
 
-The only file that imports vLLM, and only once it starts. Loads and configures it, for vLLM 0.25
-to 0.33. Jobs, tokenizer, mapping and statistics are in the files beside this one.
+vLLM is imported only once it starts. Loads and configures it, for vLLM 0.25 to 0.33. Jobs,
+tokenizer, mapping and statistics are in the files beside this one.
 """
 
 from __future__ import annotations
 
 import asyncio
-import difflib
 import logging
 import multiprocessing
 import os
@@ -21,8 +20,6 @@ from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault
 from services.chassis.own_thread import in_own_thread
 from services.chassis.prefix_log import PrefixLog
-from services.local_engine import vllm_options, vllm_sampling
-from services.local_engine.chat_tokenizer import ChatTokenizer
 from services.local_engine.engine import (
     Delta,
     EngineLoad,
@@ -35,13 +32,17 @@ from services.local_engine.engine import (
 )
 from services.local_engine.heartbeat import Heartbeat
 from services.local_engine.load_meter import LoadMeter
-from services.local_engine.orphan_guard import OrphanGuard
+from services.local_engine.on_vllm import options as vllm_options
+from services.local_engine.on_vllm import sampling
+from services.local_engine.on_vllm.arguments import check_known, engine_arguments
+from services.local_engine.on_vllm.chat_tokenizer import ChatTokenizer
+from services.local_engine.on_vllm.jobs import NewParams, VllmJobs
+from services.local_engine.on_vllm.kv_events import BlockEvents, KvEventSocket
+from services.local_engine.on_vllm.options import VllmOptions
+from services.local_engine.on_vllm.orphan_guard import OrphanGuard
+from services.local_engine.on_vllm.outputs import Outputs, outputs_for
+from services.local_engine.on_vllm.steps import StepRecorder
 from services.local_engine.prefix_events import PrefixNames
-from services.local_engine.vllm_jobs import NewParams, VllmJobs
-from services.local_engine.vllm_kv_events import BlockEvents, KvEventSocket
-from services.local_engine.vllm_options import VllmOptions
-from services.local_engine.vllm_outputs import Outputs, outputs_for
-from services.local_engine.vllm_steps import StepRecorder
 
 _log = logging.getLogger(__name__)
 
@@ -199,8 +200,8 @@ class VllmEngine:
 
         options = self._options
         is_cpu = current_platform.is_cpu()
-        _check_known(options.further, _field_names(AsyncEngineArgs), vllm.__version__)
-        arguments = _engine_arguments(options, is_cpu=is_cpu)
+        check_known(options.further, _field_names(AsyncEngineArgs), vllm.__version__)
+        arguments = engine_arguments(options, is_cpu=is_cpu)
         if is_cpu:
             _set_variables(vllm_options.cpu_variables(options))
             if options.tensor_parallel_size * options.pipeline_parallel_size == 1:
@@ -279,40 +280,6 @@ def _set_variables(variables: Mapping[str, str]) -> None:
         os.environ.setdefault(name, value)
 
 
-def _engine_arguments(options: VllmOptions, *, is_cpu: bool) -> dict[str, Any]:
-    eager = options.enforce_eager
-    arguments: dict[str, Any] = {
-        "model": options.model,
-        "served_model_name": options.name,
-        "dtype": "float32" if is_cpu and options.dtype == "auto" else options.dtype,
-        "max_num_seqs": options.max_num_seqs,
-        "gpu_memory_utilization": options.gpu_memory_utilization,
-        "tensor_parallel_size": options.tensor_parallel_size,
-        "pipeline_parallel_size": options.pipeline_parallel_size,
-        "enforce_eager": is_cpu if eager is None else eager,
-        "seed": options.seed,
-        "max_logprobs": vllm_sampling.MAX_ALTERNATIVES + 1,
-        "scheduling_policy": "priority",
-        "enable_log_requests": False,
-        "use_tqdm_on_load": False,
-    }
-    for name in (
-        *("max_model_len", "max_num_batched_tokens"),
-        *("num_gpu_blocks_override", "quantization"),
-    ):
-        if getattr(options, name):
-            arguments[name] = getattr(options, name)
-    return {**options.further, **arguments}
-
-
-def _check_known(further: Mapping[str, Any], known: frozenset[str], version: str) -> None:
-    """Raises ValueError for arguments that this vLLM does not have."""
-    for name in sorted(set(further) - known):
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise ValueError(f"vllm_args names {name}, which vLLM {version} does not have{hint}")
-
-
 def _event_socket() -> KvEventSocket | None:
     try:
         return KvEventSocket()
@@ -347,10 +314,10 @@ def _requests(defaults: dict[str, Any]) -> tuple[NewParams, tuple[type[Exception
     from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
     def new_params(job: Job, detokenize: bool) -> Any:
-        arguments = vllm_sampling.sampling_arguments(job, defaults, detokenize=detokenize)
+        arguments = sampling.sampling_arguments(job, defaults, detokenize=detokenize)
         constraint = job.sampling.constraint
         if constraint is not None:
-            form = vllm_sampling.constraint_arguments(constraint)
+            form = sampling.constraint_arguments(constraint)
             arguments["structured_outputs"] = StructuredOutputsParams(**form)
         return SamplingParams(output_kind=RequestOutputKind.DELTA, **arguments)
 

@@ -16,7 +16,7 @@ from anabranch.v1 import errors_pb2
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault, Violation, invalid
 from services.chassis.prefix_log import PrefixLog
-from services.local_engine import sim_tokenizer, wire
+from services.local_engine import wire
 from services.local_engine.engine import (
     Candidate,
     EngineLoad,
@@ -30,7 +30,8 @@ from services.local_engine.heartbeat import Heartbeat
 from services.local_engine.job_output import JobOutput
 from services.local_engine.load_meter import JobLoad, LoadMeter, StepSize
 from services.local_engine.prefix_events import PrefixNames
-from services.local_engine.sim_model import (
+from services.local_engine.simulation import tokenizer as sim_tokenizer
+from services.local_engine.simulation.model import (
     SimLimits,
     SimModel,
     Stream,

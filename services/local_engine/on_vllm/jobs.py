@@ -1,6 +1,6 @@
 """Jobs into vLLM's AsyncLLM, and its outputs back to them. Does not import vLLM.
 
-How outputs come is vllm_outputs.py's.
+How outputs come is outputs.py's.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Callable
 from typing import Any
 
 from services.chassis.errors import Fault, Violation, fault_of, invalid
-from services.local_engine import vllm_sampling
-from services.local_engine.chat_tokenizer import ChatTokenizer
 from services.local_engine.engine import Finish, Job, OnDelta, OnFail
 from services.local_engine.job_output import JobOutput
 from services.local_engine.load_meter import JobLoad, LoadMeter
+from services.local_engine.on_vllm import sampling as vllm_sampling
+from services.local_engine.on_vllm.chat_tokenizer import ChatTokenizer
+from services.local_engine.on_vllm.outputs import Outputs
 from services.local_engine.prefix_events import PrefixNames
 from services.local_engine.text_stream import AnswerText, ends_inside_character
-from services.local_engine.vllm_outputs import Outputs
 
 NewParams = Callable[[Job, bool], Any]
 """Makes vLLM's SamplingParams for a job; the flag says whether vLLM makes its text."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from services.local_engine.prefix_events import ROOT, chain_keys
-from services.local_engine.sim_tokenizer import EOS, FIRST_WORD, LABEL, WORDS
+from services.local_engine.simulation.tokenizer import EOS, FIRST_WORD, LABEL, WORDS
 from services.local_engine.step_model import StepModel
 
 _MASK = (1 << 64) - 1
