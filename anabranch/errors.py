@@ -185,6 +185,9 @@ _CLASSES: Mapping[str, type[AnabranchError]] = {
     "BUDGET_EXHAUSTED": QuotaExceededError,
     "VERSION_MISMATCH": InvalidRequestError,
     "IN_USE": InvalidRequestError,
+    "MODEL_REFUSED": InvalidRequestError,
+    "NOT_ENABLED": InvalidRequestError,
+    "MODEL_ASLEEP": UnavailableError,
 }
 
 # Reasons that pass by themselves.
@@ -200,6 +203,7 @@ _PASSING = frozenset(
         "DEPENDENCY_UNAVAILABLE",
         "SESSION_LOST",
         "BUDGET_EXHAUSTED",
+        "MODEL_ASLEEP",
     }
 )
 
@@ -227,6 +231,9 @@ _ADVICE: Mapping[str, str] = {
     "BUDGET_EXHAUSTED": "Try again later, ask for a larger cloud budget, or keep it local.",
     "VERSION_MISMATCH": "Read the policy in force, change that, and update again.",
     "IN_USE": "Take it from whoever has it first.",
+    "MODEL_REFUSED": "Use other files or options; nothing has changed.",
+    "NOT_ENABLED": "Ask who runs the process for the setting that is named.",
+    "MODEL_ASLEEP": "Ask another instance, or have it woken.",
 }
 
 # For a status without ErrorInfo, which only a transport or another server sends.

@@ -12,9 +12,18 @@ from typing import Any
 
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
-from anabranch.v1 import admin_pb2, auth_pb2, model_pb2, operations_pb2, options_pb2
+from anabranch.v1 import (
+    admin_pb2,
+    auth_pb2,
+    model_admin_pb2,
+    model_pb2,
+    operations_pb2,
+    options_pb2,
+)
 
-_FILES = tuple(file.DESCRIPTOR for file in (model_pb2, admin_pb2, operations_pb2, auth_pb2))
+_FILES = tuple(
+    file.DESCRIPTOR for file in (model_pb2, model_admin_pb2, admin_pb2, operations_pb2, auth_pb2)
+)
 _SCOPES = ("generate", "relay", "observe", "audit", "tenant-admin", "admin")
 # The generated stubs type an extension as a plain descriptor.
 _ACCESS: Any = options_pb2.access

@@ -43,7 +43,7 @@ class RelaySessionRequestFrame(_message.Message):
     def __init__(self, stream: _Optional[int] = ..., start: _Optional[bytes] = ..., cancel: _Optional[_Union[_session_pb2.SessionCancel, _Mapping]] = ..., traceparent: _Optional[str] = ..., on_behalf_of: _Optional[_Union[_session_pb2.Caller, _Mapping]] = ..., mask: _Optional[_Iterable[_Union[_generation_pb2.PiiKind, str]]] = ...) -> None: ...
 
 class RelaySessionResponse(_message.Message):
-    __slots__ = ("ready", "frames", "load", "go_away", "sequence", "ack", "resumed", "prefix_cache")
+    __slots__ = ("ready", "frames", "load", "go_away", "sequence", "ack", "resumed", "prefix_cache", "models")
     READY_FIELD_NUMBER: _ClassVar[int]
     FRAMES_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
@@ -52,6 +52,7 @@ class RelaySessionResponse(_message.Message):
     ACK_FIELD_NUMBER: _ClassVar[int]
     RESUMED_FIELD_NUMBER: _ClassVar[int]
     PREFIX_CACHE_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
     ready: _session_pb2.SessionReady
     frames: _containers.RepeatedCompositeFieldContainer[RelaySessionResponseFrame]
     load: _session_pb2.LoadReport
@@ -60,7 +61,8 @@ class RelaySessionResponse(_message.Message):
     ack: int
     resumed: _session_pb2.SessionResumed
     prefix_cache: _session_pb2.PrefixCacheEvents
-    def __init__(self, ready: _Optional[_Union[_session_pb2.SessionReady, _Mapping]] = ..., frames: _Optional[_Iterable[_Union[RelaySessionResponseFrame, _Mapping]]] = ..., load: _Optional[_Union[_session_pb2.LoadReport, _Mapping]] = ..., go_away: _Optional[_Union[_session_pb2.GoAway, _Mapping]] = ..., sequence: _Optional[int] = ..., ack: _Optional[int] = ..., resumed: _Optional[_Union[_session_pb2.SessionResumed, _Mapping]] = ..., prefix_cache: _Optional[_Union[_session_pb2.PrefixCacheEvents, _Mapping]] = ...) -> None: ...
+    models: _session_pb2.ServedModels
+    def __init__(self, ready: _Optional[_Union[_session_pb2.SessionReady, _Mapping]] = ..., frames: _Optional[_Iterable[_Union[RelaySessionResponseFrame, _Mapping]]] = ..., load: _Optional[_Union[_session_pb2.LoadReport, _Mapping]] = ..., go_away: _Optional[_Union[_session_pb2.GoAway, _Mapping]] = ..., sequence: _Optional[int] = ..., ack: _Optional[int] = ..., resumed: _Optional[_Union[_session_pb2.SessionResumed, _Mapping]] = ..., prefix_cache: _Optional[_Union[_session_pb2.PrefixCacheEvents, _Mapping]] = ..., models: _Optional[_Union[_session_pb2.ServedModels, _Mapping]] = ...) -> None: ...
 
 class RelaySessionResponseFrame(_message.Message):
     __slots__ = ("stream", "chunk", "error", "last", "tokens")

@@ -72,7 +72,7 @@ class Caller(_message.Message):
     def __init__(self, tenant: _Optional[str] = ..., client_id: _Optional[str] = ...) -> None: ...
 
 class SessionResponse(_message.Message):
-    __slots__ = ("ready", "frames", "load", "go_away", "sequence", "ack", "resumed", "prefix_cache")
+    __slots__ = ("ready", "frames", "load", "go_away", "sequence", "ack", "resumed", "prefix_cache", "models")
     READY_FIELD_NUMBER: _ClassVar[int]
     FRAMES_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
@@ -81,6 +81,7 @@ class SessionResponse(_message.Message):
     ACK_FIELD_NUMBER: _ClassVar[int]
     RESUMED_FIELD_NUMBER: _ClassVar[int]
     PREFIX_CACHE_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
     ready: SessionReady
     frames: _containers.RepeatedCompositeFieldContainer[SessionResponseFrame]
     load: LoadReport
@@ -89,7 +90,14 @@ class SessionResponse(_message.Message):
     ack: int
     resumed: SessionResumed
     prefix_cache: PrefixCacheEvents
-    def __init__(self, ready: _Optional[_Union[SessionReady, _Mapping]] = ..., frames: _Optional[_Iterable[_Union[SessionResponseFrame, _Mapping]]] = ..., load: _Optional[_Union[LoadReport, _Mapping]] = ..., go_away: _Optional[_Union[GoAway, _Mapping]] = ..., sequence: _Optional[int] = ..., ack: _Optional[int] = ..., resumed: _Optional[_Union[SessionResumed, _Mapping]] = ..., prefix_cache: _Optional[_Union[PrefixCacheEvents, _Mapping]] = ...) -> None: ...
+    models: ServedModels
+    def __init__(self, ready: _Optional[_Union[SessionReady, _Mapping]] = ..., frames: _Optional[_Iterable[_Union[SessionResponseFrame, _Mapping]]] = ..., load: _Optional[_Union[LoadReport, _Mapping]] = ..., go_away: _Optional[_Union[GoAway, _Mapping]] = ..., sequence: _Optional[int] = ..., ack: _Optional[int] = ..., resumed: _Optional[_Union[SessionResumed, _Mapping]] = ..., prefix_cache: _Optional[_Union[PrefixCacheEvents, _Mapping]] = ..., models: _Optional[_Union[ServedModels, _Mapping]] = ...) -> None: ...
+
+class ServedModels(_message.Message):
+    __slots__ = ("models",)
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedCompositeFieldContainer[_generation_pb2.ModelInfo]
+    def __init__(self, models: _Optional[_Iterable[_Union[_generation_pb2.ModelInfo, _Mapping]]] = ...) -> None: ...
 
 class PrefixCacheEvents(_message.Message):
     __slots__ = ("cleared", "stored", "removed")

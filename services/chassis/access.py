@@ -13,7 +13,14 @@ from typing import Any
 from google.protobuf.descriptor import FileDescriptor
 from grpc_channelz.v1 import channelz_pb2
 
-from anabranch.v1 import admin_pb2, auth_pb2, model_pb2, operations_pb2, options_pb2
+from anabranch.v1 import (
+    admin_pb2,
+    auth_pb2,
+    model_admin_pb2,
+    model_pb2,
+    operations_pb2,
+    options_pb2,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +76,8 @@ _CHANNELZ = {
     for service in channelz_pb2.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 }
-RULES = {
-    **rules_of(file.DESCRIPTOR for file in (model_pb2, auth_pb2, admin_pb2, operations_pb2)),
-    **_CHANNELZ,
-}
+_CONTRACTS = (model_pb2, model_admin_pb2, auth_pb2, admin_pb2, operations_pb2)
+RULES = {**rules_of(file.DESCRIPTOR for file in _CONTRACTS), **_CHANNELZ}
 
 
 def access_of(method: str, rules: Mapping[str, Access] = RULES) -> Access | None:

@@ -79,6 +79,9 @@ _CODES: Mapping[int, grpc.StatusCode] = {
     errors_pb2.ERROR_REASON_BUDGET_EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors_pb2.ERROR_REASON_VERSION_MISMATCH: grpc.StatusCode.FAILED_PRECONDITION,
     errors_pb2.ERROR_REASON_IN_USE: grpc.StatusCode.FAILED_PRECONDITION,
+    errors_pb2.ERROR_REASON_MODEL_REFUSED: grpc.StatusCode.FAILED_PRECONDITION,
+    errors_pb2.ERROR_REASON_NOT_ENABLED: grpc.StatusCode.FAILED_PRECONDITION,
+    errors_pb2.ERROR_REASON_MODEL_ASLEEP: grpc.StatusCode.UNAVAILABLE,
 }
 
 # A peer that sends no ErrorInfo (a proxy in between, the gRPC runtime itself)

@@ -42,7 +42,7 @@ from services.chassis.ports import (
     warn_of_certificates,
 )
 from services.chassis.quotas.gate import QuotaGate
-from services.chassis.registry import Freshness, Registry, open_registry
+from services.chassis.registry import Freshness, Registration, Registry, open_registry
 from services.chassis.servers import Servers
 from services.chassis.tasks import Tasks
 from services.chassis.telemetry import Telemetry
@@ -101,6 +101,7 @@ class Host:
         self._meta = dict(meta)
         self._services: list[str] = []
         self._registered = False
+        self._registering = asyncio.Lock()
         self.health = health
         self._duration = telemetry.meter.create_histogram(
             "rpc.server.duration", unit="s", description="Duration of finished RPCs"
@@ -284,6 +285,13 @@ class Host:
         """Adds to what the registry tells about this process. Before `serve`."""
         self._meta.update(meta)
 
+    async def tell(self, meta: Mapping[str, str]) -> None:
+        """As `set_meta`, at any time: the registry hears of it, and its health check goes on."""
+        self.set_meta(meta)
+        async with self._registering:
+            if self._registered:
+                await self.registry.register(self._registration())
+
     async def start(self) -> None:
         """Binds and answers; health says alive, but neither started nor ready, until `serve`.
 
@@ -316,7 +324,25 @@ class Host:
         self.health.started()
         if self.worker is not None:
             await self._servers.open()
-        told = registration(
+        if self.worker is not None:
+            self.worker.serving(self._registration())
+        else:
+            async with self._registering:
+                self._registered = True
+                await self.registry.register(self._registration())
+        _log.info("serving", extra={"id": self.instance_id})
+
+    async def stop_serving(self, reason: str) -> None:
+        """Says that it is not ready and leaves the registry, for good. Running requests go on."""
+        was_registered, self._registered = self._registered, False
+        self.health.leaves(reason)
+        if was_registered:
+            async with self._registering:
+                await self.registry.deregister(self.instance_id)
+        _log.info("not serving", extra={"id": self.instance_id, "cause": reason})
+
+    def _registration(self) -> Registration:
+        return registration(
             self.service,
             self.instance_id,
             self.settings,
@@ -325,20 +351,6 @@ class Host:
             tls=self.tls is not None,
             meta={"version": VERSION, "zone": self.settings.zone, **self._meta},
         )
-        if self.worker is not None:
-            self.worker.serving(told)
-        else:
-            self._registered = True
-            await self.registry.register(told)
-        _log.info("serving", extra={"id": self.instance_id})
-
-    async def stop_serving(self, reason: str) -> None:
-        """Says that it is not ready and leaves the registry, for good. Running requests go on."""
-        was_registered, self._registered = self._registered, False
-        self.health.leaves(reason)
-        if was_registered:
-            await self.registry.deregister(self.instance_id)
-        _log.info("not serving", extra={"id": self.instance_id, "cause": reason})
 
     async def _shut_down(self) -> None:
         limit = self.settings.drain_timeout

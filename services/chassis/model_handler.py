@@ -1,7 +1,8 @@
 """What engine, proxy and router each implement; the wire is carried by model_service.
 
 Only the interfaces: an `Outlet` that output goes into, the context of a request, the
-`ModelHandler` protocol, and what some handlers are as well: `HoldsPrefixes`, `TakesFeedback`.
+`ModelHandler` protocol, and what some handlers are as well: `HoldsPrefixes`, `ChangesModels`,
+`TakesFeedback`.
 """
 
 from __future__ import annotations
@@ -98,6 +99,18 @@ class HoldsPrefixes(Protocol):
 
     def prefix_log(self) -> PrefixLog | None:
         """What the cache holds and what changes in it; None when that is not told."""
+
+
+@runtime_checkable
+class ChangesModels(Protocol):
+    """What a ModelHandler is as well if what it serves may change while sessions are open."""
+
+    @property
+    def models_version(self) -> int:
+        """Another number whenever `served_models` has changed."""
+
+    def served_models(self) -> session_pb2.ServedModels:
+        """Every model that takes requests now."""
 
 
 @runtime_checkable

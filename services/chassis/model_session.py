@@ -297,6 +297,7 @@ class Session:
             busy = self._is_busy()
             # What became idle says so once more; and what is due stays so until it has been said.
             due = busy or was_busy or state.load_due or state.prefixes_wait
+            due = due or state.models_changed
             was_busy = busy
             if due or now - last >= self._limits.load_idle_interval:
                 last = now

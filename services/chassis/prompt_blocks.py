@@ -1,7 +1,8 @@
 """Names the beginnings of a prompt, so that router and engine can speak of cached prefixes.
 
-Its text is cut into blocks of BLOCK_BYTES; each block's name is a chain hash over all blocks up
-to it, as prefix caches name theirs, but independent of any tokenizer. Pure.
+Its text is cut into blocks of BLOCK_BYTES; each block's name is a chain hash over the model's name
+and all blocks up to it, as prefix caches name theirs, but independent of any tokenizer: models and
+adapters share no cache. Pure.
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ TOKEN_BYTES = 4
 """Of a prompt that is given as token ids."""
 
 
-def prompt_blocks(request: pb.GenerateRequest) -> tuple[int, ...]:
+def prompt_blocks(request: pb.GenerateRequest, model: str = "") -> tuple[int, ...]:
     """The names of the whole blocks of a request's prompt, 64-bit, from its beginning.
 
-    Empty for prompts shorter than a block.
+    `model` is the name by which a backend is asked for it; the request's own by default. Empty for
+    prompts shorter than a block.
     """
     if request.ByteSize() < BLOCK_BYTES:
         return ()
-    return block_names(_text(request))
+    return block_names(_text(request), model or request.model)
 
 
 def prompt_bytes(request: pb.GenerateRequest) -> int:
@@ -39,11 +41,11 @@ def prompt_bytes(request: pb.GenerateRequest) -> int:
     return sum(map(len, _turns(request.messages, sys.maxsize)))
 
 
-def block_names(text: bytes) -> tuple[int, ...]:
-    """The names of the whole blocks of a text."""
+def block_names(text: bytes, model: str = "") -> tuple[int, ...]:
+    """The names of the whole blocks of a text, for a model of that name."""
     whole = min(len(text) // BLOCK_BYTES, MOST_BLOCKS)
     names = []
-    chain = blake2b(digest_size=8)
+    chain = blake2b(model.encode(), digest_size=8)
     for start in range(0, whole * BLOCK_BYTES, BLOCK_BYTES):
         chain.update(text[start : start + BLOCK_BYTES])
         names.append(int.from_bytes(chain.digest(), "little"))

@@ -12,7 +12,7 @@ from typing import Protocol
 from anabranch.v1 import errors_pb2, relay_pb2, session_pb2
 from services.chassis.authn import Verifier
 from services.chassis.errors import Fault, Violation, invalid, to_status
-from services.chassis.model_handler import HoldsPrefixes, ModelHandler
+from services.chassis.model_handler import ChangesModels, HoldsPrefixes, ModelHandler
 from services.chassis.model_streams import ActiveRequest, ActiveRequests
 from services.chassis.prefix_log import PrefixReader
 from services.chassis.principal import Principal, denied
@@ -85,6 +85,8 @@ class SessionState:
         self.load_due = True
         self.spoke = False
         self._prefixes = _reader(handler, principal)
+        self._models = handler if isinstance(handler, ChangesModels) else None
+        self._models_told = 0 if self._models is None else self._models.models_version
 
     @property
     def tells_prefixes(self) -> bool:
@@ -95,6 +97,11 @@ class SessionState:
     def prefixes_wait(self) -> bool:
         """Whether there is news of the prefix cache."""
         return self._prefixes is not None and self._prefixes.waits
+
+    @property
+    def models_changed(self) -> bool:
+        """Whether other models are served than the caller was told of."""
+        return self._models is not None and self._models.models_version != self._models_told
 
     @property
     def resumable(self) -> bool:
@@ -273,6 +280,7 @@ class SessionState:
         self.load_due = False
         prefixes = None if self._prefixes is None else self._prefixes.next()
         beside_them = load is not None or prefixes is not None or self._go_away is not None
+        beside_them = beside_them or self.models_changed
         if not output.waits and not beside_them:
             return None
         self.spoke = True
@@ -292,6 +300,9 @@ class SessionState:
             message.prefix_cache.CopyFrom(prefixes)
             if self.prefixes_wait:
                 self.output.wake.set()  # more than one message takes
+        if self._models is not None and self.models_changed:
+            self._models_told = self._models.models_version
+            message.models.CopyFrom(self._models.served_models())
         if load is not None:
             load.starts_seen = self._starts
             message.load.CopyFrom(load)

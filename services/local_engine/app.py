@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from anabranch.v1 import model_admin_pb2_grpc
 from services.chassis.authn import KeySource
 from services.chassis.host import Host
 from services.chassis.operations import serve_operations
@@ -13,25 +13,27 @@ from services.chassis.quotas.gate import QuotaGate
 from services.chassis.redis_connection import redis_client
 from services.chassis.registry import Registry
 from services.chassis.version import VERSION
+from services.local_engine.audited_model_admin import AuditedModelAdmin
 from services.local_engine.engine import Engine
 from services.local_engine.engine_metrics import EngineMetrics, VllmCollector, observe_load
+from services.local_engine.engine_watch import EngineLost, EngineWatch
 from services.local_engine.handler import BackendIdentity, EngineHandler
-from services.local_engine.hang_watch import CONCERN, HangWatch
+from services.local_engine.model_admin import FULL_NAME, ModelAdmin
+from services.local_engine.model_changes import ModelChanges
+from services.local_engine.model_sources import ModelSources
 from services.local_engine.on_vllm.engine import VllmEngine
 from services.local_engine.on_vllm.options import VllmOptions, further_arguments
+from services.local_engine.registry_meta import follow_roster, listed
+from services.local_engine.roster import Roster
 from services.local_engine.settings import Settings
 from services.local_engine.simulation.engine import H100_LLAMA_8B, SimEngine, SimOptions
 from services.local_engine.simulation.model import SimLimits
 from services.local_engine.slow_spells import slow_spells
 from services.local_engine.step_model import StepModel
 
+__all__ = ["SERVICE", "EngineLost", "make_engine", "running"]
+
 SERVICE = "anabranch-engine"
-
-_log = logging.getLogger(__name__)
-
-
-class EngineLost(Exception):
-    """The engine died, or hangs. The process ends, so that its supervisor starts another."""
 
 
 @asynccontextmanager
@@ -49,9 +51,11 @@ async def running(
     fails and EngineLost, in an ExceptionGroup, when the engine dies later or hangs for too long.
     """
     engine = engine or make_engine(settings)
+    roster = Roster()
+    changes: ModelChanges | None = None
     meta = {
         "tier": "local",
-        "models": ",".join(settings.names),
+        "models": listed(settings.names),
         "engine": settings.engine,
         "capacity": str(settings.max_num_seqs),
     }
@@ -62,37 +66,41 @@ async def running(
                 SERVICE, settings, meta=meta, registry=registry, key_source=key_source
             ) as host,
         ):
-            hang = HangWatch(
-                engine,
-                host.health,
-                hang_after=settings.hang_after,
-                hang_exit=settings.hang_exit,
+            watch = EngineWatch(host, hang_after=settings.hang_after, hang_exit=settings.hang_exit)
+            watch.observe(host.meter)
+            changes = ModelChanges(
+                settings, roster, make=make_engine, watch=watch, tasks=host.tasks
             )
-            hang.observe(host.meter)
             handler = EngineHandler(
-                engine,
-                names=settings.names,
+                roster,
                 identity=lambda: BackendIdentity(host.instance_id, VERSION, settings.zone),
                 draining=lambda: service.requests.draining,
-                hung=lambda: hang.hung,
+                hung=lambda: watch.hung,
                 metrics=EngineMetrics(host.meter),
                 tracer=host.tracer,
                 max_waiting=settings.max_waiting,
             )
             service = host.add_model_service(handler, quotas=QuotaGate(redis))
             serve_operations(host)
+            host.add_servicer(
+                model_admin_pb2_grpc.add_ModelAdminServiceServicer_to_server,
+                AuditedModelAdmin(ModelAdmin(roster, changes), host.audit),
+                FULL_NAME,
+            )
             await host.start()
             await engine.start()
-            observe_load(host.meter, engine.load)
+            await changes.begin(engine)
+            observe_load(host.meter, roster.load)
             if settings.engine == "vllm":
                 host.telemetry.registry.register(VllmCollector())
             for lane in range(EngineHandler.LANES):
                 host.tasks.create_task(handler.encode_requests(lane), name=f"encode-{lane}")
-            host.tasks.create_task(_stop_when_lost(engine, host), name="engine-watch")
-            host.tasks.create_task(_stop_when_hopeless(hang, engine, host), name="hang-watch")
+            host.tasks.create_task(follow_roster(roster, host), name="registry-models")
             await host.serve()
             yield host
     finally:
+        if changes is not None:
+            await changes.close()
         await engine.close()
 
 
@@ -114,6 +122,9 @@ def make_engine(settings: Settings) -> Engine:
             load_seconds=settings.sim_load_seconds,
             slow_spells=slow_spells(settings.sim_slow_spells),
             prefix_events=settings.prefix_events,
+            max_adapters=settings.max_adapters,
+            max_adapter_rank=settings.max_adapter_rank,
+            sleep_mode=settings.sleep_mode,
         )
         simulation = SimEngine(options)
         simulation.slowdown = settings.sim_slowdown
@@ -137,22 +148,9 @@ def make_engine(settings: Settings) -> Engine:
             step_model=pace,
             quantization=settings.quantization,
             further=further_arguments(settings.vllm_args),
+            max_adapters=settings.max_adapters,
+            max_adapter_rank=settings.max_adapter_rank,
+            sleep_mode=settings.sleep_mode,
+            hub=ModelSources(settings.model_sources).hub,
         )
     )
-
-
-async def _stop_when_lost(engine: Engine, host: Host) -> None:
-    reason = await engine.lost()
-    _log.error("engine lost", extra={"cause": reason})
-    host.health.trouble(CONCERN, reason, restart=True)
-    await host.stop_serving(reason)
-    raise EngineLost(reason)
-
-
-async def _stop_when_hopeless(hang: HangWatch, engine: Engine, host: Host) -> None:
-    reason = await hang.hopeless()
-    _log.error("engine given up", extra={"cause": reason})
-    # First out of the registry: what fails next is resumed, and not here.
-    await host.stop_serving(reason)
-    engine.give_up(reason)
-    raise EngineLost(reason)

@@ -91,7 +91,8 @@ class Job:
 
     `max_tokens` is the resolved bound on new tokens, within the context. A lower `priority`
     goes first. `block_names` are those of the prompt's text of `text_bytes`, for an engine that
-    tells what its prefix cache holds; see chassis/prompt_blocks.py.
+    tells what its prefix cache holds; see chassis/prompt_blocks.py. `adapter` is the engine's key
+    of a LoRA adapter, if any.
     """
 
     id: str
@@ -102,6 +103,7 @@ class Job:
     priority: int = 0
     block_names: tuple[int, ...] = ()
     text_bytes: int = 0
+    adapter: str = ""
 
 
 @dataclass(frozen=True, slots=True)

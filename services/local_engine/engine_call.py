@@ -5,16 +5,18 @@ Where it may run, and whether there is room, the handler has decided before.
 
 from __future__ import annotations
 
+from anabranch.v1 import errors_pb2
 from anabranch.v1 import generation_pb2 as pb
-from services.chassis.errors import Fault, fault_of
+from services.chassis.errors import Fault, Work, fault_of
 from services.chassis.model_handler import Outlet
 from services.chassis.prompt_blocks import prompt_blocks, prompt_bytes
 from services.local_engine import wire
-from services.local_engine.engine import Continuation, Delta, Engine, Finish, Job, SamplingSpec
+from services.local_engine.engine import Continuation, Delta, Finish, Job, SamplingSpec
 from services.local_engine.engine_metrics import RequestTimes
 from services.local_engine.job_output import JobOutput
 from services.local_engine.load_reports import LoadReports
 from services.local_engine.request_span import RequestSpan
+from services.local_engine.roster import Served
 
 
 class EngineCall:
@@ -29,6 +31,8 @@ class EngineCall:
         "_reports",
         "_request",
         "_request_id",
+        "_sent",
+        "_served",
         "_span",
         "_spec",
         "_submitted",
@@ -39,7 +43,7 @@ class EngineCall:
     def __init__(
         self,
         *,
-        engine: Engine,
+        served: Served,
         job_id: str,
         request: pb.GenerateRequest,
         spec: SamplingSpec,
@@ -51,7 +55,8 @@ class EngineCall:
         span: RequestSpan | None,
     ) -> None:
         self._span = span
-        self._engine = engine
+        self._served = served
+        self._engine = served.engine
         self._job_id = job_id
         self._request = request
         self._spec = spec
@@ -62,7 +67,9 @@ class EngineCall:
         self._reports = reports
         self._first = True
         self._submitted = False
+        self._sent = 0
         self.ended = False
+        served.enter(self)
 
     async def start(self) -> None:
         """Encodes the request and hands it to the engine; what is wrong with it ends it."""
@@ -90,6 +97,16 @@ class EngineCall:
         job = Job(self._job_id, (), self._spec, 0, self._continuation)
         JobOutput(job, self._deliver, self._fail).cancel()
 
+    def cut(self, why: str) -> None:
+        """Fails the request, whose model leaves; what was sent of it can be gone on with."""
+        if self.ended:
+            return
+        work = Work.OUTPUT_SEEN if self._sent else Work.MAYBE_BILLED
+        told = {"tokens_delivered": str(self._sent)}
+        self._fail(Fault(errors_pb2.ERROR_REASON_BACKEND_LOST, why, work=work, metadata=told))
+        if self._submitted:
+            self._engine.abort(self._job_id)
+
     async def _job(self) -> Job:
         engine, continuation = self._engine, self._continuation
         prompt = await engine.encode(self._request)
@@ -103,7 +120,9 @@ class EngineCall:
             existing_tokens=len(continuation.token_ids),
             context_length=engine.facts.context_length,
         )
-        tells = engine.prefixes is not None
+        adapter = self._served.adapter
+        # What an adapter makes of a prompt is not among what the engine tells to be held.
+        tells = engine.prefixes is not None and not adapter
         return Job(
             self._job_id,
             prompt,
@@ -113,6 +132,7 @@ class EngineCall:
             wire.priority_of(self._request),
             prompt_blocks(self._request) if tells else (),
             prompt_bytes(self._request) if tells else 0,
+            adapter,
         )
 
     def _deliver(self, delta: Delta) -> None:
@@ -121,6 +141,9 @@ class EngineCall:
         request_id, self._first = (self._request_id if self._first else ""), False
         last = delta.usage is not None
         self.ended = last
+        self._sent += len(delta.token_ids)
+        if last:
+            self._served.leave(self)
         self._times.tokens(len(delta.token_ids))
         if self._span is not None:
             if delta.token_ids:
@@ -137,6 +160,7 @@ class EngineCall:
     def _fail(self, fault: Fault) -> None:
         if not self.ended:
             self.ended = True
+            self._served.leave(self)
             self._times.end("error", 0, 0)
             if self._span is not None:
                 self._span.failed(fault)

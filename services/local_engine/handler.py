@@ -19,11 +19,11 @@ from services.chassis.prefix_log import PrefixLog
 from services.chassis.trace_context import sampled_trace
 from services.chassis.tracing import RequestTracer
 from services.local_engine import wire
-from services.local_engine.engine import Engine
 from services.local_engine.engine_call import EngineCall
 from services.local_engine.engine_metrics import EngineMetrics
 from services.local_engine.load_reports import LoadReports
 from services.local_engine.request_span import span_of
+from services.local_engine.roster import Roster, Served
 
 LONG_REQUEST_BYTES = 4096
 """Serialised requests above this are encoded apart, so that short ones need not wait for them."""
@@ -39,7 +39,7 @@ class BackendIdentity:
 
 
 class EngineHandler:
-    """ModelHandler over one engine.
+    """ModelHandler over the engines of a roster.
 
     `encode_requests` must be running, once for each lane; `identity` is asked when a session
     opens, because the address it contains is known only once the process listens.
@@ -49,9 +49,8 @@ class EngineHandler:
 
     def __init__(
         self,
-        engine: Engine,
+        roster: Roster,
         *,
-        names: Sequence[str],
         identity: Callable[[], BackendIdentity],
         draining: Callable[[], bool],
         hung: Callable[[], bool],
@@ -60,31 +59,29 @@ class EngineHandler:
         max_waiting: int,
     ) -> None:
         self._tracer = tracer
-        self._engine = engine
-        self._names = frozenset(names)
-        self._aliases = tuple(names[1:])
+        self._roster = roster
         self._identity = identity
         self._hung = hung
         self._metrics = metrics
         self._max_waiting = max_waiting
         self._job_ids = itertools.count(1)
         self._reports = LoadReports(
-            engine, encoding=self._encoding, draining=draining, clock=metrics.clock
+            roster, encoding=self._encoding, draining=draining, clock=metrics.clock
         )
         self._lanes: tuple[asyncio.Queue[EngineCall], ...] = tuple(
             asyncio.Queue() for _ in range(self.LANES)
         )
 
     def open(self, request: pb.GenerateRequest, context: CallContext, outlet: Outlet) -> Cancel:
-        """Takes a request; refuses with Fault MODEL_NOT_FOUND, UNSUPPORTED, OVERLOADED or,
-        while the engine hangs, BACKEND_LOST."""
-        self._check_model(request.model)
+        """Takes a request; refuses with Fault MODEL_NOT_FOUND, MODEL_ASLEEP, UNSUPPORTED,
+        OVERLOADED or, while an engine hangs, BACKEND_LOST."""
+        served = self._check_model(request.model)
         spec = wire.sampling_of(request)
         continuation = wire.continuation_of(request, spec)
         lane = self._lanes[request.ByteSize() > LONG_REQUEST_BYTES]
         self._check_room()
         call = EngineCall(
-            engine=self._engine,
+            served=served,
             job_id=str(next(self._job_ids)),
             request=request,
             spec=spec,
@@ -117,17 +114,18 @@ class EngineHandler:
         self, request: model_pb2.CountTokensRequest, context: CallContext
     ) -> model_pb2.CountTokensResponse:
         """Counts with the model's own tokenizer and chat template."""
-        self._check_model(request.model)
-        token_ids = await self._engine.encode(request.request)
-        return model_pb2.CountTokensResponse(
-            prompt_tokens=len(token_ids),
-            context_length=self._engine.facts.context_length,
-            source=pb.Usage.SOURCE_PROVIDER,
-        )
+        served = self._check_model(request.model)
+        with served.asked() as engine:
+            token_ids = await engine.encode(request.request)
+            return model_pb2.CountTokensResponse(
+                prompt_tokens=len(token_ids),
+                context_length=engine.facts.context_length,
+                source=pb.Usage.SOURCE_PROVIDER,
+            )
 
     async def list_models(self) -> Sequence[pb.ModelInfo]:
-        """The one model served here. Raises Fault MODEL_LOADING before it is."""
-        return [wire.model_info(self._engine.facts, self._aliases)]
+        """The models served here. Raises Fault MODEL_LOADING before the first one is."""
+        return self._roster.models()
 
     def ready(self) -> session_pb2.SessionReady:
         """Who this is, and what it serves."""
@@ -135,7 +133,7 @@ class EngineHandler:
         return session_pb2.SessionReady(
             backend_id=identity.backend_id,
             tier=pb.TIER_LOCAL,
-            models=[wire.model_info(self._engine.facts, self._aliases)],
+            models=self._roster.models(),
             version=identity.version,
             zone=identity.zone,
         )
@@ -145,19 +143,24 @@ class EngineHandler:
         return self._reports.now()
 
     def prefix_log(self) -> PrefixLog | None:
-        """What the engine's prefix cache holds."""
-        return self._engine.prefixes
+        """What the engines' prefix caches hold, where the first one tells it."""
+        first = next(iter(self._roster.engines), None)
+        return None if first is None or first.prefixes is None else self._roster.prefixes
+
+    @property
+    def models_version(self) -> int:
+        """Another number whenever other models are served."""
+        return self._roster.version
+
+    def served_models(self) -> session_pb2.ServedModels:
+        """The models that take requests now."""
+        return session_pb2.ServedModels(models=self._roster.models())
 
     def _encoding(self) -> int:
         return sum(lane.qsize() for lane in self._lanes)
 
-    def _check_model(self, name: str) -> None:
-        if name not in self._names:
-            raise Fault(
-                errors_pb2.ERROR_REASON_MODEL_NOT_FOUND,
-                f"this backend does not serve {name!r}",
-                metadata={"model": name},
-            )
+    def _check_model(self, name: str) -> Served:
+        return self._roster.find(name)
 
     def _check_room(self) -> None:
         if self._hung():
@@ -166,7 +169,7 @@ class EngineHandler:
                 "the engine hangs and takes no work",
                 retry_after=5.0,
             )
-        waiting = self._engine.load().waiting + self._encoding()
+        waiting = self._roster.load().waiting + self._encoding()
         if waiting >= self._max_waiting:
             raise Fault(
                 errors_pb2.ERROR_REASON_OVERLOADED,

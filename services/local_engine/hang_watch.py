@@ -1,4 +1,4 @@
-"""Finds out that the engine hangs, and tells: health, log, metrics, and in the end that it is over.
+"""Finds out that the engine hangs, and tells: health, log, and in the end that it is over.
 
 A hang is work without the end of a step for too long (heartbeat.py). What a lost engine means for
 the process is app.py's.
@@ -10,8 +10,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-
-from opentelemetry.metrics import Meter, Observation
 
 from services.chassis.errors import Fault
 from services.chassis.health import Health
@@ -41,11 +39,13 @@ class HangWatch:
         *,
         hang_after: float,
         hang_exit: float,
+        concern: str = CONCERN,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._engine = engine
         self._health = health
+        self._concern = concern
         self._after = hang_after
         self._exit = hang_exit
         self._clock = clock
@@ -56,20 +56,6 @@ class HangWatch:
         self._probing = False
         self._given_up = False
         self.hung = False
-
-    def observe(self, meter: Meter) -> None:
-        """Creates the instruments."""
-        meter.create_observable_gauge(
-            "anabranch.engine.heartbeat.age",
-            callbacks=[lambda _: [Observation(self._engine.heartbeat.age)]],
-            unit="s",
-            description="Since a step ended or work came, whichever is later; 0 without work",
-        )
-        meter.create_observable_gauge(
-            "anabranch.engine.hung",
-            callbacks=[lambda _: [Observation(int(self.hung))]],
-            description="Whether the engine has work and has ended no step for too long",
-        )
 
     async def hopeless(self) -> str:
         """Waits until only a new process helps, and says why."""
@@ -105,7 +91,7 @@ class HangWatch:
         self.hung = True
         load = self._engine.load()
         why = f"the engine has ended no step for more than {self._after:g} s, though it has work"
-        self._health.trouble(CONCERN, why, restart=True)
+        self._health.trouble(self._concern, why, restart=True)
         _log.error(
             "the engine hangs",
             extra={"seconds": round(age, 1), "running": load.running, "waiting": load.waiting},
@@ -114,7 +100,7 @@ class HangWatch:
     def _works(self) -> None:
         if self.hung:
             self.hung = False
-            self._health.well(CONCERN)
+            self._health.well(self._concern)
             _log.warning("the engine works again")
 
     def _probe(self) -> None:

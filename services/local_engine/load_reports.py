@@ -7,12 +7,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Protocol
 
 from anabranch.v1 import session_pb2
 from services.local_engine import wire
-from services.local_engine.engine import Engine
+from services.local_engine.engine import EngineLoad
 
 _FRESH_S = 0.005  # less than a step: what changes without being said here is seen by then
+
+
+class Loaded(Protocol):
+    """An engine, or several."""
+
+    def load(self) -> EngineLoad:
+        """The load now."""
 
 
 class LoadReports:
@@ -20,7 +28,7 @@ class LoadReports:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Loaded,
         *,
         encoding: Callable[[], int],
         draining: Callable[[], bool],

@@ -8,6 +8,7 @@ from typing import Literal
 
 from services.chassis.common_settings import CommonSettings
 from services.chassis.settings import Secret, SettingsError, setting
+from services.local_engine.model_sources import check_patterns
 from services.local_engine.on_vllm.options import further_arguments
 from services.local_engine.slow_spells import slow_spells
 from services.local_engine.step_model import StepModel
@@ -48,6 +49,31 @@ class Settings(CommonSettings):
         minimum=0,
         help="An engine that hangs for so long ends its process, which fails its requests as "
         "UNAVAILABLE: whatever runs the process starts it again. Not below HANG_AFTER. 0: never.",
+    )
+    model_sources: tuple[str, ...] = setting(
+        (),
+        help="Where operators may load models and adapters from at run time: directories, and hub "
+        "names such as hf:Qwen/*, comma separated. Empty: from nowhere.",
+    )
+    max_adapters: int = setting(
+        0,
+        minimum=0,
+        maximum=1024,
+        help="LoRA adapters that a model may have at a time; each takes memory of the model's GPU "
+        "for the largest rank. 0: none.",
+    )
+    max_adapter_rank: int = setting(
+        16, minimum=1, maximum=512, help="The largest rank of a LoRA adapter."
+    )
+    adapters: tuple[str, ...] = setting(
+        (),
+        help="Adapters that are loaded at the start, name=directory, comma separated; requests ask "
+        "for model:name.",
+    )
+    sleep_mode: bool = setting(
+        False,
+        help="Let operators put models to sleep, which frees their GPU's memory. GPUs only; it "
+        "keeps vLLM from some of its memory optimisations.",
     )
     redis_url: Secret | None = setting(
         None,
@@ -132,9 +158,26 @@ class Settings(CommonSettings):
             raise ValueError(f"sim_slow_spells {error}") from None
 
         try:
+            check_patterns(self.model_sources)
+        except ValueError as error:
+            raise ValueError(f"model_sources {error}") from None
+        _ = self.adapter_paths
+        if len(self.adapters) > self.max_adapters:
+            raise SettingsError([f"ADAPTERS names {len(self.adapters)}, more than MAX_ADAPTERS"])
+
+        try:
             further_arguments(self.vllm_args)
         except ValueError as error:
             raise ValueError(f"vllm_args {error}") from None
+
+    @property
+    def adapter_paths(self) -> tuple[tuple[str, str], ...]:
+        """Names and directories of the adapters of the start. Raises SettingsError."""
+        pairs = [tuple(part.strip() for part in one.split("=", 1)) for one in self.adapters]
+        names = [pair[0] for pair in pairs]
+        if any(len(pair) != 2 or not all(pair) for pair in pairs) or len(set(names)) < len(names):
+            raise SettingsError(["ADAPTERS must be name=directory, each name once"])
+        return tuple((name, path) for name, path in pairs)
 
     @property
     def names(self) -> tuple[str, ...]:

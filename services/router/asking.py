@@ -88,7 +88,7 @@ class Asking:
         self._prompt_tokens = estimated_prompt_tokens(request)
         self._request = request
         self._billed_tokens = 0
-        self.blocks = prompt_blocks(request) if policy.affinity.enabled else ()
+        self.blocks = prompt_blocks(request, self.terms.local) if policy.affinity.enabled else ()
 
     def claim(self, *, resuming: bool) -> Hashable:
         """What it waits for: those with the same are decided alike. None: it is like no other, for

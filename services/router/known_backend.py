@@ -5,7 +5,7 @@ Bookkeeping only: the session that feeds it is in uplink.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import inf
 
 from anabranch.v1 import errors_pb2, generation_pb2, session_pb2
@@ -122,19 +122,8 @@ class KnownBackend:
     def greeted(self, ready: session_pb2.SessionReady) -> None:
         """A session is open, and the backend said what it is."""
         tracker = self.tracker
-        self.models = {
-            name: model for model in ready.models for name in (*model.aliases, model.name) if name
-        }
+        self._take_models(ready.models)
         tracker.state.models = frozenset(self.models) or self._listed_models
-        tracker.state.resumes = {
-            name: frozenset(_RESUMES[c] for c in info.capabilities if c in _RESUMES)
-            for name, info in self.models.items()
-        }
-        tracker.state.prices = {
-            name: Prices(info.prices.input, info.prices.output)
-            for name, info in self.models.items()
-            if info.HasField("prices")
-        }
         tracker.state.tier = _TIERS.get(ready.tier, Tier.CLOUD)
         tracker.state.zone = ready.zone or tracker.state.zone
         self.version = ready.version or self.version
@@ -143,6 +132,27 @@ class KnownBackend:
         self.leaving = False
         tracker.connected(self._clock())
         self.set_health(Health.READY, "")
+
+    def serves(self, models: Iterable[generation_pb2.ModelInfo]) -> None:
+        """Other models than before, or none at all."""
+        self._take_models(models)
+        self.changed()
+
+    def _take_models(self, models: Iterable[generation_pb2.ModelInfo]) -> None:
+        self.models = {
+            name: model for model in models for name in (*model.aliases, model.name) if name
+        }
+        state = self.tracker.state
+        state.models = frozenset(self.models)
+        state.resumes = {
+            name: frozenset(_RESUMES[c] for c in info.capabilities if c in _RESUMES)
+            for name, info in self.models.items()
+        }
+        state.prices = {
+            name: Prices(info.prices.input, info.prices.output)
+            for name, info in self.models.items()
+            if info.HasField("prices")
+        }
 
     def set_health(self, health: Health, detail: str) -> None:
         """Records whether it takes work, and for people why not."""

@@ -22,6 +22,9 @@ ELSEWHERE = frozenset(
         errors_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE,
         errors_pb2.ERROR_REASON_INTERNAL,
         errors_pb2.ERROR_REASON_CREDENTIAL_REJECTED,
+        # Taken out of service, or asleep, since the router was told of it.
+        errors_pb2.ERROR_REASON_MODEL_NOT_FOUND,
+        errors_pb2.ERROR_REASON_MODEL_ASLEEP,
         # One dialect or engine lacks what another has; it says so before it does anything.
         errors_pb2.ERROR_REASON_UNSUPPORTED,
         # A cloud proxy's own budget, that is: another place has other money, or needs none.

@@ -168,6 +168,8 @@ class SessionRequests:
                 end_for_bug(receiver, exc)
         if message.HasField("prefix_cache"):
             self._take_events(message.prefix_cache)
+        if message.HasField("models"):
+            self._backend.serves(message.models.models)
         if message.HasField("go_away"):
             self._backend.leaves(message.go_away.reason)
         if ended:

@@ -42,6 +42,7 @@ HOSTS = {
     "RouterAdminService": ("router",),
     "AuthService": ("auth",),
     "OperationsService": ("router", "engine", "cloud", "auth"),
+    "ModelAdminService": ("engine",),
 }
 CELLS = 1020
 """RPC x caller x place. Changes when an RPC, a scope or a role is added: then look at its cells."""

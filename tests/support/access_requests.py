@@ -12,7 +12,14 @@ from dataclasses import dataclass, field
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
-from anabranch.v1 import admin_pb2, auth_pb2, model_pb2, operations_pb2, session_pb2
+from anabranch.v1 import (
+    admin_pb2,
+    auth_pb2,
+    model_admin_pb2,
+    model_pb2,
+    operations_pb2,
+    session_pb2,
+)
 from anabranch.v1 import generation_pb2 as pb
 
 OWN, OTHER, MISSING = "own tenant", "another tenant", "not existing"
@@ -169,10 +176,23 @@ _OPERATIONS: Mapping[str, Case] = {
     "UpdateLogLevel": _fixed(operations_pb2.UpdateLogLevelRequest(level="info")),
 }
 
+_MODEL_ADMIN: Mapping[str, Case] = {
+    "ListServedModels": _fixed(model_admin_pb2.ListServedModelsRequest()),
+    "LoadModel": _fixed(model_admin_pb2.LoadModelRequest(name="no-such", source="nowhere")),
+    "UnloadModel": _fixed(model_admin_pb2.UnloadModelRequest(name="no-such")),
+    "LoadAdapter": _fixed(
+        model_admin_pb2.LoadAdapterRequest(base="no-such", name="none", source="nowhere")
+    ),
+    "UnloadAdapter": _fixed(model_admin_pb2.UnloadAdapterRequest(base="no-such", name="none")),
+    "Sleep": _fixed(model_admin_pb2.SleepRequest(name="no-such")),
+    "Wake": _fixed(model_admin_pb2.WakeRequest(name="no-such")),
+}
+
 CASES: Mapping[str, Mapping[str, Case]] = {
     "ModelService": _MODEL_SERVICE,
     "RouterAdminService": _ROUTER_ADMIN,
     "AuthService": _AUTH,
     "OperationsService": _OPERATIONS,
+    "ModelAdminService": _MODEL_ADMIN,
 }
 """By service and RPC. An RPC that is missing here has a row in no matrix, and fails its test."""

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from services.local_engine.on_vllm.adapters import adapter_arguments
 from services.local_engine.on_vllm.options import VllmOptions
 from services.local_engine.on_vllm.sampling import MAX_ALTERNATIVES
 
@@ -34,7 +35,7 @@ def engine_arguments(options: VllmOptions, *, is_cpu: bool) -> dict[str, Any]:
     ):
         if getattr(options, name):
             arguments[name] = getattr(options, name)
-    return {**options.further, **arguments}
+    return {**options.further, **arguments, **adapter_arguments(options)}
 
 
 def check_known(further: Mapping[str, Any], known: frozenset[str], version: str) -> None:

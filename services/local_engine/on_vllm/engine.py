@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import multiprocessing
 import os
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -18,7 +17,6 @@ from typing import Any
 from anabranch.v1 import errors_pb2
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault
-from services.chassis.own_thread import in_own_thread
 from services.chassis.prefix_log import PrefixLog
 from services.local_engine.engine import (
     Delta,
@@ -34,13 +32,16 @@ from services.local_engine.heartbeat import Heartbeat
 from services.local_engine.load_meter import LoadMeter
 from services.local_engine.on_vllm import options as vllm_options
 from services.local_engine.on_vllm import sampling
+from services.local_engine.on_vllm.adapters import VllmAdapters
 from services.local_engine.on_vllm.arguments import check_known, engine_arguments
 from services.local_engine.on_vllm.chat_tokenizer import ChatTokenizer
 from services.local_engine.on_vllm.jobs import NewParams, VllmJobs
 from services.local_engine.on_vllm.kv_events import BlockEvents, KvEventSocket
+from services.local_engine.on_vllm.model_load import ModelLoad
 from services.local_engine.on_vllm.options import VllmOptions
 from services.local_engine.on_vllm.orphan_guard import OrphanGuard
 from services.local_engine.on_vllm.outputs import Outputs, outputs_for
+from services.local_engine.on_vllm.sleep import VllmSleep
 from services.local_engine.on_vllm.steps import StepRecorder
 from services.local_engine.prefix_events import PrefixNames
 
@@ -66,10 +67,12 @@ class _Loaded:
     kv_total_tokens: int
     prefill_budget: int
     prefixes: PrefixNames | None
+    adapters: VllmAdapters | None
+    sleep: VllmSleep
 
 
 class VllmEngine:
-    """Runs jobs on vLLM's AsyncLLM. One per process: vLLM's configuration is process-wide."""
+    """Runs jobs on vLLM's AsyncLLM. There may be several in a process, started one by one."""
 
     def __init__(
         self,
@@ -86,6 +89,7 @@ class VllmEngine:
         self._events: KvEventSocket | None = None
         self._state: _Loaded | None = None
         self._guard: OrphanGuard | None = None
+        self._loading: ModelLoad[_Loaded] | None = None
 
     @property
     def facts(self) -> ModelFacts:
@@ -99,6 +103,11 @@ class VllmEngine:
         return None if names is None else names.log
 
     @property
+    def adapters(self) -> VllmAdapters | None:
+        """Its LoRA adapters; None while they are switched off."""
+        return self._loaded.adapters
+
+    @property
     def heartbeat(self) -> Heartbeat:
         """When vLLM's engine core last told of a step."""
         return self._meter.heartbeat
@@ -110,11 +119,14 @@ class VllmEngine:
         started = self._clock()
         self._guard = OrphanGuard()
         self._events = _event_socket() if self._options.prefix_events else None
+        self._loading = loading = ModelLoad(self._load)
         try:
-            self._state = await in_own_thread(self._load, name="model-load")
+            self._state = await loading.result()
         except Exception as error:
-            raise EngineStartError(f"vLLM cannot serve {self._options.model}: {error}") from error
-        self._guard.watch(child.pid for child in multiprocessing.active_children() if child.pid)
+            cause = loading.cause or str(error)
+            raise EngineStartError(f"vLLM cannot serve {self._options.model}: {cause}") from error
+        self._loading = None
+        self._guard.watch(loading.children())
         self._run(self._state.jobs.run(), "vllm-jobs")
         if self._events is not None and self._state.prefixes is not None:
             self._run(self._events.listen(BlockEvents(self._state.prefixes)), "vllm-kv-events")
@@ -124,6 +136,9 @@ class VllmEngine:
 
     async def close(self) -> None:
         """Ends running jobs as cancelled and stops vLLM's processes, which takes some seconds."""
+        loading, self._loading = self._loading, None
+        if loading is not None:
+            await loading.abandon()
         state, self._state = self._state, None
         guard, self._guard = self._guard, None
         events, self._events = self._events, None
@@ -144,6 +159,18 @@ class VllmEngine:
             if self._loaded.llm.errored:
                 return "vLLM's engine core has died"
             await asyncio.sleep(_LOST_POLL_S)
+
+    def check_sleep(self) -> None:
+        """Raises Fault UNSUPPORTED and NOT_ENABLED."""
+        self._loaded.sleep.check()
+
+    async def sleep(self, level: int) -> None:
+        """Frees the GPU's memory."""
+        await self._loaded.sleep.sleep(level)
+
+    async def wake(self) -> None:
+        """Takes it back."""
+        await self._loaded.sleep.wake()
 
     async def encode(self, request: pb.GenerateRequest) -> list[int]:
         """The prompt's token ids."""
@@ -202,6 +229,8 @@ class VllmEngine:
         is_cpu = current_platform.is_cpu()
         check_known(options.further, _field_names(AsyncEngineArgs), vllm.__version__)
         arguments = engine_arguments(options, is_cpu=is_cpu)
+        if options.sleep_mode and _can_sleep(current_platform):
+            arguments["enable_sleep_mode"] = True
         if is_cpu:
             _set_variables(vllm_options.cpu_variables(options))
             if options.tensor_parallel_size * options.pipeline_parallel_size == 1:
@@ -220,6 +249,7 @@ class VllmEngine:
             prefixes = PrefixNames(PrefixLog(), int(cache.block_size))
         elif self._events is not None:
             _log.info("this vLLM does not tell what its prefix cache holds: routers assume it")
+        adapters = VllmAdapters(llm, options) if options.max_adapters else None
         new_params, refusals = _requests(dict(model.get_diff_sampling_param()))
         tokenizer = ChatTokenizer(llm.get_tokenizer(), int(model.get_vocab_size()))
         return _Loaded(
@@ -241,10 +271,18 @@ class VllmEngine:
                 self._outputs(llm, vllm.__version__),
                 self._begun,
                 prefixes,
+                None if adapters is None else adapters.request_of,
             ),
             kv_total_tokens=int((cache.num_gpu_blocks or 0) * cache.block_size),
             prefill_budget=int(config.scheduler_config.max_num_batched_tokens),
             prefixes=prefixes,
+            adapters=adapters,
+            sleep=VllmSleep(
+                llm,
+                enabled=bool(getattr(model, "enable_sleep_mode", False)),
+                available=_can_sleep(current_platform),
+                adapters=adapters,
+            ),
         )
 
     def _new_recorder(self, config: Any, _engine_index: int = 0) -> StepRecorder:
@@ -275,9 +313,20 @@ class VllmEngine:
             raise EngineStartError(f"the model is loaded but cannot run: {fault}") from fault
 
 
+_written: dict[str, str] = {}
+"""What was put into the environment here: a later model may say otherwise, an operator's stays."""
+
+
 def _set_variables(variables: Mapping[str, str]) -> None:
     for name, value in variables.items():
-        os.environ.setdefault(name, value)
+        if os.environ.get(name) == _written.get(name):
+            os.environ[name] = _written[name] = value
+
+
+def _can_sleep(platform: Any) -> bool:
+    """Newer ones are asked; of older ones those with CUDA's memory pools can."""
+    ask = getattr(platform, "is_sleep_mode_available", None)
+    return bool(ask() if ask is not None else platform.is_cuda())
 
 
 def _event_socket() -> KvEventSocket | None:

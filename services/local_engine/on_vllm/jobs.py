@@ -41,6 +41,7 @@ class VllmJobs:
     """The jobs that run on one AsyncLLM. `refusals` are what it raises for a bad request.
 
     `on_begin` is called when vLLM gets a job after it had none; `prefixes` learns of each job.
+    `adapter_of` makes vLLM's LoRARequest of an adapter's key; KeyError for one that is not loaded.
     """
 
     def __init__(
@@ -53,8 +54,10 @@ class VllmJobs:
         outputs: Outputs,
         on_begin: Callable[[], None],
         prefixes: PrefixNames | None,
+        adapter_of: Callable[[str], Any] | None = None,
     ) -> None:
         self._llm = llm
+        self._adapter_of = adapter_of
         self._on_begin = on_begin
         self._prefixes = prefixes
         self._idle = True
@@ -76,7 +79,7 @@ class VllmJobs:
             return
         tokens = len(job.prompt_token_ids) + len(job.continuation.token_ids)
         held = 0
-        if self._prefixes is not None:
+        if self._prefixes is not None and not job.adapter:
             held = self._prefixes.admit(job.block_names, job.text_bytes, job.prompt_token_ids)
         running = _Running(output, self._meter.admit(tokens, job.sampling.n, held))
         self._idle = self._idle or not self._jobs
@@ -125,12 +128,20 @@ class VllmJobs:
                 params,
                 job.priority,
                 functools.partial(self._receive, running),
+                self._adapter(job),
             )
             if self._idle:
                 self._idle = False
                 self._on_begin()
         except Exception as error:  # noqa: BLE001 - the edge: vLLM's refusals end this job alone
             self._fail(running, error)
+
+    def _adapter(self, job: Job) -> Any:
+        if not job.adapter:
+            return None
+        if self._adapter_of is None:
+            raise KeyError(job.adapter)
+        return self._adapter_of(job.adapter)
 
     def _needs_own_text(self, job: Job) -> bool:
         """Whether vLLM's own text would be wrong.

@@ -18,6 +18,7 @@ OWN_ARGUMENTS = frozenset(
         *("quantization", "seed", "served_model_name", "tensor_parallel_size"),
         *("disable_log_stats", "enable_log_requests", "enable_logging_iteration_details"),
         *("kv_events_config", "max_logprobs", "scheduling_policy", "use_tqdm_on_load"),
+        *("enable_lora", "max_loras", "max_cpu_loras", "max_lora_rank", "enable_sleep_mode"),
     }
 )
 """Arguments of vLLM that this engine sets: they have settings of their own, or no choice."""
@@ -53,6 +54,13 @@ class VllmOptions:
     """The pace that step_time_ratio compares with; None learns it from the steps seen."""
     quantization: str = ""
     """As vLLM calls it; empty: what the checkpoint says."""
+    max_adapters: int = 0
+    """LoRA adapters that may be loaded; 0 leaves them switched off."""
+    max_adapter_rank: int = 16
+    sleep_mode: bool = False
+    """Weights may be moved out of the GPU's memory and back."""
+    hub: bool = False
+    """Names of the hub may be loaded later, so that it must not be switched off now."""
     further: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of vLLM beyond these, none of OWN_ARGUMENTS."""
 
@@ -102,7 +110,7 @@ def process_variables(options: VllmOptions) -> Mapping[str, str]:
         # Threads pinned to cores starve when the cores are shared with other processes.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     }
-    if Path(options.model).is_dir():
+    if Path(options.model).is_dir() and not options.hub:
         variables["HF_HUB_OFFLINE"] = "1"
     return variables
 

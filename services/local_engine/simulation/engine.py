@@ -17,6 +17,7 @@ from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault, Violation, invalid
 from services.chassis.prefix_log import PrefixLog
 from services.local_engine import wire
+from services.local_engine.abilities import sleep_is_off
 from services.local_engine.engine import (
     Candidate,
     EngineLoad,
@@ -31,6 +32,7 @@ from services.local_engine.job_output import JobOutput
 from services.local_engine.load_meter import JobLoad, LoadMeter, StepSize
 from services.local_engine.prefix_events import PrefixNames
 from services.local_engine.simulation import tokenizer as sim_tokenizer
+from services.local_engine.simulation.adapters import SimAdapters, adapter_seed
 from services.local_engine.simulation.model import (
     SimLimits,
     SimModel,
@@ -60,6 +62,9 @@ class SimOptions:
     load_seconds: float = 0.0
     slow_spells: tuple[SlowSpell, ...] = ()
     prefix_events: bool = True
+    max_adapters: int = 0
+    max_adapter_rank: int = 16
+    sleep_mode: bool = False
 
 
 class _Running:
@@ -101,6 +106,8 @@ class SimEngine:
         self._work = asyncio.Event()
         self._loop_task: asyncio.Task[None] | None = None
         self._given_up = ""
+        self.adapters = SimAdapters(self._options) if self._options.max_adapters else None
+        self.asleep = 0
         self.slowdown = 1.0
         self.stalled = False
 
@@ -224,6 +231,19 @@ class SimEngine:
             prefill_budget=limits.prefill_budget,
         )
 
+    def check_sleep(self) -> None:
+        """Raises Fault NOT_ENABLED."""
+        if not self._options.sleep_mode:
+            raise sleep_is_off()
+
+    async def sleep(self, level: int) -> None:
+        """Pretends to sleep."""
+        self.asleep = level
+
+    async def wake(self) -> None:
+        """Pretends to wake."""
+        self.asleep = 0
+
     def _forget(self, running: _Running) -> None:
         for stream in running.streams:
             self._model.remove(stream)
@@ -235,6 +255,7 @@ class SimEngine:
         existing = job.continuation.token_ids
         for index in range(spec.n):
             seed = answer_seed(job.prompt_token_ids, index, spec.seed or 0)
+            seed += adapter_seed(job.adapter)
             eos_at = max(natural_length(seed, self._options.mean_output_tokens), spec.min_tokens)
             if spec.stop or job.continuation:
                 running.texts[index] = AnswerText(

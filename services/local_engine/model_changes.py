@@ -1,0 +1,409 @@
+"""Changes what a process serves: loads beside what runs, points the name over, finishes, closes.
+
+One change at a time. What may be loaded from where is model_sources.py's, how the wire says it
+model_admin.py's. A change whose caller leaves is finished here, or undone, never left half done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeVar
+
+from anabranch.v1 import errors_pb2
+from anabranch.v1 import model_admin_pb2 as pb
+from services.chassis.errors import Fault, Violation, Work, invalid
+from services.chassis.tasks import Tasks
+from services.local_engine.abilities import Refused, Sleeps, adapters_of
+from services.local_engine.adapter_check import check_adapter
+from services.local_engine.checkpoint_check import Checkpoint, read_checkpoint
+from services.local_engine.engine import Engine, EngineStartError
+from services.local_engine.engine_watch import EngineWatch
+from services.local_engine.load_options import naming_faults, settings_for
+from services.local_engine.model_sources import ModelSources
+from services.local_engine.roster import Roster, Served, State
+from services.local_engine.safetensors_header import BadFile
+from services.local_engine.settings import Settings
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+TELL_EVERY_S = 5.0
+"""A load that says nothing for longer looks dead to whoever waits for it."""
+_LOOK_EVERY_S = 0.5
+_LEAVES = "its model was taken out of service"
+
+
+class Phase(Enum):
+    """A part of a load, in order."""
+
+    CHECKING = "checking"
+    LOADING = "loading"
+    SERVING = "serving"
+    DRAINING = "draining"
+    DONE = "done"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a load has got. `served` is set with DONE, `cut_off` counts requests."""
+
+    phase: Phase
+    detail: str = ""
+    in_flight: int = 0
+    served: Served | None = None
+    cut_off: int = 0
+
+
+class ModelChanges:
+    """The changes of one process. `make` makes an engine from settings; it is not started."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        roster: Roster,
+        *,
+        make: Callable[[Settings], Engine],
+        watch: EngineWatch,
+        tasks: Tasks,
+    ) -> None:
+        self._settings = settings
+        self._sources = ModelSources(settings.model_sources)
+        self._roster = roster
+        self._make = make
+        self._watch = watch
+        self._tasks = tasks
+        self._changing = ""
+        self._keys = itertools.count(1)
+        self._open: set[Engine] = set()
+
+    async def begin(self, engine: Engine) -> None:
+        """Serves the settings' own model, whose engine has started, with its adapters.
+
+        Raises EngineStartError when an adapter cannot be served.
+        """
+        name, *aliases = self._settings.names
+        source = self._settings.model if self._settings.engine == "vllm" else ""
+        served = Served(name, engine, source=source, aliases=aliases)
+        loaded = []
+        for adapter, path in self._settings.adapter_paths:
+            try:
+                loaded.append(await self._load_adapter(served, adapter, Path(path), run_time=False))
+            except Fault as fault:
+                raise EngineStartError(f"adapter {adapter}: {fault.message}") from fault
+        self._roster.put(served)
+        for one in loaded:
+            self._roster.put(one)
+        self._watch.add(engine)
+
+    async def close(self) -> None:
+        """Closes every engine, those of loads that never ended too."""
+        for engine in {*self._roster.engines, *self._open}:
+            await engine.close()
+
+    async def load(self, request: pb.LoadModelRequest, drain: float) -> AsyncIterator[Progress]:
+        """Loads a model and serves it, telling how far it is. Raises Fault as the RPC does."""
+        if faults := naming_faults(request):
+            raise invalid(faults)
+        settings_for(self._settings, request)
+        with self._turn(f"{request.name!r} is being loaded"):
+            yield Progress(Phase.CHECKING, "looking at the files")
+            settings = await asyncio.to_thread(self._checked, request)
+            if taken := self._roster.conflict(request.name, request.aliases):
+                raise Fault(
+                    errors_pb2.ERROR_REASON_ALREADY_EXISTS,
+                    f"{taken!r} is a name of another model here",
+                    metadata={"name": taken},
+                )
+            engine = self._make(settings)
+            self._open.add(engine)
+            starting = asyncio.create_task(engine.start(), name="model-start")
+            try:
+                yield Progress(Phase.LOADING, "the engine starts")
+                async for _ in _pulse(starting, TELL_EVERY_S):
+                    yield Progress(Phase.LOADING)
+                starting.result()
+                served = Served(
+                    request.name,
+                    engine,
+                    source=settings.model,
+                    aliases=request.aliases,
+                    at_run_time=True,
+                )
+                before = self._roster.get(request.name)
+                left = self._roster.put(served)
+            except EngineStartError as error:
+                await self._undo(starting, engine)
+                raise _refused(str(error)) from error
+            except BaseException:
+                await self._undo(starting, engine)
+                raise
+            self._open.discard(engine)
+            self._watch.add(engine)
+            _log.info("model served", extra={"model": request.name, "swapped": before is not None})
+            cut = 0
+            if before is not None:
+                retiring = self._retire(left, before.engine, drain)
+                yield Progress(Phase.SERVING)
+                async for _ in _pulse(retiring, _LOOK_EVERY_S):
+                    waiting = sum(one.in_flight for one in left)
+                    yield Progress(Phase.DRAINING, in_flight=waiting)
+                cut = retiring.result()
+            else:
+                yield Progress(Phase.SERVING)
+            yield Progress(Phase.DONE, served=served, cut_off=cut)
+
+    async def unload(self, name: str, drain: float, *, allow_last: bool) -> int:
+        """Takes a model out of service; how many requests were cut off. Raises Fault."""
+        served = self._roster.model(name)
+        with self._turn(f"{name!r} is being unloaded"):
+            others = [one for one in self._roster.entries if one.engine is not served.engine]
+            if not allow_last and all(one.state is State.DRAINING for one in others):
+                raise Fault(
+                    errors_pb2.ERROR_REASON_IN_USE,
+                    f"{name!r} is the last model here: without it the process is not ready "
+                    "(allow_last does it all the same)",
+                )
+            left = self._roster.remove(served)
+            return await asyncio.shield(self._retire(left, served.engine, drain))
+
+    async def load_adapter(self, base: str, name: str, source: str, drain: float) -> Served:
+        """Loads an adapter and serves it. Raises Fault as the RPC does."""
+        model = self._roster.model(base)
+        with self._turn(f"{base}:{name} is being loaded"):
+            host = adapters_of(model.engine)
+            if host is None:
+                raise Fault(
+                    errors_pb2.ERROR_REASON_NOT_ENABLED,
+                    f"{base!r} was loaded without room for adapters",
+                    metadata={"setting": "ANABRANCH_ENGINE_MAX_ADAPTERS"},
+                )
+            before = self._roster.get(f"{base}:{name}")
+            found = await asyncio.to_thread(self._sources.find, source, hub=False)
+            assert found.directory is not None
+            if before is None and len(self._roster.adapters_of(model)) >= host.most:
+                raise Fault(
+                    errors_pb2.ERROR_REASON_IN_USE,
+                    f"{base!r} has {host.most} adapters, as many as are allowed: unload one first",
+                )
+            loading = self._load_adapter(model, name, found.directory, run_time=True)
+            served = await self._whole(loading)
+            left = self._roster.put(served)
+            if left:
+                await asyncio.shield(self._retire(left, None, drain))
+            return served
+
+    async def unload_adapter(self, base: str, name: str, drain: float) -> int:
+        """Takes an adapter out of service; how many requests were cut off. Raises Fault."""
+        served = self._roster.get(f"{base}:{name}")
+        if served is None or not served.adapter:
+            raise Fault(
+                errors_pb2.ERROR_REASON_NOT_FOUND, f"no adapter {base}:{name} is served here"
+            )
+        with self._turn(f"{served.name} is being unloaded"):
+            left = self._roster.remove(served)
+            return await asyncio.shield(self._retire(left, None, drain))
+
+    async def sleep(self, name: str, level: int, drain: float) -> tuple[Served, int]:
+        """Puts a model to sleep; it, and how many requests were cut off. Raises Fault."""
+        served = self._roster.model(name)
+        engine = served.engine
+        if not isinstance(engine, Sleeps):
+            raise Fault(errors_pb2.ERROR_REASON_UNSUPPORTED, "this engine cannot sleep")
+        with self._turn(f"{name!r} is being put to sleep"):
+            if served.state is State.ASLEEP:
+                if served.sleep_level != level:
+                    raise Fault(
+                        errors_pb2.ERROR_REASON_IN_USE,
+                        f"{name!r} sleeps at level {served.sleep_level}: wake it first",
+                    )
+                return served, 0
+            engine.check_sleep()
+            everything = [served, *self._roster.adapters_of(served)]
+            self._enter(everything, State.DRAINING)
+            try:
+                cut = await _drained(everything, drain)
+                await self._whole(engine.sleep(level))
+            except BaseException:
+                self._enter(everything, State.SERVING)
+                raise
+            self._enter(everything, State.ASLEEP, level)
+            return served, cut
+
+    async def wake(self, name: str) -> Served:
+        """Brings a model back. Raises Fault."""
+        served = self._roster.model(name)
+        with self._turn(f"{name!r} is being woken"):
+            engine = served.engine
+            if served.state is State.ASLEEP and isinstance(engine, Sleeps):
+                try:
+                    await self._whole(engine.wake())
+                except Refused as why:
+                    raise _refused(str(why)) from why
+                self._enter([served, *self._roster.adapters_of(served)], State.SERVING)
+            return served
+
+    def _checked(self, request: pb.LoadModelRequest) -> Settings:
+        """The settings to load it with, its source allowed and its files sound; reads files."""
+        found = self._sources.find(request.source)
+        if found.directory is not None and self._settings.engine == "vllm":
+            _checkpoint(found.directory)
+        return settings_for(self._settings, request, found.name)
+
+    async def _load_adapter(
+        self, model: Served, name: str, directory: Path, *, run_time: bool
+    ) -> Served:
+        host = adapters_of(model.engine)
+        if host is None:
+            raise _refused("adapters are switched off (ANABRANCH_ENGINE_MAX_ADAPTERS)")
+        base = await asyncio.to_thread(_base_of, model)
+        try:
+            await asyncio.to_thread(check_adapter, directory, most_rank=host.most_rank, base=base)
+        except (BadFile, OSError) as bad:
+            raise _refused(_said(bad)) from bad
+        key = f"{name}#{next(self._keys)}"
+        try:
+            await host.load(key, directory)
+        except Refused as why:
+            raise _refused(str(why)) from why
+        return Served(
+            f"{model.name}:{name}",
+            model.engine,
+            source=str(directory),
+            base=model.name,
+            adapter=key,
+            at_run_time=run_time,
+        )
+
+    async def _undo(self, starting: asyncio.Task[None], engine: Engine) -> None:
+        """Ends a load, and every process of it, even when whoever asked for that leaves too."""
+
+        async def undo() -> None:
+            starting.cancel()
+            await asyncio.wait({starting})
+            if not starting.cancelled():
+                starting.exception()
+            await engine.close()
+            self._open.discard(engine)
+
+        await asyncio.shield(self._tasks.create_task(undo(), name="model-undo"))
+
+    async def _whole(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """What must not be left half done: a caller that leaves waits for it in vain."""
+        task = self._tasks.create_task(_settled(work), name="model-change")
+        try:
+            value, error = await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait({task})
+            raise
+        if error is not None:
+            raise error
+        return value  # type: ignore[no-any-return]
+
+    def _retire(
+        self, left: Sequence[Served], engine: Engine | None, drain: float
+    ) -> asyncio.Task[int]:
+        """Finishes what left the roster, with its `engine` or without, whoever waits for it."""
+        return self._tasks.create_task(self._finish(left, engine, drain), name="model-retire")
+
+    async def _finish(self, left: Sequence[Served], engine: Engine | None, drain: float) -> int:
+        cut = await _drained(left, drain)
+        self._roster.gone(left)
+        if engine is None:
+            for one in left:
+                host = adapters_of(one.engine)
+                if host is not None:
+                    await host.unload(one.adapter)
+        else:
+            self._open.add(engine)
+            await self._watch.discard(engine)
+            self._roster.forget(engine)
+            await engine.close()
+            self._open.discard(engine)
+        names = ",".join(one.name for one in left)
+        _log.info("model taken out of service", extra={"models": names, "cut_off": cut})
+        return cut
+
+    def _enter(self, everything: Sequence[Served], state: State, level: int = 0) -> None:
+        for one in everything:
+            one.state, one.sleep_level = state, level
+        self._roster.changed()
+
+    @contextmanager
+    def _turn(self, what: str) -> Iterator[None]:
+        if self._changing:
+            raise Fault(
+                errors_pb2.ERROR_REASON_IN_USE,
+                f"one change at a time: {self._changing}",
+                retry_after=TELL_EVERY_S,
+            )
+        self._changing = what
+        try:
+            yield
+        finally:
+            self._changing = ""
+
+
+async def _drained(left: Sequence[Served], drain: float) -> int:
+    """Waits until nothing runs on any of them; what still does after so long is cut off."""
+    try:
+        async with asyncio.timeout(drain):
+            for one in left:
+                await one.idle()
+    except TimeoutError:
+        return sum(one.cut(_LEAVES) for one in left)
+    return 0
+
+
+async def _pulse(task: asyncio.Task[Any], every: float) -> AsyncIterator[None]:
+    """Something each so many seconds, until the task is over."""
+    while not task.done():
+        await asyncio.wait({task}, timeout=every)
+        if not task.done():
+            yield
+
+
+async def _settled(work: Coroutine[Any, Any, _T]) -> tuple[_T | None, Exception | None]:
+    try:
+        return await work, None
+    except Exception as error:  # noqa: BLE001 - raised again by whoever waits for it
+        return None, error
+
+
+def _checkpoint(directory: Path) -> Checkpoint:
+    try:
+        return read_checkpoint(directory)
+    except (BadFile, OSError) as bad:
+        raise _refused(_said(bad)) from bad
+
+
+def _base_of(model: Served) -> Checkpoint | None:
+    """What the model's files say, where it was loaded from a directory."""
+    directory = Path(model.source)
+    if not model.source or not directory.is_dir():
+        return None
+    try:
+        return read_checkpoint(directory)
+    except (BadFile, OSError):
+        return None  # it runs: its files are of another kind, or gone
+
+
+def _said(error: BadFile | OSError) -> str:
+    return str(error) if isinstance(error, BadFile) else f"cannot be read: {error.strerror}"
+
+
+def _refused(why: str) -> Fault:
+    return Fault(errors_pb2.ERROR_REASON_MODEL_REFUSED, why, work=Work.NOT_DISPATCHED)
+
+
+def require(**fields: str) -> None:
+    """Raises Fault INVALID_REQUEST for those that are empty."""
+    faults = [Violation(name, "is required") for name, value in fields.items() if not value]
+    if faults:
+        raise invalid(faults)
