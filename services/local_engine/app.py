@@ -136,6 +136,9 @@ def make_engine(settings: Settings) -> Engine:
             prefix_events=settings.prefix_events,
             step_model=pace,
             quantization=settings.quantization,
+            tool_parser=settings.tool_parser,
+            reasoning_parser=settings.reasoning_parser,
+            chat_template=settings.chat_template,
             further=further_arguments(settings.vllm_args),
         )
     )

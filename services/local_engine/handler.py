@@ -19,6 +19,7 @@ from services.chassis.prefix_log import PrefixLog
 from services.chassis.trace_context import sampled_trace
 from services.chassis.tracing import RequestTracer
 from services.local_engine import wire
+from services.local_engine.chat_turns import unsupported
 from services.local_engine.engine import Engine
 from services.local_engine.engine_call import EngineCall
 from services.local_engine.engine_metrics import EngineMetrics
@@ -80,6 +81,7 @@ class EngineHandler:
         while the engine hangs, BACKEND_LOST."""
         self._check_model(request.model)
         spec = wire.sampling_of(request)
+        parser = self._engine.parser_for(request)
         continuation = wire.continuation_of(request, spec)
         lane = self._lanes[request.ByteSize() > LONG_REQUEST_BYTES]
         self._check_room()
@@ -89,6 +91,7 @@ class EngineHandler:
             request=request,
             spec=spec,
             continuation=continuation,
+            parser=parser,
             outlet=outlet,
             request_id=context.request_id,
             times=self._metrics.request(request.model, sampled_trace(context.traceparent)),
@@ -111,7 +114,7 @@ class EngineHandler:
     ) -> model_pb2.EmbedResponse:
         """Refuses: a generating model has no embeddings."""
         self._check_model(request.model)
-        raise wire.unsupported("embed", "this model does not embed")
+        raise unsupported("embed", "this model does not embed")
 
     async def count_tokens(
         self, request: model_pb2.CountTokensRequest, context: CallContext

@@ -21,6 +21,7 @@ from services.chassis.errors import Fault
 from services.chassis.own_thread import in_own_thread
 from services.chassis.prefix_log import PrefixLog
 from services.local_engine.engine import (
+    AnswerParser,
     Delta,
     EngineLoad,
     EngineStartError,
@@ -34,13 +35,21 @@ from services.local_engine.heartbeat import Heartbeat
 from services.local_engine.load_meter import LoadMeter
 from services.local_engine.on_vllm import options as vllm_options
 from services.local_engine.on_vllm import sampling
+from services.local_engine.on_vllm.answer_parsers import (
+    AnswerParsers,
+    answer_parsers,
+    chat_format,
+)
 from services.local_engine.on_vllm.arguments import check_known, engine_arguments
+from services.local_engine.on_vllm.chat_format import read_template
 from services.local_engine.on_vllm.chat_tokenizer import ChatTokenizer
 from services.local_engine.on_vllm.jobs import NewParams, VllmJobs
 from services.local_engine.on_vllm.kv_events import BlockEvents, KvEventSocket
 from services.local_engine.on_vllm.options import VllmOptions
 from services.local_engine.on_vllm.orphan_guard import OrphanGuard
 from services.local_engine.on_vllm.outputs import Outputs, outputs_for
+from services.local_engine.on_vllm.parser_names import ParserNames
+from services.local_engine.on_vllm.parsers import check_names
 from services.local_engine.on_vllm.steps import StepRecorder
 from services.local_engine.prefix_events import PrefixNames
 
@@ -66,6 +75,7 @@ class _Loaded:
     kv_total_tokens: int
     prefill_budget: int
     prefixes: PrefixNames | None
+    answers: AnswerParsers
 
 
 class VllmEngine:
@@ -153,6 +163,10 @@ class VllmEngine:
         """The token ids of plain text."""
         return await self._loaded.tokenizer.encode_text(text)
 
+    def parser_for(self, request: pb.GenerateRequest) -> AnswerParser | None:
+        """What takes reasoning and tool calls out of its answers."""
+        return self._loaded.answers.parser_for(request)
+
     def submit(self, job: Job, on_delta: OnDelta, on_fail: OnFail) -> None:
         """Queues the job for vLLM."""
         self._loaded.jobs.submit(job, on_delta, on_fail)
@@ -200,6 +214,9 @@ class VllmEngine:
 
         options = self._options
         is_cpu = current_platform.is_cpu()
+        names = ParserNames(options.tool_parser, options.reasoning_parser)
+        check_names(names)
+        template = read_template(options.chat_template) if options.chat_template else ""
         check_known(options.further, _field_names(AsyncEngineArgs), vllm.__version__)
         arguments = engine_arguments(options, is_cpu=is_cpu)
         if is_cpu:
@@ -221,7 +238,10 @@ class VllmEngine:
         elif self._events is not None:
             _log.info("this vLLM does not tell what its prefix cache holds: routers assume it")
         new_params, refusals = _requests(dict(model.get_diff_sampling_param()))
-        tokenizer = ChatTokenizer(llm.get_tokenizer(), int(model.get_vocab_size()))
+        raw = llm.get_tokenizer()
+        chat = chat_format(names, raw, template)
+        tokenizer = ChatTokenizer(raw, int(model.get_vocab_size()), chat)
+        answers = answer_parsers(names, tokenizer, raw, model)
         return _Loaded(
             llm=llm,
             facts=ModelFacts(
@@ -229,7 +249,7 @@ class VllmEngine:
                 source=os.path.basename(options.model.rstrip("/")),
                 context_length=int(model.max_model_len),
                 max_running=options.max_num_seqs,
-                capabilities=_CAPABILITIES,
+                capabilities=_CAPABILITIES + answers.capabilities,
             ),
             tokenizer=tokenizer,
             jobs=VllmJobs(
@@ -245,6 +265,7 @@ class VllmEngine:
             kv_total_tokens=int((cache.num_gpu_blocks or 0) * cache.block_size),
             prefill_budget=int(config.scheduler_config.max_num_batched_tokens),
             prefixes=prefixes,
+            answers=answers,
         )
 
     def _new_recorder(self, config: Any, _engine_index: int = 0) -> StepRecorder:

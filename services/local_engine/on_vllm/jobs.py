@@ -125,6 +125,7 @@ class VllmJobs:
                 params,
                 job.priority,
                 functools.partial(self._receive, running),
+                vllm_sampling.reasoning_arguments(job.sampling),
             )
             if self._idle:
                 self._idle = False
@@ -143,9 +144,10 @@ class VllmJobs:
 
     def _own_text(self, job: Job) -> AnswerText:
         self._tokenizer.check(job.continuation.token_ids, "continuation.token_ids")
+        special = job.sampling.special_tokens
         try:
             return AnswerText(
-                self._tokenizer.decode,
+                self._tokenizer.decode_all if special else self._tokenizer.decode,
                 job.prompt_token_ids,
                 stops=job.sampling.stop,
                 min_tokens=job.sampling.min_tokens,
@@ -221,8 +223,8 @@ class VllmJobs:
             fault = running.output.lost(_DIED)
         elif isinstance(error, self._refusals):
             # The chassis has checked every scalar: what is left to refuse is mostly a grammar.
-            constrained = running.output.job.sampling.constraint is not None
-            field = "response_format" if constrained else "sampling"
+            constraint = running.output.job.sampling.constraint
+            field = "sampling" if constraint is None else constraint.origin
             fault = invalid([Violation(field, f"the engine refuses it: {error}")])
         else:
             fault = fault_of(error)

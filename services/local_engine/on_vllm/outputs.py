@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -35,9 +35,18 @@ class Outputs(Protocol):
     ) -> None: ...
 
     async def begin(
-        self, request_id: str, tokens: Sequence[int], params: Any, priority: int, receive: Receive
+        self,
+        request_id: str,
+        tokens: Sequence[int],
+        params: Any,
+        priority: int,
+        receive: Receive,
+        further: Mapping[str, Any],
     ) -> None:
-        """Has vLLM take a prompt. Raises what vLLM refuses it with, or `receive` gets it."""
+        """Has vLLM take a prompt; `further` are arguments of its `add_request` and `generate`.
+
+        Raises what vLLM refuses it with, or `receive` gets it.
+        """
 
     def forget(self, request_id: str) -> None:
         """The request was aborted: nothing more of it is wanted."""
@@ -59,11 +68,17 @@ class TappedOutputs:
         return
 
     async def begin(
-        self, request_id: str, tokens: Sequence[int], params: Any, priority: int, receive: Receive
+        self,
+        request_id: str,
+        tokens: Sequence[int],
+        params: Any,
+        priority: int,
+        receive: Receive,
+        further: Mapping[str, Any],
     ) -> None:
         """Raises what vLLM refuses the request with."""
         collector = await self._llm.add_request(
-            request_id, _prompt(tokens), params, priority=priority
+            request_id, _prompt(tokens), params, priority=priority, **further
         )
         early = collector.get_nowait()
         collector.put = receive
@@ -97,10 +112,18 @@ class StreamedOutputs:
         await self._group.__aexit__(kind, error, traceback)
 
     async def begin(
-        self, request_id: str, tokens: Sequence[int], params: Any, priority: int, receive: Receive
+        self,
+        request_id: str,
+        tokens: Sequence[int],
+        params: Any,
+        priority: int,
+        receive: Receive,
+        further: Mapping[str, Any],
     ) -> None:
         """What vLLM refuses the request with goes to `receive`."""
-        stream = self._llm.generate(_prompt(tokens), params, request_id, priority=priority)
+        stream = self._llm.generate(
+            _prompt(tokens), params, request_id, priority=priority, **further
+        )
         task = self._group.create_task(_pass_on(stream, receive), name=f"vllm-{request_id}")
         self._tasks[request_id] = task
         task.add_done_callback(lambda _: self._tasks.pop(request_id, None))
