@@ -7,7 +7,7 @@ vLLM, and of the wire only the request that `encode` reads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
@@ -24,6 +24,7 @@ class Finish(Enum):
 
     STOP = "stop"
     LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
     CANCELLED = "cancelled"
 
 
@@ -35,18 +36,22 @@ class ConstraintKind(Enum):
     REGEX = "regex"
     CHOICE = "choice"
     GRAMMAR = "grammar"
+    STRUCTURAL_TAG = "structural_tag"
 
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
     """The form that an answer must have. `text` is empty for JSON_OBJECT, `options` but for CHOICE.
 
-    The text is a JSON schema, a regular expression or an EBNF grammar, as the kind says.
+    The text is a JSON schema, a regular expression, an EBNF grammar or, from the engine itself
+    for tool calls, a structural tag in xgrammar's JSON, as the kind says. `origin` is the field
+    of the request that it was made of.
     """
 
     kind: ConstraintKind
     text: str = ""
     options: tuple[str, ...] = ()
+    origin: str = "response_format"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +59,10 @@ class SamplingSpec:
     """How to sample. None means the model's own default.
 
     `max_tokens` counts new tokens only; `min_tokens` counts those of a continuation as well,
-    because it is a property of the whole answer.
+    because it is a property of the whole answer. With `special_tokens` the text keeps them, for
+    an AnswerParser to read. `thinking` is None where `constraint` holds from the first token on;
+    else it holds once the reasoning has ended, and these are the arguments of the chat template
+    by which the model thinks.
     """
 
     max_tokens: int | None = None
@@ -72,6 +80,8 @@ class SamplingSpec:
     ignore_eos: bool = False
     min_tokens: int = 0
     constraint: Constraint | None = None
+    special_tokens: bool = False
+    thinking: Mapping[str, object] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +129,7 @@ class Candidate:
 class TokenUsage:
     """Tokens used by a whole job; `completion` includes a continuation, over all choices.
 
+    `reasoning` are those of `completion` that an AnswerParser found to be reasoning.
     `queued` and `prefill` are the seconds until it was first computed and from then until its
     first token, where the engine tells; they do not count when two are compared.
     """
@@ -127,8 +138,22 @@ class TokenUsage:
     cached_prompt: int
     completion: int
     partial: bool = False
+    reasoning: int = 0
     queued: float | None = field(default=None, compare=False)
     prefill: float | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """Part of call number `index` of a choice; `id` and `name` are set on the call's first only.
+
+    `arguments` is the next piece of the JSON text of the call's arguments.
+    """
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
 
 
 @dataclass(slots=True)
@@ -137,6 +162,7 @@ class Delta:
 
     `first_token` is the position in the choice's output of the first of `token_ids`. For each
     token that logprobs were asked for, `logprobs` holds the sampled token, then alternatives.
+    Engines leave `reasoning` and `tool_calls` empty: an AnswerParser takes them out of the text.
     """
 
     index: int
@@ -147,6 +173,8 @@ class Delta:
     finish: Finish | None = None
     matched_stop: str = ""
     usage: TokenUsage | None = None
+    reasoning: str = ""
+    tool_calls: Sequence[ToolCallDelta] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +205,36 @@ class EngineLoad:
     step_time: float = 0.0
     prefill_budget: int = 0
     step_model: StepModel | None = None
+
+
+class AnswerParser(Protocol):
+    """Takes reasoning and tool calls out of one request's answers, between engine and wire.
+
+    Only requests that need one have one. Used on the event loop, in the order of its methods.
+    """
+
+    async def shape(self, spec: SamplingSpec) -> SamplingSpec:
+        """What must be sampled, so that there is something to parse: called once, before `begin`.
+
+        It may add a constraint, which is not compiled yet. Raises Fault INVALID_REQUEST for
+        tools that no constraint can be made of, UNSUPPORTED for what does not go together.
+        """
+
+    def begin(
+        self, spec: SamplingSpec, prompt: Sequence[int], continuation: Continuation
+    ) -> Continuation:
+        """The prompt's tokens, and the continuation to give to the engine in place of this one.
+
+        Raises Fault UNSUPPORTED where the parser's state after it cannot be known.
+        """
+
+    def push(self, delta: Delta) -> Delta:
+        """The delta as it leaves; its positions and token ids are those of the engine's.
+
+        Text may be held back, and comes with a later delta, at the latest the choice's last.
+        Raises Fault INVALID_REQUEST or UNSUPPORTED for a continuation that cannot be gone on
+        with, INTERNAL when the parser fails.
+        """
 
 
 OnDelta = Callable[[Delta], None]
@@ -216,6 +274,13 @@ class Engine(Protocol):
 
     async def encode_text(self, text: str) -> list[int]:
         """The token ids of plain text, without any special tokens added."""
+
+    def parser_for(self, request: pb.GenerateRequest) -> AnswerParser | None:
+        """What takes reasoning and tool calls out of its answers; None where there are none.
+
+        Raises Fault UNSUPPORTED for tools, or a wish about reasoning, that the model is not set
+        up for, INVALID_REQUEST for tools without messages. Quick: nothing is parsed here.
+        """
 
     def submit(self, job: Job, on_delta: OnDelta, on_fail: OnFail) -> None:
         """Starts a job and returns at once. It ends with a delta that has usage, or a failure."""

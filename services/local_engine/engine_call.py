@@ -11,7 +11,14 @@ from services.chassis.errors import Fault, Work, fault_of
 from services.chassis.model_handler import Outlet
 from services.chassis.prompt_blocks import prompt_blocks, prompt_bytes
 from services.local_engine import wire
-from services.local_engine.engine import Continuation, Delta, Finish, Job, SamplingSpec
+from services.local_engine.engine import (
+    AnswerParser,
+    Continuation,
+    Delta,
+    Finish,
+    Job,
+    SamplingSpec,
+)
 from services.local_engine.engine_metrics import RequestTimes
 from services.local_engine.job_output import JobOutput
 from services.local_engine.load_reports import LoadReports
@@ -28,6 +35,7 @@ class EngineCall:
         "_first",
         "_job_id",
         "_outlet",
+        "_parser",
         "_reports",
         "_request",
         "_request_id",
@@ -48,6 +56,7 @@ class EngineCall:
         request: pb.GenerateRequest,
         spec: SamplingSpec,
         continuation: Continuation,
+        parser: AnswerParser | None,
         outlet: Outlet,
         request_id: str,
         times: RequestTimes,
@@ -61,6 +70,7 @@ class EngineCall:
         self._request = request
         self._spec = spec
         self._continuation = continuation
+        self._parser = parser
         self._outlet = outlet
         self._request_id = request_id
         self._times = times
@@ -109,11 +119,15 @@ class EngineCall:
 
     async def _job(self) -> Job:
         engine, continuation = self._engine, self._continuation
+        if self._parser is not None:
+            self._spec = await self._parser.shape(self._spec)
         prompt = await engine.encode(self._request)
         if continuation.text and not continuation.token_ids:
             # A caller that has only the text: the model goes on after its tokens all the same.
             existing = tuple(await engine.encode_text(continuation.text))
             continuation = Continuation(existing, continuation.text)
+        if self._parser is not None:
+            continuation = self._parser.begin(self._spec, prompt, continuation)
         max_tokens = wire.resolve_max_tokens(
             self._spec.max_tokens,
             prompt_tokens=len(prompt),
@@ -138,6 +152,13 @@ class EngineCall:
     def _deliver(self, delta: Delta) -> None:
         if self.ended:
             return
+        if self._parser is not None:
+            try:
+                delta = self._parser.push(delta)
+            except Fault as fault:
+                self._fail(fault if self._first else fault.after(Work.OUTPUT_SEEN))
+                self._engine.abort(self._job_id)
+                return
         request_id, self._first = (self._request_id if self._first else ""), False
         last = delta.usage is not None
         self.ended = last

@@ -19,6 +19,7 @@ from services.chassis.prefix_log import PrefixLog
 from services.chassis.trace_context import sampled_trace
 from services.chassis.tracing import RequestTracer
 from services.local_engine import wire
+from services.local_engine.chat_turns import unsupported
 from services.local_engine.engine_call import EngineCall
 from services.local_engine.engine_metrics import EngineMetrics
 from services.local_engine.load_reports import LoadReports
@@ -77,6 +78,7 @@ class EngineHandler:
         OVERLOADED or, while an engine hangs, BACKEND_LOST."""
         served = self._check_model(request.model)
         spec = wire.sampling_of(request)
+        parser = served.engine.parser_for(request)
         continuation = wire.continuation_of(request, spec)
         lane = self._lanes[request.ByteSize() > LONG_REQUEST_BYTES]
         self._check_room()
@@ -86,6 +88,7 @@ class EngineHandler:
             request=request,
             spec=spec,
             continuation=continuation,
+            parser=parser,
             outlet=outlet,
             request_id=context.request_id,
             times=self._metrics.request(request.model, sampled_trace(context.traceparent)),
@@ -108,7 +111,7 @@ class EngineHandler:
     ) -> model_pb2.EmbedResponse:
         """Refuses: a generating model has no embeddings."""
         self._check_model(request.model)
-        raise wire.unsupported("embed", "this model does not embed")
+        raise unsupported("embed", "this model does not embed")
 
     async def count_tokens(
         self, request: model_pb2.CountTokensRequest, context: CallContext

@@ -114,6 +114,21 @@ class Settings(CommonSettings):
         help="How the weights are quantised, by vLLM's name (fp8, awq_marlin, gptq_marlin, …). "
         "Empty: what the checkpoint says.",
     )
+    tool_parser: str = setting(
+        "",
+        help="vLLM's parser of this model's tool calls (hermes, llama3_json, mistral, …); see "
+        "docs/tools-and-reasoning.md. Empty: requests with tools are refused.",
+    )
+    reasoning_parser: str = setting(
+        "",
+        help="vLLM's parser of this model's reasoning (deepseek_r1, qwen3, …); see "
+        "docs/tools-and-reasoning.md. Empty: reasoning is part of the text.",
+    )
+    chat_template: str = setting(
+        "",
+        help="A file with a Jinja chat template, at most 1 MiB, used in place of the model's own. "
+        "Empty: the model's own.",
+    )
     vllm_args: str = setting(
         "",
         help="Further arguments of vLLM's AsyncEngineArgs, as a JSON object such as "

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from anabranch.v1 import errors_pb2, session_pb2
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault, Violation, invalid
+from services.local_engine.chat_turns import unsupported
 from services.local_engine.engine import (
     Constraint,
     ConstraintKind,
@@ -21,13 +22,8 @@ from services.local_engine.engine import (
 _FINISH: Mapping[Finish, pb.FinishReason] = {
     Finish.STOP: pb.FINISH_REASON_STOP,
     Finish.LENGTH: pb.FINISH_REASON_LENGTH,
+    Finish.TOOL_CALLS: pb.FINISH_REASON_TOOL_CALLS,
     Finish.CANCELLED: pb.FINISH_REASON_CANCELLED,
-}
-_ROLES: Mapping[int, str] = {
-    pb.ROLE_SYSTEM: "system",
-    pb.ROLE_USER: "user",
-    pb.ROLE_ASSISTANT: "assistant",
-    pb.ROLE_TOOL: "tool",
 }
 _PRIORITIES: Mapping[int, int] = {pb.PRIORITY_SYSTEM: -1, pb.PRIORITY_BATCH: 1}
 _SCALARS = (
@@ -44,15 +40,8 @@ _SCALARS = (
 )
 
 
-def unsupported(feature: str, message: str) -> Fault:
-    """UNSUPPORTED, naming the feature."""
-    return Fault(errors_pb2.ERROR_REASON_UNSUPPORTED, message, metadata={"feature": feature})
-
-
 def sampling_of(request: pb.GenerateRequest) -> SamplingSpec:
-    """How the request wants to be sampled. Raises Fault UNSUPPORTED for tools."""
-    if request.tools:
-        raise unsupported("tools", "this model is not asked to call tools")
+    """How the request wants to be sampled, its tools aside."""
     given = request.sampling
     scalars = {n: getattr(given, n) for n in _SCALARS if given.HasField(n)}
     return SamplingSpec(
@@ -93,19 +82,6 @@ def continuation_of(request: pb.GenerateRequest, spec: SamplingSpec) -> Continua
 def priority_of(request: pb.GenerateRequest) -> int:
     """The engine's number for the request's class; lower goes first."""
     return _PRIORITIES.get(request.routing.priority, 0)
-
-
-def chat_turns(messages: Sequence[pb.Message]) -> list[dict[str, str]]:
-    """The conversation as chat templates read it. Raises Fault UNSUPPORTED."""
-    turns = []
-    for message in messages:
-        if message.tool_calls or message.role == pb.ROLE_TOOL:
-            raise unsupported("tools", "this model is not asked to call tools")
-        if any(part.WhichOneof("part") == "image" for part in message.content):
-            raise unsupported("images", "this model does not read images")
-        text = "".join(part.text for part in message.content)
-        turns.append({"role": _ROLES[message.role], "content": text})
-    return turns
 
 
 def check_vocabulary(token_ids: Sequence[int], size: int, field: str) -> None:
@@ -150,6 +126,10 @@ def chunk_of(delta: Delta, request_id: str) -> pb.GenerateChunk:
                 for c in candidates
             ]
         )
+    if delta.reasoning:
+        chunk.reasoning = delta.reasoning
+    for call in delta.tool_calls:
+        chunk.tool_calls.add(index=call.index, id=call.id, name=call.name, arguments=call.arguments)
     if delta.finish is not None:
         chunk.finish_reason = _FINISH[delta.finish]
         chunk.matched_stop = delta.matched_stop
@@ -157,6 +137,7 @@ def chunk_of(delta: Delta, request_id: str) -> pb.GenerateChunk:
         chunk.usage.prompt_tokens = delta.usage.prompt
         chunk.usage.cached_prompt_tokens = delta.usage.cached_prompt
         chunk.usage.completion_tokens = delta.usage.completion
+        chunk.usage.reasoning_tokens = delta.usage.reasoning
         chunk.usage.source = (
             pb.Usage.SOURCE_PARTIAL if delta.usage.partial else pb.Usage.SOURCE_PROVIDER
         )

@@ -31,7 +31,7 @@ def engine_arguments(options: VllmOptions, *, is_cpu: bool) -> dict[str, Any]:
     }
     for name in (
         *("max_model_len", "max_num_batched_tokens"),
-        *("num_gpu_blocks_override", "quantization"),
+        *("num_gpu_blocks_override", "quantization", "reasoning_parser"),
     ):
         if getattr(options, name):
             arguments[name] = getattr(options, name)

@@ -16,6 +16,8 @@ from jinja2.exceptions import TemplateError
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Violation, invalid
 from services.local_engine import wire
+from services.local_engine.chat_turns import Turn, chat_turns, text_size
+from services.local_engine.on_vllm.chat_format import TOOLS_OFF, ChatFormat, template_text
 
 _LONG_TEXT = 4096  # characters, about 3 ms
 
@@ -23,8 +25,9 @@ _LONG_TEXT = 4096  # characters, about 3 ms
 class ChatTokenizer:
     """Wraps a Hugging Face tokenizer, as vLLM hands it out."""
 
-    def __init__(self, tokenizer: Any, vocabulary: int) -> None:
+    def __init__(self, tokenizer: Any, vocabulary: int, chat: ChatFormat | None = None) -> None:
         self._tokenizer = tokenizer
+        self.chat = chat or ChatFormat(template_text(tokenizer))
         self._thread_tokenizer = copy.deepcopy(tokenizer)
         self._thread_turn = asyncio.Lock()
         self.vocabulary = vocabulary
@@ -32,9 +35,10 @@ class ChatTokenizer:
     async def encode(self, request: pb.GenerateRequest) -> list[int]:
         """The prompt's token ids. Raises Fault INVALID_REQUEST and UNSUPPORTED."""
         if request.messages:
-            turns = wire.chat_turns(request.messages)
-            size = sum(len(turn["content"]) for turn in turns)
-            return await self._run(size, lambda tokenizer: _apply(tokenizer, turns))
+            turns = chat_turns(request.messages, tools=self.chat.tools, why_not=TOOLS_OFF)
+            arguments = self.chat.arguments(request)
+            size = text_size(turns) + sum(t.ByteSize() for t in request.tools)
+            return await self._run(size, lambda tokenizer: _apply(tokenizer, turns, arguments))
         if request.prompt:
             text = request.prompt
             return await self._run(len(text), lambda tokenizer: list(tokenizer.encode(text)))
@@ -52,6 +56,10 @@ class ChatTokenizer:
         """The text of token ids, special tokens left out."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
+    def decode_all(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens included."""
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=False))
+
     def check(self, token_ids: Sequence[int], field: str) -> None:
         """Raises Fault INVALID_REQUEST when an id is none of the model's."""
         wire.check_vocabulary(token_ids, self.vocabulary, field)
@@ -63,13 +71,17 @@ class ChatTokenizer:
             return await asyncio.to_thread(work, self._thread_tokenizer)
 
 
-def _apply(tokenizer: Any, turns: list[dict[str, str]]) -> list[int]:
+def _apply(tokenizer: Any, turns: list[Turn], arguments: dict[str, Any]) -> list[int]:
     try:
         return list(
             tokenizer.apply_chat_template(
-                turns, add_generation_prompt=True, tokenize=True, return_dict=False
+                turns,
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=False,
+                **arguments,
             )
         )
-    except (TemplateError, ValueError) as refused:
+    except (TemplateError, TypeError, ValueError) as refused:
         description = f"the model's chat template refuses them: {refused}"
         raise invalid([Violation("messages", description)]) from refused

@@ -19,6 +19,7 @@ from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault
 from services.chassis.prefix_log import PrefixLog
 from services.local_engine.engine import (
+    AnswerParser,
     Delta,
     EngineLoad,
     EngineStartError,
@@ -33,7 +34,13 @@ from services.local_engine.load_meter import LoadMeter
 from services.local_engine.on_vllm import options as vllm_options
 from services.local_engine.on_vllm import sampling
 from services.local_engine.on_vllm.adapters import VllmAdapters
+from services.local_engine.on_vllm.answer_parsers import (
+    AnswerParsers,
+    answer_parsers,
+    chat_format,
+)
 from services.local_engine.on_vllm.arguments import check_known, engine_arguments
+from services.local_engine.on_vllm.chat_format import read_template
 from services.local_engine.on_vllm.chat_tokenizer import ChatTokenizer
 from services.local_engine.on_vllm.jobs import NewParams, VllmJobs
 from services.local_engine.on_vllm.kv_events import BlockEvents, KvEventSocket
@@ -41,6 +48,8 @@ from services.local_engine.on_vllm.model_load import ModelLoad
 from services.local_engine.on_vllm.options import VllmOptions
 from services.local_engine.on_vllm.orphan_guard import OrphanGuard
 from services.local_engine.on_vllm.outputs import Outputs, outputs_for
+from services.local_engine.on_vllm.parser_names import ParserNames
+from services.local_engine.on_vllm.parsers import check_names
 from services.local_engine.on_vllm.sleep import VllmSleep
 from services.local_engine.on_vllm.steps import StepRecorder
 from services.local_engine.prefix_events import PrefixNames
@@ -69,6 +78,7 @@ class _Loaded:
     prefixes: PrefixNames | None
     adapters: VllmAdapters | None
     sleep: VllmSleep
+    answers: AnswerParsers
 
 
 class VllmEngine:
@@ -180,6 +190,10 @@ class VllmEngine:
         """The token ids of plain text."""
         return await self._loaded.tokenizer.encode_text(text)
 
+    def parser_for(self, request: pb.GenerateRequest) -> AnswerParser | None:
+        """What takes reasoning and tool calls out of its answers."""
+        return self._loaded.answers.parser_for(request)
+
     def submit(self, job: Job, on_delta: OnDelta, on_fail: OnFail) -> None:
         """Queues the job for vLLM."""
         self._loaded.jobs.submit(job, on_delta, on_fail)
@@ -227,6 +241,9 @@ class VllmEngine:
 
         options = self._options
         is_cpu = current_platform.is_cpu()
+        names = ParserNames(options.tool_parser, options.reasoning_parser)
+        check_names(names)
+        template = read_template(options.chat_template) if options.chat_template else ""
         check_known(options.further, _field_names(AsyncEngineArgs), vllm.__version__)
         arguments = engine_arguments(options, is_cpu=is_cpu)
         if options.sleep_mode and _can_sleep(current_platform):
@@ -251,7 +268,10 @@ class VllmEngine:
             _log.info("this vLLM does not tell what its prefix cache holds: routers assume it")
         adapters = VllmAdapters(llm, options) if options.max_adapters else None
         new_params, refusals = _requests(dict(model.get_diff_sampling_param()))
-        tokenizer = ChatTokenizer(llm.get_tokenizer(), int(model.get_vocab_size()))
+        raw = llm.get_tokenizer()
+        chat = chat_format(names, raw, template)
+        tokenizer = ChatTokenizer(raw, int(model.get_vocab_size()), chat)
+        answers = answer_parsers(names, tokenizer, raw, model)
         return _Loaded(
             llm=llm,
             facts=ModelFacts(
@@ -259,7 +279,7 @@ class VllmEngine:
                 source=os.path.basename(options.model.rstrip("/")),
                 context_length=int(model.max_model_len),
                 max_running=options.max_num_seqs,
-                capabilities=_CAPABILITIES,
+                capabilities=_CAPABILITIES + answers.capabilities,
             ),
             tokenizer=tokenizer,
             jobs=VllmJobs(
@@ -283,6 +303,7 @@ class VllmEngine:
                 available=_can_sleep(current_platform),
                 adapters=adapters,
             ),
+            answers=answers,
         )
 
     def _new_recorder(self, config: Any, _engine_index: int = 0) -> StepRecorder:

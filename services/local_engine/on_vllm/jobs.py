@@ -128,7 +128,10 @@ class VllmJobs:
                 params,
                 job.priority,
                 functools.partial(self._receive, running),
-                self._adapter(job),
+                {
+                    **vllm_sampling.reasoning_arguments(job.sampling),
+                    **self._adapter(job),
+                },
             )
             if self._idle:
                 self._idle = False
@@ -136,12 +139,12 @@ class VllmJobs:
         except Exception as error:  # noqa: BLE001 - the edge: vLLM's refusals end this job alone
             self._fail(running, error)
 
-    def _adapter(self, job: Job) -> Any:
+    def _adapter(self, job: Job) -> dict[str, Any]:
         if not job.adapter:
-            return None
+            return {}
         if self._adapter_of is None:
             raise KeyError(job.adapter)
-        return self._adapter_of(job.adapter)
+        return {"lora_request": self._adapter_of(job.adapter)}
 
     def _needs_own_text(self, job: Job) -> bool:
         """Whether vLLM's own text would be wrong.
@@ -154,9 +157,10 @@ class VllmJobs:
 
     def _own_text(self, job: Job) -> AnswerText:
         self._tokenizer.check(job.continuation.token_ids, "continuation.token_ids")
+        special = job.sampling.special_tokens
         try:
             return AnswerText(
-                self._tokenizer.decode,
+                self._tokenizer.decode_all if special else self._tokenizer.decode,
                 job.prompt_token_ids,
                 stops=job.sampling.stop,
                 min_tokens=job.sampling.min_tokens,
@@ -232,8 +236,8 @@ class VllmJobs:
             fault = running.output.lost(_DIED)
         elif isinstance(error, self._refusals):
             # The chassis has checked every scalar: what is left to refuse is mostly a grammar.
-            constrained = running.output.job.sampling.constraint is not None
-            field = "response_format" if constrained else "sampling"
+            constraint = running.output.job.sampling.constraint
+            field = "sampling" if constraint is None else constraint.origin
             fault = invalid([Violation(field, f"the engine refuses it: {error}")])
         else:
             fault = fault_of(error)

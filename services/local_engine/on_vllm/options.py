@@ -15,7 +15,7 @@ OWN_ARGUMENTS = frozenset(
     {
         *("dtype", "enforce_eager", "gpu_memory_utilization", "max_model_len"),
         *("max_num_batched_tokens", "max_num_seqs", "model", "pipeline_parallel_size"),
-        *("quantization", "seed", "served_model_name", "tensor_parallel_size"),
+        *("quantization", "reasoning_parser", "seed", "served_model_name", "tensor_parallel_size"),
         *("disable_log_stats", "enable_log_requests", "enable_logging_iteration_details"),
         *("kv_events_config", "max_logprobs", "scheduling_policy", "use_tqdm_on_load"),
         *("enable_lora", "max_loras", "max_cpu_loras", "max_lora_rank", "enable_sleep_mode"),
@@ -61,6 +61,12 @@ class VllmOptions:
     """Weights may be moved out of the GPU's memory and back."""
     hub: bool = False
     """Names of the hub may be loaded later, so that it must not be switched off now."""
+    tool_parser: str = ""
+    """Of vLLM's registry; empty: requests with tools are refused."""
+    reasoning_parser: str = ""
+    """Of vLLM's registry; empty: reasoning is not told from the answer."""
+    chat_template: str = ""
+    """A file to use in place of the model's own chat template."""
     further: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of vLLM beyond these, none of OWN_ARGUMENTS."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -41,11 +41,11 @@ class Outputs(Protocol):
         params: Any,
         priority: int,
         receive: Receive,
-        adapter: Any = None,
+        further: Mapping[str, Any],
     ) -> None:
-        """Has vLLM take a prompt. Raises what vLLM refuses it with, or `receive` gets it.
+        """Has vLLM take a prompt; `further` are arguments of its `add_request` and `generate`.
 
-        `adapter` is its LoRARequest, if any.
+        Raises what vLLM refuses it with, or `receive` gets it.
         """
 
     def forget(self, request_id: str) -> None:
@@ -74,11 +74,11 @@ class TappedOutputs:
         params: Any,
         priority: int,
         receive: Receive,
-        adapter: Any = None,
+        further: Mapping[str, Any],
     ) -> None:
         """Raises what vLLM refuses the request with."""
         collector = await self._llm.add_request(
-            request_id, _prompt(tokens), params, lora_request=adapter, priority=priority
+            request_id, _prompt(tokens), params, priority=priority, **further
         )
         early = collector.get_nowait()
         collector.put = receive
@@ -118,11 +118,11 @@ class StreamedOutputs:
         params: Any,
         priority: int,
         receive: Receive,
-        adapter: Any = None,
+        further: Mapping[str, Any],
     ) -> None:
         """What vLLM refuses the request with goes to `receive`."""
         stream = self._llm.generate(
-            _prompt(tokens), params, request_id, lora_request=adapter, priority=priority
+            _prompt(tokens), params, request_id, priority=priority, **further
         )
         task = self._group.create_task(_pass_on(stream, receive), name=f"vllm-{request_id}")
         self._tasks[request_id] = task

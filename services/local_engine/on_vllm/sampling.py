@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from services.local_engine.engine import Candidate, Constraint, ConstraintKind, Finish, Job
+from services.local_engine.engine import (
+    Candidate,
+    Constraint,
+    ConstraintKind,
+    Finish,
+    Job,
+    SamplingSpec,
+)
 
 MAX_ALTERNATIVES = 20
 """Alternatives a token that a request may ask for; vLLM must be configured for one more."""
@@ -41,6 +48,8 @@ def sampling_arguments(
     arguments["min_tokens"] = min(max(0, spec.min_tokens - existing), job.max_tokens)
     arguments["ignore_eos"] = spec.ignore_eos
     arguments["detokenize"] = detokenize
+    if spec.special_tokens:
+        arguments["skip_special_tokens"] = False
     if spec.seed is not None:
         # A resumed answer must not replay the draws that its beginning was made with.
         arguments["seed"] = (spec.seed + existing * 0x9E3779B97F4A7C15) & _MASK
@@ -65,6 +74,21 @@ def constraint_arguments(constraint: Constraint) -> dict[str, Any]:
             return {"choice": list(constraint.options)}
         case ConstraintKind.GRAMMAR:
             return {"grammar": constraint.text}
+        case ConstraintKind.STRUCTURAL_TAG:
+            return {"structural_tag": constraint.text}
+
+
+def reasoning_arguments(spec: SamplingSpec) -> dict[str, Any]:
+    """Keyword arguments of vLLM's `generate` that say from when on a constraint holds.
+
+    With a reasoning parser vLLM waits for the reasoning's end, which a prompt outside of the chat
+    template never comes to.
+    """
+    if spec.constraint is None:
+        return {}
+    if spec.thinking is None:
+        return {"reasoning_ended": True}
+    return {"reasoning_parser_kwargs": {"chat_template_kwargs": dict(spec.thinking)}}
 
 
 def finish_of(reason: str | None) -> Finish | None:

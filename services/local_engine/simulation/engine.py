@@ -18,7 +18,9 @@ from services.chassis.errors import Fault, Violation, invalid
 from services.chassis.prefix_log import PrefixLog
 from services.local_engine import wire
 from services.local_engine.abilities import sleep_is_off
+from services.local_engine.chat_turns import chat_turns, refuse_tools, unsupported
 from services.local_engine.engine import (
+    AnswerParser,
     Candidate,
     EngineLoad,
     Finish,
@@ -164,7 +166,7 @@ class SimEngine:
     async def encode(self, request: pb.GenerateRequest) -> list[int]:
         """The prompt's tokens; a conversation is one "role: text" line a turn."""
         if request.messages:
-            turns = wire.chat_turns(request.messages)
+            turns = chat_turns(request.messages)
             lines = [f"{turn['role']}: {turn['content']}\n" for turn in turns]
             return sim_tokenizer.encode("".join(lines) + "assistant:")
         if request.prompt:
@@ -177,6 +179,11 @@ class SimEngine:
         """The tokens of plain text."""
         return sim_tokenizer.encode(text)
 
+    def parser_for(self, request: pb.GenerateRequest) -> AnswerParser | None:
+        """Refuses tools; nothing here reasons."""
+        refuse_tools(request)
+        return None
+
     def submit(self, job: Job, on_delta: OnDelta, on_fail: OnFail) -> None:
         """Queues the job's choices."""
         output = JobOutput(job, on_delta, on_fail)
@@ -184,7 +191,7 @@ class SimEngine:
             output.fail(output.lost(self._given_up))
             return
         if job.sampling.constraint is not None:
-            output.fail(wire.unsupported("response_format", "a simulation has no grammar"))
+            output.fail(unsupported("response_format", "a simulation has no grammar"))
             return
         try:
             existing = job.continuation.token_ids
