@@ -179,6 +179,9 @@ class EngineLoad:
 
 OnDelta = Callable[[Delta], None]
 OnFail = Callable[[Fault], None]
+OnPlain = Callable[[bytes, int], None]
+"""Takes a serialised GenerateChunk, neither first nor last, and how many tokens it holds: at least
+one, of the first choice, and nothing but their text beside them."""
 
 
 class Engine(Protocol):
@@ -215,8 +218,13 @@ class Engine(Protocol):
     async def encode_text(self, text: str) -> list[int]:
         """The token ids of plain text, without any special tokens added."""
 
-    def submit(self, job: Job, on_delta: OnDelta, on_fail: OnFail) -> None:
-        """Starts a job and returns at once. It ends with a delta that has usage, or a failure."""
+    def submit(
+        self, job: Job, on_delta: OnDelta, on_fail: OnFail, on_plain: OnPlain | None = None
+    ) -> None:
+        """Starts a job and returns at once. It ends with a delta that has usage, or a failure.
+
+        What is between its first delta and its last may come to `on_plain`, where that is given.
+        """
 
     def abort(self, job_id: str) -> None:
         """Ends a job early: its open choices finish CANCELLED before this returns.

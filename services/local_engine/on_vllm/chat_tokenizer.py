@@ -16,6 +16,7 @@ from jinja2.exceptions import TemplateError
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Violation, invalid
 from services.local_engine import wire
+from services.local_engine.on_vllm.token_bytes import token_bytes_of
 
 _LONG_TEXT = 4096  # characters, about 3 ms
 
@@ -28,6 +29,8 @@ class ChatTokenizer:
         self._thread_tokenizer = copy.deepcopy(tokenizer)
         self._thread_turn = asyncio.Lock()
         self.vocabulary = vocabulary
+        self.token_bytes = token_bytes_of(tokenizer, vocabulary)
+        """Each token's bytes; None where a token's text depends on its neighbours."""
 
     async def encode(self, request: pb.GenerateRequest) -> list[int]:
         """The prompt's token ids. Raises Fault INVALID_REQUEST and UNSUPPORTED."""

@@ -21,6 +21,9 @@ KNOWN_FROM, KNOWN_BELOW = (0, 25), (0, 34)
 Receive = Callable[[Any], None]
 """Takes a RequestOutput, or the exception that ended the request."""
 
+Plain = Callable[[Sequence[int], str], None]
+"""Takes the tokens of a step and the text that vLLM made of them, "" where it makes none."""
+
 
 class Outputs(Protocol):
     """Begins requests and delivers what they bring. Entered by the task that begins them."""
@@ -35,9 +38,18 @@ class Outputs(Protocol):
     ) -> None: ...
 
     async def begin(
-        self, request_id: str, tokens: Sequence[int], params: Any, priority: int, receive: Receive
+        self,
+        request_id: str,
+        tokens: Sequence[int],
+        params: Any,
+        priority: int,
+        receive: Receive,
+        plain: Plain | None = None,
     ) -> None:
-        """Has vLLM take a prompt. Raises what vLLM refuses it with, or `receive` gets it."""
+        """Has vLLM take a prompt. Raises what vLLM refuses it with, or `receive` gets it.
+
+        Outputs that are nothing but tokens, after the first, may come to `plain` instead.
+        """
 
     def forget(self, request_id: str) -> None:
         """The request was aborted: nothing more of it is wanted."""
@@ -59,9 +71,21 @@ class TappedOutputs:
         return
 
     async def begin(
-        self, request_id: str, tokens: Sequence[int], params: Any, priority: int, receive: Receive
+        self,
+        request_id: str,
+        tokens: Sequence[int],
+        params: Any,
+        priority: int,
+        receive: Receive,
+        plain: Plain | None = None,
     ) -> None:
         """Raises what vLLM refuses the request with."""
+        await self.add(request_id, tokens, params, priority, receive)
+
+    async def add(
+        self, request_id: str, tokens: Sequence[int], params: Any, priority: int, receive: Receive
+    ) -> Any:
+        """As `begin`; returns the collector, which has vLLM's inner id of the request."""
         collector = await self._llm.add_request(
             request_id, _prompt(tokens), params, priority=priority
         )
@@ -69,6 +93,7 @@ class TappedOutputs:
         collector.put = receive
         if early is not None:
             receive(early)
+        return collector
 
     def forget(self, request_id: str) -> None:
         """Nothing is kept here."""
@@ -97,7 +122,13 @@ class StreamedOutputs:
         await self._group.__aexit__(kind, error, traceback)
 
     async def begin(
-        self, request_id: str, tokens: Sequence[int], params: Any, priority: int, receive: Receive
+        self,
+        request_id: str,
+        tokens: Sequence[int],
+        params: Any,
+        priority: int,
+        receive: Receive,
+        plain: Plain | None = None,
     ) -> None:
         """What vLLM refuses the request with goes to `receive`."""
         stream = self._llm.generate(_prompt(tokens), params, request_id, priority=priority)
@@ -128,7 +159,9 @@ def outputs_for(llm: Any, version: str) -> Outputs:
     """The fastest way that this version of vLLM is known to have."""
     found = re.match(r"(\d+)\.(\d+)", version)
     if found and KNOWN_FROM <= (int(found[1]), int(found[2])) < KNOWN_BELOW:
-        return TappedOutputs(llm)
+        from services.local_engine.on_vllm.lane import lane_of
+
+        return lane_of(llm) or TappedOutputs(llm)
     _log.warning(
         "this version of vLLM is unknown: outputs come through its public stream, which costs a "
         "task and a wake-up for each request and token",
