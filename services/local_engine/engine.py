@@ -239,6 +239,9 @@ class AnswerParser(Protocol):
 
 OnDelta = Callable[[Delta], None]
 OnFail = Callable[[Fault], None]
+OnPlain = Callable[[bytes, int], None]
+"""Takes a serialised GenerateChunk, neither first nor last, and how many tokens it holds: at least
+one, of the first choice, and nothing but their text beside them."""
 
 
 class Engine(Protocol):
@@ -282,8 +285,13 @@ class Engine(Protocol):
         up for, INVALID_REQUEST for tools without messages. Quick: nothing is parsed here.
         """
 
-    def submit(self, job: Job, on_delta: OnDelta, on_fail: OnFail) -> None:
-        """Starts a job and returns at once. It ends with a delta that has usage, or a failure."""
+    def submit(
+        self, job: Job, on_delta: OnDelta, on_fail: OnFail, on_plain: OnPlain | None = None
+    ) -> None:
+        """Starts a job and returns at once. It ends with a delta that has usage, or a failure.
+
+        What is between its first delta and its last may come to `on_plain`, where that is given.
+        """
 
     def abort(self, job_id: str) -> None:
         """Ends a job early: its open choices finish CANCELLED before this returns.

@@ -93,7 +93,8 @@ class EngineCall:
                 if self._span is not None:
                     existing = len(job.continuation.token_ids)
                     self._span.submitted(len(job.prompt_token_ids), existing)
-                self._engine.submit(job, self._deliver, self._fail)
+                plain = self._pass_on if self._parser is None else None
+                self._engine.submit(job, self._deliver, self._fail, plain)
         except Exception as error:  # noqa: BLE001 - the edge: what a request raises ends it alone
             self._fail(fault_of(error))
 
@@ -177,6 +178,14 @@ class EngineCall:
         raw = wire.chunk_of(delta, request_id).SerializeToString()
         self._reports.changed()
         self._outlet.chunk(raw, last=last, tokens=len(delta.token_ids))
+
+    def _pass_on(self, raw: bytes, tokens: int) -> None:
+        """Output that is a chunk already; never the first, nor the last."""
+        if not self.ended:
+            self._sent += tokens
+            self._times.tokens(tokens)
+            self._reports.changed()
+            self._outlet.chunk(raw, last=False, tokens=tokens)
 
     def _fail(self, fault: Fault) -> None:
         if not self.ended:

@@ -84,6 +84,13 @@ class JobOutput:
                 usage = self._usage(partial=finish is Finish.CANCELLED)
         self._on_delta(Delta(index, first, text, token_ids, logprobs, finish, matched_stop, usage))
 
+    def advance(self, tokens: int) -> int:
+        """Counts tokens of the first choice that left as no delta; returns their position."""
+        counts = self._counts
+        first = counts[0]
+        counts[0] = first + tokens
+        return first
+
     def cancel(self) -> None:
         """Ends every open choice as cancelled."""
         for index in sorted(self._open):

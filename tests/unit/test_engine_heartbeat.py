@@ -129,7 +129,7 @@ class Scripted:
     def load(self) -> EngineLoad:
         return EngineLoad(running=1)
 
-    def submit(self, job: Job, on_delta: Any, on_fail: Any) -> None:
+    def submit(self, job: Job, on_delta: Any, on_fail: Any, on_plain: Any = None) -> None:
         self.jobs.append((job, self.meter.admit(2, 1), on_delta))
 
     def give_up(self, why: str) -> None:

@@ -18,6 +18,7 @@ from services.chassis.errors import Violation, invalid
 from services.local_engine import wire
 from services.local_engine.chat_turns import Turn, chat_turns, text_size
 from services.local_engine.on_vllm.chat_format import TOOLS_OFF, ChatFormat, template_text
+from services.local_engine.on_vllm.token_bytes import token_bytes_of
 
 _LONG_TEXT = 4096  # characters, about 3 ms
 
@@ -31,6 +32,8 @@ class ChatTokenizer:
         self._thread_tokenizer = copy.deepcopy(tokenizer)
         self._thread_turn = asyncio.Lock()
         self.vocabulary = vocabulary
+        self.token_bytes = token_bytes_of(tokenizer, vocabulary)
+        """Each token's bytes; None where a token's text depends on its neighbours."""
 
     async def encode(self, request: pb.GenerateRequest) -> list[int]:
         """The prompt's token ids. Raises Fault INVALID_REQUEST and UNSUPPORTED."""

@@ -27,6 +27,7 @@ from services.local_engine.engine import (
     ModelFacts,
     OnDelta,
     OnFail,
+    OnPlain,
     SamplingSpec,
 )
 from services.local_engine.heartbeat import Heartbeat
@@ -194,9 +195,11 @@ class VllmEngine:
         """What takes reasoning and tool calls out of its answers."""
         return self._loaded.answers.parser_for(request)
 
-    def submit(self, job: Job, on_delta: OnDelta, on_fail: OnFail) -> None:
+    def submit(
+        self, job: Job, on_delta: OnDelta, on_fail: OnFail, on_plain: OnPlain | None = None
+    ) -> None:
         """Queues the job for vLLM."""
-        self._loaded.jobs.submit(job, on_delta, on_fail)
+        self._loaded.jobs.submit(job, on_delta, on_fail, on_plain)
 
     def abort(self, job_id: str) -> None:
         """Ends a job for its caller now; vLLM hears of it within a step."""

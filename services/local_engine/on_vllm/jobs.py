@@ -11,12 +11,14 @@ from collections.abc import Callable
 from typing import Any
 
 from services.chassis.errors import Fault, Violation, fault_of, invalid
-from services.local_engine.engine import Finish, Job, OnDelta, OnFail
+from services.local_engine.engine import Finish, Job, OnDelta, OnFail, OnPlain
 from services.local_engine.job_output import JobOutput
 from services.local_engine.load_meter import JobLoad, LoadMeter
 from services.local_engine.on_vllm import sampling as vllm_sampling
 from services.local_engine.on_vllm.chat_tokenizer import ChatTokenizer
-from services.local_engine.on_vllm.outputs import Outputs
+from services.local_engine.on_vllm.outputs import Outputs, Plain
+from services.local_engine.on_vllm.plain_output import PlainOutput, TokenChunks
+from services.local_engine.on_vllm.token_bytes import ByteText
 from services.local_engine.prefix_events import PrefixNames
 from services.local_engine.text_stream import AnswerText, ends_inside_character
 
@@ -27,14 +29,15 @@ _DIED = "the engine has died"
 
 
 class _Running:
-    """One job inside vLLM. `texts`, one a choice, is set for jobs whose text vLLM cannot make."""
+    """One job inside vLLM. `texts`, one a choice, is set for jobs whose text vLLM does not make."""
 
-    __slots__ = ("load", "output", "texts")
+    __slots__ = ("load", "on_plain", "output", "texts")
 
-    def __init__(self, output: JobOutput, load: JobLoad) -> None:
+    def __init__(self, output: JobOutput, load: JobLoad, on_plain: OnPlain | None) -> None:
         self.output = output
         self.load = load
-        self.texts: list[AnswerText] = []
+        self.on_plain = on_plain
+        self.texts: list[AnswerText] | list[ByteText] = []
 
 
 class VllmJobs:
@@ -63,6 +66,8 @@ class VllmJobs:
         self._idle = True
         self._outputs = outputs
         self._tokenizer = tokenizer
+        table = tokenizer.token_bytes
+        self._chunks = None if table is None else TokenChunks(table)
         self._meter = meter
         self._new_params = new_params
         self._refusals = refusals
@@ -71,7 +76,9 @@ class VllmJobs:
         # Jobs to add and ids to abort, in one order: an abort never overtakes its job.
         self._commands: asyncio.Queue[_Running | str] = asyncio.Queue()
 
-    def submit(self, job: Job, on_delta: OnDelta, on_fail: OnFail) -> None:
+    def submit(
+        self, job: Job, on_delta: OnDelta, on_fail: OnFail, on_plain: OnPlain | None = None
+    ) -> None:
         """Queues the job for vLLM."""
         output = JobOutput(job, on_delta, on_fail)
         if self._given_up or self._llm.errored:
@@ -81,7 +88,7 @@ class VllmJobs:
         held = 0
         if self._prefixes is not None and not job.adapter:
             held = self._prefixes.admit(job.block_names, job.text_bytes, job.prompt_token_ids)
-        running = _Running(output, self._meter.admit(tokens, job.sampling.n, held))
+        running = _Running(output, self._meter.admit(tokens, job.sampling.n, held), on_plain)
         self._idle = self._idle or not self._jobs
         self._jobs[job.id] = running
         self._commands.put_nowait(running)
@@ -121,6 +128,8 @@ class VllmJobs:
         try:
             if self._needs_own_text(job):
                 running.texts = [self._own_text(job) for _ in range(job.sampling.n)]
+            elif (table := self._tokenizer.token_bytes) is not None and _is_ordinary(job):
+                running.texts = [ByteText(table) for _ in range(job.sampling.n)]
             params = self._new_params(job, not running.texts)
             await self._outputs.begin(
                 job.id,
@@ -132,6 +141,7 @@ class VllmJobs:
                     **vllm_sampling.reasoning_arguments(job.sampling),
                     **self._adapter(job),
                 },
+                self._plain(running),
             )
             if self._idle:
                 self._idle = False
@@ -146,14 +156,38 @@ class VllmJobs:
             raise KeyError(job.adapter)
         return {"lora_request": self._adapter_of(job.adapter)}
 
+    def _plain(self, running: _Running) -> Plain | None:
+        """Takes what comes between the job's first output and its last; None: as all else."""
+        job, text = running.output.job, running.texts[0] if running.texts else None
+        if job.sampling.n > 1 or not _is_ordinary(job) or isinstance(text, AnswerText):
+            return None
+        plain = PlainOutput(
+            running.output,
+            running.load,
+            text,
+            self._chunks,
+            running.on_plain,
+            functools.partial(self._broke, running),
+        )
+        return plain.take
+
+    def _broke(self, running: _Running, error: Exception) -> None:
+        """What came from vLLM could not be handed on: the job fails, and vLLM is to forget it."""
+        self._commands.put_nowait(running.output.job.id)
+        self._fail(running, error)
+
     def _needs_own_text(self, job: Job) -> bool:
         """Whether vLLM's own text would be wrong.
 
         Its incremental detokenizer, primed with a prompt that ends inside a character, emits
         the whole prompt; and it knows nothing of what a continuation has sent already.
         """
-        prompt = job.prompt_token_ids
-        return bool(job.continuation) or ends_inside_character(self._tokenizer.decode, prompt)
+        if job.continuation:
+            return True
+        table, prompt = self._tokenizer.token_bytes, job.prompt_token_ids
+        if table is not None:
+            return table.ends_inside_character(prompt)
+        return ends_inside_character(self._tokenizer.decode, prompt)
 
     def _own_text(self, job: Job) -> AnswerText:
         self._tokenizer.check(job.continuation.token_ids, "continuation.token_ids")
@@ -191,8 +225,7 @@ class VllmJobs:
             for part in output.outputs:
                 self._deliver(running, part)
         except Exception as error:  # noqa: BLE001 - the edge: this runs inside vLLM's output loop
-            self._commands.put_nowait(running.output.job.id)
-            self._fail(running, error)
+            self._broke(running, error)
         if running.output.ended:
             self._forget(running)
 
@@ -250,6 +283,11 @@ class VllmJobs:
     def _forget(self, running: _Running) -> None:
         self._jobs.pop(running.output.job.id, None)
         running.load.end()
+
+
+def _is_ordinary(job: Job) -> bool:
+    """Whether nothing but text and tokens is wanted, and no text ends it."""
+    return job.sampling.logprobs is None and not job.sampling.stop
 
 
 def _tell_waits(output: JobOutput, stats: Any) -> None:

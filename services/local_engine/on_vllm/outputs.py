@@ -21,6 +21,9 @@ KNOWN_FROM, KNOWN_BELOW = (0, 25), (0, 34)
 Receive = Callable[[Any], None]
 """Takes a RequestOutput, or the exception that ended the request."""
 
+Plain = Callable[[Sequence[int], str], None]
+"""Takes the tokens of a step and the text that vLLM made of them, "" where it makes none."""
+
 
 class Outputs(Protocol):
     """Begins requests and delivers what they bring. Entered by the task that begins them."""
@@ -42,10 +45,12 @@ class Outputs(Protocol):
         priority: int,
         receive: Receive,
         further: Mapping[str, Any],
+        plain: Plain | None = None,
     ) -> None:
         """Has vLLM take a prompt; `further` are arguments of its `add_request` and `generate`.
 
-        Raises what vLLM refuses it with, or `receive` gets it.
+        Outputs that are nothing but tokens, after the first, may come to `plain` instead. Raises
+        what vLLM refuses it with, or `receive` gets it.
         """
 
     def forget(self, request_id: str) -> None:
@@ -75,8 +80,21 @@ class TappedOutputs:
         priority: int,
         receive: Receive,
         further: Mapping[str, Any],
+        plain: Plain | None = None,
     ) -> None:
         """Raises what vLLM refuses the request with."""
+        await self.add(request_id, tokens, params, priority, receive, further)
+
+    async def add(
+        self,
+        request_id: str,
+        tokens: Sequence[int],
+        params: Any,
+        priority: int,
+        receive: Receive,
+        further: Mapping[str, Any],
+    ) -> Any:
+        """As `begin`; returns the collector, which has vLLM's inner id of the request."""
         collector = await self._llm.add_request(
             request_id, _prompt(tokens), params, priority=priority, **further
         )
@@ -84,6 +102,7 @@ class TappedOutputs:
         collector.put = receive
         if early is not None:
             receive(early)
+        return collector
 
     def forget(self, request_id: str) -> None:
         """Nothing is kept here."""
@@ -119,6 +138,7 @@ class StreamedOutputs:
         priority: int,
         receive: Receive,
         further: Mapping[str, Any],
+        plain: Plain | None = None,
     ) -> None:
         """What vLLM refuses the request with goes to `receive`."""
         stream = self._llm.generate(
@@ -151,7 +171,9 @@ def outputs_for(llm: Any, version: str) -> Outputs:
     """The fastest way that this version of vLLM is known to have."""
     found = re.match(r"(\d+)\.(\d+)", version)
     if found and KNOWN_FROM <= (int(found[1]), int(found[2])) < KNOWN_BELOW:
-        return TappedOutputs(llm)
+        from services.local_engine.on_vllm.lane import lane_of
+
+        return lane_of(llm) or TappedOutputs(llm)
     _log.warning(
         "this version of vLLM is unknown: outputs come through its public stream, which costs a "
         "task and a wake-up for each request and token",

@@ -28,6 +28,7 @@ from services.local_engine.engine import (
     ModelFacts,
     OnDelta,
     OnFail,
+    OnPlain,
 )
 from services.local_engine.heartbeat import Heartbeat
 from services.local_engine.job_output import JobOutput
@@ -184,7 +185,9 @@ class SimEngine:
         refuse_tools(request)
         return None
 
-    def submit(self, job: Job, on_delta: OnDelta, on_fail: OnFail) -> None:
+    def submit(
+        self, job: Job, on_delta: OnDelta, on_fail: OnFail, on_plain: OnPlain | None = None
+    ) -> None:
         """Queues the job's choices."""
         output = JobOutput(job, on_delta, on_fail)
         if self._given_up:
