@@ -33,7 +33,7 @@ from services.local_engine.engine import (
 from services.local_engine.heartbeat import Heartbeat
 from services.local_engine.load_meter import LoadMeter
 from services.local_engine.on_vllm import options as vllm_options
-from services.local_engine.on_vllm import sampling
+from services.local_engine.on_vllm import sampling, seeding
 from services.local_engine.on_vllm.arguments import check_known, engine_arguments
 from services.local_engine.on_vllm.chat_tokenizer import ChatTokenizer
 from services.local_engine.on_vllm.jobs import NewParams, VllmJobs
@@ -213,6 +213,7 @@ class VllmEngine:
         if self._events is not None:
             arguments |= _event_arguments(self._events.endpoint, _field_names(AsyncEngineArgs))
         config = AsyncEngineArgs(**arguments).create_engine_config()
+        draws = seeding.choose(config)
         llm = AsyncLLM.from_vllm_config(config, stat_loggers=[self._new_recorder])
         model, cache = config.model_config, config.cache_config
         prefixes = None
@@ -220,7 +221,7 @@ class VllmEngine:
             prefixes = PrefixNames(PrefixLog(), int(cache.block_size))
         elif self._events is not None:
             _log.info("this vLLM does not tell what its prefix cache holds: routers assume it")
-        new_params, refusals = _requests(dict(model.get_diff_sampling_param()))
+        new_params, refusals = _requests(dict(model.get_diff_sampling_param()), draws)
         tokenizer = ChatTokenizer(llm.get_tokenizer(), int(model.get_vocab_size()))
         return _Loaded(
             llm=llm,
@@ -308,13 +309,17 @@ def _field_names(kind: Any) -> frozenset[str]:
     return frozenset(field.name for field in fields(kind))
 
 
-def _requests(defaults: dict[str, Any]) -> tuple[NewParams, tuple[type[Exception], ...]]:
+def _requests(
+    defaults: dict[str, Any], draws: seeding.Seeding
+) -> tuple[NewParams, tuple[type[Exception], ...]]:
     """How to make vLLM's sampling parameters, and what it raises for a bad request."""
     import vllm.exceptions
     from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
     def new_params(job: Job, detokenize: bool) -> Any:
-        arguments = sampling.sampling_arguments(job, defaults, detokenize=detokenize)
+        arguments = sampling.sampling_arguments(
+            job, defaults, detokenize=detokenize, seeding=draws
+        )
         constraint = job.sampling.constraint
         if constraint is not None:
             form = sampling.constraint_arguments(constraint)
