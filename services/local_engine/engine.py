@@ -177,6 +177,9 @@ class EngineLoad:
     step_model: StepModel | None = None
 
 
+OUT_OF_MEMORY = "out_of_memory"
+"""The `cause` in the metadata of a Fault for which one request failed and the engine lives on."""
+
 OnDelta = Callable[[Delta], None]
 OnFail = Callable[[Fault], None]
 

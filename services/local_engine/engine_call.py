@@ -137,7 +137,7 @@ class EngineCall:
     def _fail(self, fault: Fault) -> None:
         if not self.ended:
             self.ended = True
-            self._times.end("error", 0, 0)
+            self._times.failed(fault)
             if self._span is not None:
                 self._span.failed(fault)
             self._reports.changed()

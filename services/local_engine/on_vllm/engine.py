@@ -198,6 +198,8 @@ class VllmEngine:
         from vllm.v1.executor.uniproc_executor import UniProcExecutor
         from vllm.v1.metrics.stats import SchedulerStats
 
+        from services.local_engine.on_vllm.in_core import memory_guard
+
         options = self._options
         is_cpu = current_platform.is_cpu()
         check_known(options.further, _field_names(AsyncEngineArgs), vllm.__version__)
@@ -214,6 +216,11 @@ class VllmEngine:
             arguments |= _event_arguments(self._events.endpoint, _field_names(AsyncEngineArgs))
         config = AsyncEngineArgs(**arguments).create_engine_config()
         draws = seeding.choose(config)
+        unguarded = memory_guard.install(config, vllm.__version__)
+        if unguarded:
+            _log.warning(
+                "a step that runs out of memory ends the engine", extra={"cause": unguarded}
+            )
         llm = AsyncLLM.from_vllm_config(config, stat_loggers=[self._new_recorder])
         model, cache = config.model_config, config.cache_config
         prefixes = None
