@@ -145,6 +145,8 @@ async def _stop_when_lost(engine: Engine, host: Host) -> None:
     reason = await engine.lost()
     _log.error("engine lost", extra={"cause": reason})
     host.health.trouble(CONCERN, reason, restart=True)
+    # Nothing is left to wait for, whatever the registry takes: its streams are resumed sooner.
+    engine.give_up(reason)
     await host.stop_serving(reason)
     raise EngineLost(reason)
 

@@ -5,6 +5,7 @@ Where it may run, and whether there is room, the handler has decided before.
 
 from __future__ import annotations
 
+from anabranch.v1 import errors_pb2
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault, fault_of
 from services.chassis.model_handler import Outlet
@@ -89,6 +90,13 @@ class EngineCall:
             return
         job = Job(self._job_id, (), self._spec, 0, self._continuation)
         JobOutput(job, self._deliver, self._fail).cancel()
+
+    def not_submitted(self, why: str) -> None:
+        """The service ends before the engine got the request, which fails. Else no effect."""
+        if not self._submitted:
+            self._fail(
+                Fault(errors_pb2.ERROR_REASON_BACKEND_LOST, why, metadata={"tokens_delivered": "0"})
+            )
 
     async def _job(self) -> Job:
         engine, continuation = self._engine, self._continuation

@@ -113,7 +113,7 @@ class RequestTimes:
     def failed(self, fault: Fault) -> None:
         """The request has failed: counts what has a counter of its own, and ends."""
         if fault.metadata.get("cause") == OUT_OF_MEMORY:
-            self._metrics.out_of_memory.add(1, self._attributes)
+            self._metrics.out_of_memory.add(1)
         self.end("error", 0, 0)
 
     def end(self, outcome: str, prompt_tokens: int, completion_tokens: int) -> None:

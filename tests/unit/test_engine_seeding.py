@@ -52,9 +52,7 @@ def test_no_draws_of_ours_where_they_cannot_serve(asked, seeding):
 
 
 def test_native_seeds_do_not_change_with_what_exists_already():
-    seeds = [
-        arguments(Seeding.NATIVE, SamplingSpec(seed=5, top_k=3), n)["seed"] for n in (0, 1, 9)
-    ]
+    seeds = [arguments(Seeding.NATIVE, SamplingSpec(seed=5, top_k=3), n)["seed"] for n in (0, 1, 9)]
     assert len(set(seeds)) == 1
     given = arguments(Seeding.NATIVE, SamplingSpec(seed=5, top_k=3))
     assert (given["top_k"], given["top_p"]) == (3, 0.75)

@@ -36,6 +36,7 @@ from services.local_engine.on_vllm import options as vllm_options
 from services.local_engine.on_vllm import sampling, seeding
 from services.local_engine.on_vllm.arguments import check_known, engine_arguments
 from services.local_engine.on_vllm.chat_tokenizer import ChatTokenizer
+from services.local_engine.on_vllm.core_watch import core_died
 from services.local_engine.on_vllm.jobs import NewParams, VllmJobs
 from services.local_engine.on_vllm.kv_events import BlockEvents, KvEventSocket
 from services.local_engine.on_vllm.options import VllmOptions
@@ -86,6 +87,7 @@ class VllmEngine:
         self._events: KvEventSocket | None = None
         self._state: _Loaded | None = None
         self._guard: OrphanGuard | None = None
+        self._cores: list[int] = []
 
     @property
     def facts(self) -> ModelFacts:
@@ -114,7 +116,8 @@ class VllmEngine:
             self._state = await in_own_thread(self._load, name="model-load")
         except Exception as error:
             raise EngineStartError(f"vLLM cannot serve {self._options.model}: {error}") from error
-        self._guard.watch(child.pid for child in multiprocessing.active_children() if child.pid)
+        self._cores = [child.pid for child in multiprocessing.active_children() if child.pid]
+        self._guard.watch(self._cores)
         self._run(self._state.jobs.run(), "vllm-jobs")
         if self._events is not None and self._state.prefixes is not None:
             self._run(self._events.listen(BlockEvents(self._state.prefixes)), "vllm-kv-events")
@@ -140,10 +143,9 @@ class VllmEngine:
 
     async def lost(self) -> str:
         """Waits until vLLM's engine core is dead."""
-        while True:
-            if self._loaded.llm.errored:
-                return "vLLM's engine core has died"
-            await asyncio.sleep(_LOST_POLL_S)
+        llm = self._loaded.llm
+        await core_died(self._cores, lambda: llm.errored, _LOST_POLL_S)
+        return "vLLM's engine core has died"
 
     async def encode(self, request: pb.GenerateRequest) -> list[int]:
         """The prompt's token ids."""
@@ -324,9 +326,7 @@ def _requests(
     from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
     def new_params(job: Job, detokenize: bool) -> Any:
-        arguments = sampling.sampling_arguments(
-            job, defaults, detokenize=detokenize, seeding=draws
-        )
+        arguments = sampling.sampling_arguments(job, defaults, detokenize=detokenize, seeding=draws)
         constraint = job.sampling.constraint
         if constraint is not None:
             form = sampling.constraint_arguments(constraint)

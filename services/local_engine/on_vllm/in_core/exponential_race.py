@@ -1,8 +1,9 @@
 """Draws one token a row, by position: top-k and top-p, then a race of exponential clocks.
 
-The race is the Gumbel-max trick (E. J. Gumbel, 1954; C. J. Maddison, D. Tarlow, T. Minka, "A* Sampling",
-NeurIPS 2014): -log E of a unit exponential E is Gumbel noise, and the token with the largest
-`logit - log E` is drawn with the probability that softmax gives it. Which rows draw, and where they are, is position_seeds.py's.
+The race is the Gumbel-max trick (E. J. Gumbel, 1954; C. J. Maddison, D. Tarlow, T. Minka,
+"A* Sampling", NeurIPS 2014): -log E of a unit exponential E is Gumbel noise, and the token with
+the largest `logit - log E` is drawn with the probability that softmax gives it. Which rows draw,
+and where they are, is position_seeds.py's.
 
 Two ways with one result: on a CPU only the tokens that can win get a random number; elsewhere
 every token does, because finding out would make the device wait for the host.

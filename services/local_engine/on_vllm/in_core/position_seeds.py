@@ -47,7 +47,7 @@ class PositionSeeds(LogitsProcessor):  # type: ignore[misc]
         self._rows: dict[int, _Row] = {}
 
     def is_argmax_invariant(self) -> bool:
-        """Applied where something is sampled, after temperature; greedy rows are decided by then."""
+        """Applied where something is sampled, after temperature; greedy rows are decided before."""
         return True
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
