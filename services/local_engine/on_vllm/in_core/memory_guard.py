@@ -114,7 +114,7 @@ class GuardedExecutor(UniProcExecutor):  # type: ignore[misc]
         # They hold the step's tensors.
         error.__traceback__ = error.__context__ = error.__cause__ = None
         runner.execute_model_state = None
-        batch = getattr(runner, "input_batch", None)
+        batch: Any = getattr(runner, "input_batch", None)
         if hasattr(batch, "prev_sampled_token_ids"):
             batch.prev_sampled_token_ids = batch.prev_req_id_to_index = None
         # Its encoder outputs were promised, and never computed.
