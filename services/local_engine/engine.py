@@ -207,6 +207,10 @@ class EngineLoad:
     step_model: StepModel | None = None
 
 
+OUT_OF_MEMORY = "out_of_memory"
+"""The `cause` in the metadata of a Fault for which one request failed and the engine lives on."""
+
+
 class AnswerParser(Protocol):
     """Takes reasoning and tool calls out of one request's answers, between engine and wire.
 

@@ -118,6 +118,13 @@ class EngineCall:
         if self._submitted:
             self._engine.abort(self._job_id)
 
+    def not_submitted(self, why: str) -> None:
+        """The service ends before the engine got the request, which fails. Else no effect."""
+        if not self._submitted:
+            self._fail(
+                Fault(errors_pb2.ERROR_REASON_BACKEND_LOST, why, metadata={"tokens_delivered": "0"})
+            )
+
     async def _job(self) -> Job:
         engine, continuation = self._engine, self._continuation
         if self._parser is not None:
@@ -191,7 +198,7 @@ class EngineCall:
         if not self.ended:
             self.ended = True
             self._served.leave(self)
-            self._times.end("error", 0, 0)
+            self._times.failed(fault)
             if self._span is not None:
                 self._span.failed(fault)
             self._reports.changed()

@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 
 from services.chassis.errors import Fault
 from services.chassis.histograms import recorder
-from services.local_engine.engine import EngineLoad
+from services.local_engine.engine import OUT_OF_MEMORY, EngineLoad
 
 
 class EngineMetrics:
@@ -38,6 +38,12 @@ class EngineMetrics:
         )
         self.usage = meter.create_histogram(
             "gen_ai.client.token.usage", unit="{token}", description="Tokens of finished requests"
+        )
+
+        self.out_of_memory = meter.create_counter(
+            "anabranch.engine.out_of_memory",
+            unit="{request}",
+            description="Requests failed because a step ran out of memory",
         )
 
     def request(self, model: str, trace_id: str = "") -> RequestTimes:
@@ -103,6 +109,12 @@ class RequestTimes:
             self._first = self._metrics.clock()
             record = recorder(self._metrics.first_token, self._attributes)
             record(self._first - self._arrived, self._trace_id)
+
+    def failed(self, fault: Fault) -> None:
+        """The request has failed: counts what has a counter of its own, and ends."""
+        if fault.metadata.get("cause") == OUT_OF_MEMORY:
+            self._metrics.out_of_memory.add(1)
+        self.end("error", 0, 0)
 
     def end(self, outcome: str, prompt_tokens: int, completion_tokens: int) -> None:
         """The request is over: ok, cancelled or error."""

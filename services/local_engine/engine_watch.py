@@ -91,6 +91,8 @@ class EngineWatch:
         reason = await engine.lost()
         _log.error("engine lost", extra={"cause": reason})
         self._host.health.trouble(concern, reason, restart=True)
+        # Nothing is left to wait for, whatever the registry takes: its streams are resumed sooner.
+        engine.give_up(reason)
         await self._host.stop_serving(reason)
         raise EngineLost(reason)
 

@@ -66,6 +66,7 @@ class EngineHandler:
         self._metrics = metrics
         self._max_waiting = max_waiting
         self._job_ids = itertools.count(1)
+        self._gone = False
         self._reports = LoadReports(
             roster, encoding=self._encoding, draining=draining, clock=metrics.clock
         )
@@ -100,11 +101,23 @@ class EngineHandler:
         return call.cancel
 
     async def encode_requests(self, lane: int) -> None:
-        """Encodes and submits the requests of a lane in order of arrival, until cancelled."""
+        """Encodes and submits the requests of a lane in order of arrival, until cancelled.
+
+        What it has not submitted by then fails: no drain waits for what nobody encodes.
+        """
         queue = self._lanes[lane]
-        while True:
-            call = await queue.get()
-            await call.start()
+        call: EngineCall | None = None
+        try:
+            while True:
+                call = await queue.get()
+                await call.start()
+        finally:
+            self._gone = True
+            left = [] if call is None else [call]
+            while not queue.empty():
+                left.append(queue.get_nowait())
+            for call in left:
+                call.not_submitted("the engine takes no more work")
 
     async def embed(
         self, request: model_pb2.EmbedRequest, context: CallContext
@@ -166,10 +179,10 @@ class EngineHandler:
         return self._roster.find(name)
 
     def _check_room(self) -> None:
-        if self._hung():
+        if self._gone or self._hung():
             raise Fault(
                 errors_pb2.ERROR_REASON_BACKEND_LOST,
-                "the engine hangs and takes no work",
+                f"the engine {'has stopped' if self._gone else 'hangs'} and takes no work",
                 retry_after=5.0,
             )
         waiting = self._roster.load().waiting + self._encoding()

@@ -15,10 +15,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from anabranch.v1 import errors_pb2, model_pb2, model_pb2_grpc, session_pb2
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.channels import open_channel
-from services.chassis.errors import fault_from_rpc_error
+from services.chassis.errors import Work, fault_from_rpc_error
 from services.chassis.host import Host
 from services.chassis.prompt_blocks import prompt_blocks
 from services.local_engine.app import EngineLost, running
+from services.local_engine.engine import Job, OnDelta, OnFail
+from services.local_engine.on_vllm.core_failures import OUT_OF_MEMORY, core_failure
 from services.local_engine.settings import Settings
 from services.local_engine.simulation.engine import SimEngine, SimOptions
 from services.local_engine.simulation.model import answer_seed, token_at
@@ -365,6 +367,54 @@ async def test_a_dead_engine_ends_the_process():
     with pytest.RaisesGroup(EngineLost):
         async with engine(Mortal(SimOptions(name=MODEL_NAME))):
             await asyncio.sleep(BOUND_S)
+
+
+async def test_a_request_that_a_dead_engine_never_got_fails_and_nothing_drains_for_it():
+    encoding, dies = asyncio.Event(), asyncio.Event()
+
+    class Mortal(SimEngine):
+        async def encode(self, request: pb.GenerateRequest) -> list[int]:
+            encoding.set()
+            await asyncio.sleep(BOUND_S)
+            return await super().encode(request)
+
+        async def lost(self) -> str:
+            await dies.wait()
+            return "killed"
+
+    with pytest.RaisesGroup(EngineLost):
+        # A drain that waited for them would outlast the test.
+        async with engine(Mortal(SimOptions(name=MODEL_NAME)), drain_timeout=600.0) as caller:
+            calls = [asyncio.ensure_future(refusal(caller.generate())) for _ in range(3)]
+            await encoding.wait()
+            dies.set()
+            try:
+                await asyncio.sleep(BOUND_S)
+            finally:
+                faults = await asyncio.gather(*calls)
+    assert {fault.reason for fault in faults} == {errors_pb2.ERROR_REASON_BACKEND_LOST}
+    assert {fault.work for fault in faults} == {Work.NOT_DISPATCHED}
+
+
+async def test_a_request_that_runs_the_engine_out_of_memory_is_counted():
+    class Short(SimEngine):
+        def submit(self, job: Job, on_delta: OnDelta, on_fail: OnFail) -> None:
+            fault = core_failure("error", f"{OUT_OF_MEMORY}9 tokens of the step's 9: no memory")
+            assert fault is not None
+            on_fail(fault)
+
+    async with engine(Short(SimOptions(name=MODEL_NAME))) as caller:
+        fault = await refusal(caller.generate())
+        async with (
+            aiohttp.ClientSession() as http,
+            http.get(f"http://{caller.host.http_address}/metrics") as response,
+        ):
+            text = await response.text()
+    assert fault.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert fault.work is Work.MAYBE_BILLED
+    assert fault.metadata["cause"] == "out_of_memory"
+    assert "no memory" not in fault.message
+    assert "anabranch_engine_out_of_memory_total 1.0" in text
 
 
 async def test_metrics_tell_the_times_of_requests():

@@ -33,7 +33,7 @@ from services.local_engine.engine import (
 from services.local_engine.heartbeat import Heartbeat
 from services.local_engine.load_meter import LoadMeter
 from services.local_engine.on_vllm import options as vllm_options
-from services.local_engine.on_vllm import sampling
+from services.local_engine.on_vllm import sampling, seeding
 from services.local_engine.on_vllm.adapters import VllmAdapters
 from services.local_engine.on_vllm.answer_parsers import (
     AnswerParsers,
@@ -43,6 +43,7 @@ from services.local_engine.on_vllm.answer_parsers import (
 from services.local_engine.on_vllm.arguments import check_known, engine_arguments
 from services.local_engine.on_vllm.chat_format import read_template
 from services.local_engine.on_vllm.chat_tokenizer import ChatTokenizer
+from services.local_engine.on_vllm.core_watch import core_died
 from services.local_engine.on_vllm.jobs import NewParams, VllmJobs
 from services.local_engine.on_vllm.kv_events import BlockEvents, KvEventSocket
 from services.local_engine.on_vllm.model_load import ModelLoad
@@ -101,6 +102,7 @@ class VllmEngine:
         self._state: _Loaded | None = None
         self._guard: OrphanGuard | None = None
         self._loading: ModelLoad[_Loaded] | None = None
+        self._cores: list[int] = []
 
     @property
     def facts(self) -> ModelFacts:
@@ -137,7 +139,8 @@ class VllmEngine:
             cause = loading.cause or str(error)
             raise EngineStartError(f"vLLM cannot serve {self._options.model}: {cause}") from error
         self._loading = None
-        self._guard.watch(loading.children())
+        self._cores = loading.children()
+        self._guard.watch(self._cores)
         self._run(self._state.jobs.run(), "vllm-jobs")
         if self._events is not None and self._state.prefixes is not None:
             self._run(self._events.listen(BlockEvents(self._state.prefixes)), "vllm-kv-events")
@@ -166,10 +169,9 @@ class VllmEngine:
 
     async def lost(self) -> str:
         """Waits until vLLM's engine core is dead."""
-        while True:
-            if self._loaded.llm.errored:
-                return "vLLM's engine core has died"
-            await asyncio.sleep(_LOST_POLL_S)
+        llm = self._loaded.llm
+        await core_died(self._cores, lambda: llm.errored, _LOST_POLL_S)
+        return "vLLM's engine core has died"
 
     def check_sleep(self) -> None:
         """Raises Fault UNSUPPORTED and NOT_ENABLED."""
@@ -242,6 +244,8 @@ class VllmEngine:
         from vllm.v1.executor.uniproc_executor import UniProcExecutor
         from vllm.v1.metrics.stats import SchedulerStats
 
+        from services.local_engine.on_vllm.in_core import memory_guard
+
         options = self._options
         is_cpu = current_platform.is_cpu()
         names = ParserNames(options.tool_parser, options.reasoning_parser)
@@ -262,6 +266,12 @@ class VllmEngine:
         if self._events is not None:
             arguments |= _event_arguments(self._events.endpoint, _field_names(AsyncEngineArgs))
         config = AsyncEngineArgs(**arguments).create_engine_config()
+        draws = seeding.choose(config)
+        unguarded = memory_guard.install(config, vllm.__version__)
+        if unguarded:
+            _log.warning(
+                "a step that runs out of memory ends the engine", extra={"cause": unguarded}
+            )
         llm = AsyncLLM.from_vllm_config(config, stat_loggers=[self._new_recorder])
         model, cache = config.model_config, config.cache_config
         prefixes = None
@@ -270,7 +280,7 @@ class VllmEngine:
         elif self._events is not None:
             _log.info("this vLLM does not tell what its prefix cache holds: routers assume it")
         adapters = VllmAdapters(llm, options) if options.max_adapters else None
-        new_params, refusals = _requests(dict(model.get_diff_sampling_param()))
+        new_params, refusals = _requests(dict(model.get_diff_sampling_param()), draws)
         raw = llm.get_tokenizer()
         chat = chat_format(names, raw, template)
         tokenizer = ChatTokenizer(raw, int(model.get_vocab_size()), chat)
@@ -381,13 +391,15 @@ def _field_names(kind: Any) -> frozenset[str]:
     return frozenset(field.name for field in fields(kind))
 
 
-def _requests(defaults: dict[str, Any]) -> tuple[NewParams, tuple[type[Exception], ...]]:
+def _requests(
+    defaults: dict[str, Any], draws: seeding.Seeding
+) -> tuple[NewParams, tuple[type[Exception], ...]]:
     """How to make vLLM's sampling parameters, and what it raises for a bad request."""
     import vllm.exceptions
     from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
     def new_params(job: Job, detokenize: bool) -> Any:
-        arguments = sampling.sampling_arguments(job, defaults, detokenize=detokenize)
+        arguments = sampling.sampling_arguments(job, defaults, detokenize=detokenize, seeding=draws)
         constraint = job.sampling.constraint
         if constraint is not None:
             form = sampling.constraint_arguments(constraint)

@@ -16,6 +16,7 @@ from services.local_engine.job_output import JobOutput
 from services.local_engine.load_meter import JobLoad, LoadMeter
 from services.local_engine.on_vllm import sampling as vllm_sampling
 from services.local_engine.on_vllm.chat_tokenizer import ChatTokenizer
+from services.local_engine.on_vllm.core_failures import core_failure
 from services.local_engine.on_vllm.outputs import Outputs, Plain
 from services.local_engine.on_vllm.plain_output import PlainOutput, TokenChunks
 from services.local_engine.on_vllm.token_bytes import ByteText
@@ -232,6 +233,9 @@ class VllmJobs:
     def _deliver(self, running: _Running, part: Any) -> None:
         """Hands on what one choice has produced."""
         output = running.output
+        failure = core_failure(part.finish_reason, part.stop_reason)
+        if failure is not None:
+            raise failure
         token_ids, text = part.token_ids, part.text
         finish = vllm_sampling.finish_of(part.finish_reason)
         matched = part.stop_reason if isinstance(part.stop_reason, str) else ""

@@ -13,15 +13,18 @@ from services.local_engine.engine import (
     Job,
     SamplingSpec,
 )
+from services.local_engine.on_vllm.seeding import Seeding, seed_arguments
 
 MAX_ALTERNATIVES = 20
 """Alternatives a token that a request may ask for; vLLM must be configured for one more."""
 
-_MASK = (1 << 63) - 1
-
 
 def sampling_arguments(
-    job: Job, defaults: Mapping[str, Any], *, detokenize: bool
+    job: Job,
+    defaults: Mapping[str, Any],
+    *,
+    detokenize: bool,
+    seeding: Seeding = Seeding.COUNTED,
 ) -> dict[str, Any]:
     """Keyword arguments of vLLM's SamplingParams, without the enums of its own.
 
@@ -51,8 +54,7 @@ def sampling_arguments(
     if spec.special_tokens:
         arguments["skip_special_tokens"] = False
     if spec.seed is not None:
-        # A resumed answer must not replay the draws that its beginning was made with.
-        arguments["seed"] = (spec.seed + existing * 0x9E3779B97F4A7C15) & _MASK
+        arguments |= seed_arguments(seeding, spec.seed, existing, arguments)
     if spec.stop and detokenize:
         arguments["stop"] = list(spec.stop)
     if spec.logprobs is not None:
