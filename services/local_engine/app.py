@@ -17,6 +17,9 @@ from services.local_engine.engine import Engine
 from services.local_engine.engine_metrics import EngineMetrics, VllmCollector, observe_load
 from services.local_engine.handler import BackendIdentity, EngineHandler
 from services.local_engine.hang_watch import CONCERN, HangWatch
+from services.local_engine.images.addresses import parse_networks
+from services.local_engine.images.fetcher import ImageFetcher
+from services.local_engine.images.reader import ImageReader
 from services.local_engine.on_vllm.engine import VllmEngine
 from services.local_engine.on_vllm.options import VllmOptions, further_arguments
 from services.local_engine.settings import Settings
@@ -61,6 +64,7 @@ async def running(
             Host.open(
                 SERVICE, settings, meta=meta, registry=registry, key_source=key_source
             ) as host,
+            _image_reader(settings) as images,
         ):
             hang = HangWatch(
                 engine,
@@ -78,6 +82,8 @@ async def running(
                 metrics=EngineMetrics(host.meter),
                 tracer=host.tracer,
                 max_waiting=settings.max_waiting,
+                max_message_bytes=settings.max_message_bytes,
+                images=images,
             )
             service = host.add_model_service(handler, quotas=QuotaGate(redis))
             serve_operations(host)
@@ -133,12 +139,28 @@ def make_engine(settings: Settings) -> Engine:
             cpu_threads=settings.cpu_threads,
             enforce_eager=settings.enforce_eager,
             seed=settings.seed,
+            images=settings.images,
+            embeds=settings.task == "embed",
             prefix_events=settings.prefix_events,
             step_model=pace,
             quantization=settings.quantization,
             further=further_arguments(settings.vllm_args),
         )
     )
+
+
+@asynccontextmanager
+async def _image_reader(settings: Settings) -> AsyncIterator[ImageReader]:
+    limits = settings.image_limits()
+    if not limits.places:
+        yield ImageReader(limits, None)
+        return
+    async with ImageFetcher.open(
+        networks=parse_networks(settings.image_networks),
+        timeout=settings.image_timeout,
+        authorities=str(settings.image_ca_file or ""),
+    ) as fetcher:
+        yield ImageReader(limits, fetcher)
 
 
 async def _stop_when_lost(engine: Engine, host: Host) -> None:

@@ -5,13 +5,32 @@ Where it may run, and whether there is room, the handler has decided before.
 
 from __future__ import annotations
 
+import asyncio
+
+from anabranch.v1 import errors_pb2
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault, fault_of
 from services.chassis.model_handler import Outlet
-from services.chassis.prompt_blocks import prompt_blocks, prompt_bytes
+from services.chassis.prompt_blocks import (
+    BLOCK_BYTES,
+    bytes_before_images,
+    prompt_blocks,
+    prompt_bytes,
+)
 from services.local_engine import wire
-from services.local_engine.engine import Continuation, Delta, Engine, Finish, Job, SamplingSpec
+from services.local_engine.engine import (
+    Continuation,
+    Delta,
+    Engine,
+    Finish,
+    Job,
+    Media,
+    Picture,
+    SamplingSpec,
+)
 from services.local_engine.engine_metrics import RequestTimes
+from services.local_engine.images.limits import has_images
+from services.local_engine.images.reader import ImageReader
 from services.local_engine.job_output import JobOutput
 from services.local_engine.load_reports import LoadReports
 from services.local_engine.request_span import RequestSpan
@@ -24,8 +43,10 @@ class EngineCall:
         "_continuation",
         "_engine",
         "_first",
+        "_images",
         "_job_id",
         "_outlet",
+        "_reading",
         "_reports",
         "_request",
         "_request_id",
@@ -49,7 +70,10 @@ class EngineCall:
         times: RequestTimes,
         reports: LoadReports,
         span: RequestSpan | None,
+        images: ImageReader,
     ) -> None:
+        self._images = images
+        self._reading: asyncio.Task[list[Picture]] | None = None
         self._span = span
         self._engine = engine
         self._job_id = job_id
@@ -87,12 +111,14 @@ class EngineCall:
         if self._submitted:
             self._engine.abort(self._job_id)
             return
+        if self._reading is not None:
+            self._reading.cancel()
         job = Job(self._job_id, (), self._spec, 0, self._continuation)
         JobOutput(job, self._deliver, self._fail).cancel()
 
     async def _job(self) -> Job:
         engine, continuation = self._engine, self._continuation
-        prompt = await engine.encode(self._request)
+        prompt, media = await self._prompt()
         if continuation.text and not continuation.token_ids:
             # A caller that has only the text: the model goes on after its tokens all the same.
             existing = tuple(await engine.encode_text(continuation.text))
@@ -103,7 +129,14 @@ class EngineCall:
             existing_tokens=len(continuation.token_ids),
             context_length=engine.facts.context_length,
         )
-        tells = engine.prefixes is not None
+        names: tuple[int, ...] = ()
+        size = 0
+        if engine.prefixes is not None:
+            names, size = prompt_blocks(self._request), prompt_bytes(self._request)
+            if media is not None:
+                # Beyond the first image equal tokens do not mean an equal prompt.
+                size = bytes_before_images(self._request)
+                names = names[: size // BLOCK_BYTES]
         return Job(
             self._job_id,
             prompt,
@@ -111,9 +144,24 @@ class EngineCall:
             max_tokens,
             continuation,
             wire.priority_of(self._request),
-            prompt_blocks(self._request) if tells else (),
-            prompt_bytes(self._request) if tells else 0,
+            names,
+            size,
+            media,
         )
+
+    async def _prompt(self) -> tuple[list[int], Media | None]:
+        if not has_images(self._request):
+            return await self._engine.encode(self._request), None
+        # A task of its own: a cancelled request waits for no image, and its lane goes on.
+        reading = asyncio.create_task(self._images.read(self._request), name="images")
+        self._reading = reading
+        try:
+            await asyncio.wait({reading})
+        finally:
+            reading.cancel()
+        if reading.cancelled():
+            raise Fault(errors_pb2.ERROR_REASON_CANCELLED, "the request was cancelled")
+        return await self._engine.encode_with_images(self._request, reading.result())
 
     def _deliver(self, delta: Delta) -> None:
         if self.ended:

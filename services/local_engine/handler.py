@@ -19,9 +19,12 @@ from services.chassis.prefix_log import PrefixLog
 from services.chassis.trace_context import sampled_trace
 from services.chassis.tracing import RequestTracer
 from services.local_engine import wire
+from services.local_engine.embedding import EmbedDesk
 from services.local_engine.engine import Engine
 from services.local_engine.engine_call import EngineCall
 from services.local_engine.engine_metrics import EngineMetrics
+from services.local_engine.images.limits import has_images
+from services.local_engine.images.reader import AT_ONCE, ImageReader
 from services.local_engine.load_reports import LoadReports
 from services.local_engine.request_span import span_of
 
@@ -45,7 +48,8 @@ class EngineHandler:
     opens, because the address it contains is known only once the process listens.
     """
 
-    LANES = 2
+    LANES = 2 + AT_ONCE
+    """Of short prompts, of long ones, and of prompts with images, which may take seconds to get."""
 
     def __init__(
         self,
@@ -58,7 +62,13 @@ class EngineHandler:
         metrics: EngineMetrics,
         tracer: RequestTracer,
         max_waiting: int,
+        max_message_bytes: int,
+        images: ImageReader,
     ) -> None:
+        self._images = images
+        self._embeds = EmbedDesk(
+            engine, metrics, most_texts=max_waiting, max_message_bytes=max_message_bytes
+        )
         self._tracer = tracer
         self._engine = engine
         self._names = frozenset(names)
@@ -71,9 +81,8 @@ class EngineHandler:
         self._reports = LoadReports(
             engine, encoding=self._encoding, draining=draining, clock=metrics.clock
         )
-        self._lanes: tuple[asyncio.Queue[EngineCall], ...] = tuple(
-            asyncio.Queue() for _ in range(self.LANES)
-        )
+        short, long, pictured = (asyncio.Queue[EngineCall]() for _ in range(3))
+        self._lanes = (short, long, *[pictured] * AT_ONCE)
 
     def open(self, request: pb.GenerateRequest, context: CallContext, outlet: Outlet) -> Cancel:
         """Takes a request; refuses with Fault MODEL_NOT_FOUND, UNSUPPORTED, OVERLOADED or,
@@ -83,6 +92,10 @@ class EngineHandler:
         continuation = wire.continuation_of(request, spec)
         lane = self._lanes[request.ByteSize() > LONG_REQUEST_BYTES]
         self._check_room()
+        self._check_generates()
+        if has_images(request):
+            lane = self._lanes[-1]
+            self._images.check(request, self._engine.facts, lane.qsize())
         call = EngineCall(
             engine=self._engine,
             job_id=str(next(self._job_ids)),
@@ -94,6 +107,7 @@ class EngineHandler:
             times=self._metrics.request(request.model, sampled_trace(context.traceparent)),
             reports=self._reports,
             span=span_of(self._tracer, request, context),
+            images=self._images,
         )
         lane.put_nowait(call)
         self._reports.changed()
@@ -109,16 +123,22 @@ class EngineHandler:
     async def embed(
         self, request: model_pb2.EmbedRequest, context: CallContext
     ) -> model_pb2.EmbedResponse:
-        """Refuses: a generating model has no embeddings."""
+        """Embeds, where the model does that."""
         self._check_model(request.model)
-        raise wire.unsupported("embed", "this model does not embed")
+        self._check_room()
+        return await self._embeds.embed(request, context)
 
     async def count_tokens(
         self, request: model_pb2.CountTokensRequest, context: CallContext
     ) -> model_pb2.CountTokensResponse:
         """Counts with the model's own tokenizer and chat template."""
         self._check_model(request.model)
-        token_ids = await self._engine.encode(request.request)
+        if has_images(request.request):
+            self._images.check(request.request, self._engine.facts)
+            pictures = await self._images.read(request.request)
+            token_ids, _ = await self._engine.encode_with_images(request.request, pictures)
+        else:
+            token_ids = await self._engine.encode(request.request)
         return model_pb2.CountTokensResponse(
             prompt_tokens=len(token_ids),
             context_length=self._engine.facts.context_length,
@@ -149,7 +169,7 @@ class EngineHandler:
         return self._engine.prefixes
 
     def _encoding(self) -> int:
-        return sum(lane.qsize() for lane in self._lanes)
+        return sum(lane.qsize() for lane in self._lanes[:3])
 
     def _check_model(self, name: str) -> None:
         if name not in self._names:
@@ -158,6 +178,10 @@ class EngineHandler:
                 f"this backend does not serve {name!r}",
                 metadata={"model": name},
             )
+
+    def _check_generates(self) -> None:
+        if pb.CAPABILITY_GENERATE not in self._engine.facts.capabilities:
+            raise wire.unsupported("generate", "this model embeds and generates nothing")
 
     def _check_room(self) -> None:
         if self._hung():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from anabranch.v1 import errors_pb2, session_pb2
 from anabranch.v1 import generation_pb2 as pb
@@ -95,17 +96,28 @@ def priority_of(request: pb.GenerateRequest) -> int:
     return _PRIORITIES.get(request.routing.priority, 0)
 
 
-def chat_turns(messages: Sequence[pb.Message]) -> list[dict[str, str]]:
-    """The conversation as chat templates read it. Raises Fault UNSUPPORTED."""
-    turns = []
+def chat_turns(
+    messages: Sequence[pb.Message], pictures: Iterator[Mapping[str, Any]] | None = None
+) -> list[dict[str, Any]]:
+    """The conversation as chat templates read it; for a model that reads images `pictures` are
+    what takes the place of each, in order. Raises Fault UNSUPPORTED."""
+    turns: list[dict[str, Any]] = []
     for message in messages:
         if message.tool_calls or message.role == pb.ROLE_TOOL:
             raise unsupported("tools", "this model is not asked to call tools")
         if any(part.WhichOneof("part") == "image" for part in message.content):
-            raise unsupported("images", "this model does not read images")
+            if pictures is None:
+                raise unsupported("images", "this model does not read images")
+            parts = [_part(part, pictures) for part in message.content]
+            turns.append({"role": _ROLES[message.role], "content": parts})
+            continue
         text = "".join(part.text for part in message.content)
         turns.append({"role": _ROLES[message.role], "content": text})
     return turns
+
+
+def _part(part: pb.ContentPart, pictures: Iterator[Mapping[str, Any]]) -> Mapping[str, Any]:
+    return next(pictures) if part.HasField("image") else {"type": "text", "text": part.text}
 
 
 def check_vocabulary(token_ids: Sequence[int], size: int, field: str) -> None:

@@ -7,11 +7,12 @@ tokenizer, mapping and statistics are in the files beside this one.
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -20,14 +21,19 @@ from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault
 from services.chassis.own_thread import in_own_thread
 from services.chassis.prefix_log import PrefixLog
+from services.local_engine import wire
 from services.local_engine.engine import (
     Delta,
+    Embeddings,
+    EmbedJob,
     EngineLoad,
     EngineStartError,
     Job,
+    Media,
     ModelFacts,
     OnDelta,
     OnFail,
+    Picture,
     SamplingSpec,
 )
 from services.local_engine.heartbeat import Heartbeat
@@ -36,11 +42,13 @@ from services.local_engine.on_vllm import options as vllm_options
 from services.local_engine.on_vllm import sampling
 from services.local_engine.on_vllm.arguments import check_known, engine_arguments
 from services.local_engine.on_vllm.chat_tokenizer import ChatTokenizer
+from services.local_engine.on_vllm.embedder import VllmEmbedder, embedder_for
 from services.local_engine.on_vllm.jobs import NewParams, VllmJobs
 from services.local_engine.on_vllm.kv_events import BlockEvents, KvEventSocket
 from services.local_engine.on_vllm.options import VllmOptions
 from services.local_engine.on_vllm.orphan_guard import OrphanGuard
 from services.local_engine.on_vllm.outputs import Outputs, outputs_for
+from services.local_engine.on_vllm.pictures import PictureRenderer, renderer_of
 from services.local_engine.on_vllm.steps import StepRecorder
 from services.local_engine.prefix_events import PrefixNames
 
@@ -63,6 +71,8 @@ class _Loaded:
     facts: ModelFacts
     tokenizer: ChatTokenizer
     jobs: VllmJobs
+    embedder: VllmEmbedder | None
+    pictures: PictureRenderer | None
     kv_total_tokens: int
     prefill_budget: int
     prefixes: PrefixNames | None
@@ -109,7 +119,8 @@ class VllmEngine:
         logging.getLogger("vllm").setLevel(max(_log.getEffectiveLevel(), logging.WARNING))
         started = self._clock()
         self._guard = OrphanGuard()
-        self._events = _event_socket() if self._options.prefix_events else None
+        tells = self._options.prefix_events and not self._options.embeds
+        self._events = _event_socket() if tells else None
         try:
             self._state = await in_own_thread(self._load, name="model-load")
         except Exception as error:
@@ -147,11 +158,32 @@ class VllmEngine:
 
     async def encode(self, request: pb.GenerateRequest) -> list[int]:
         """The prompt's token ids."""
-        return await self._loaded.tokenizer.encode(request)
+        state = self._loaded
+        if state.pictures is not None:
+            return await state.pictures.encode_text_only(request, state.tokenizer)
+        return await state.tokenizer.encode(request)
+
+    async def encode_with_images(
+        self, request: pb.GenerateRequest, pictures: Sequence[Picture]
+    ) -> tuple[list[int], Media]:
+        """The prompt's token ids, and what its images became."""
+        renderer = self._loaded.pictures
+        if renderer is None:
+            raise wire.unsupported("images", "this model does not read images")
+        token_ids, media = await renderer.encode(request, pictures)
+        assert media is not None
+        return token_ids, media
 
     async def encode_text(self, text: str) -> list[int]:
         """The token ids of plain text."""
         return await self._loaded.tokenizer.encode_text(text)
+
+    async def embed(self, job: EmbedJob) -> Embeddings:
+        """Embeds texts, where the model was loaded for that."""
+        embedder = self._loaded.embedder
+        if embedder is None:
+            raise wire.unsupported("embed", "this model does not embed")
+        return await embedder.embed(job)
 
     def submit(self, job: Job, on_delta: OnDelta, on_fail: OnFail) -> None:
         """Queues the job for vLLM."""
@@ -166,6 +198,8 @@ class VllmEngine:
         """Fails every job; vLLM's engine core is not asked."""
         if self._state is not None:
             self._state.jobs.give_up(why)
+            if self._state.embedder is not None:
+                self._state.embedder.give_up(why)
 
     def load(self) -> EngineLoad:
         """The load as of vLLM's last step."""
@@ -221,7 +255,13 @@ class VllmEngine:
         elif self._events is not None:
             _log.info("this vLLM does not tell what its prefix cache holds: routers assume it")
         new_params, refusals = _requests(dict(model.get_diff_sampling_param()))
-        tokenizer = ChatTokenizer(llm.get_tokenizer(), int(model.get_vocab_size()))
+        pictures = renderer_of(llm, model, llm.get_tokenizer(), refusals)
+        # vLLM renders with its own in other threads, which a tokenizer does not survive.
+        own = llm.get_tokenizer() if pictures is None else copy.deepcopy(llm.get_tokenizer())
+        tokenizer = ChatTokenizer(own, int(model.get_vocab_size()))
+        embedder = None
+        if options.embeds:
+            embedder = embedder_for(llm, model, tokenizer, self._meter, refusals, self._begun)
         return _Loaded(
             llm=llm,
             facts=ModelFacts(
@@ -229,7 +269,9 @@ class VllmEngine:
                 source=os.path.basename(options.model.rstrip("/")),
                 context_length=int(model.max_model_len),
                 max_running=options.max_num_seqs,
-                capabilities=_CAPABILITIES,
+                capabilities=_capabilities(options, pictures),
+                vector_size=int(model.embedding_size) if options.embeds else 0,
+                most_images=0 if pictures is None else pictures.most_images,
             ),
             tokenizer=tokenizer,
             jobs=VllmJobs(
@@ -242,6 +284,8 @@ class VllmEngine:
                 self._begun,
                 prefixes,
             ),
+            embedder=embedder,
+            pictures=pictures,
             kv_total_tokens=int((cache.num_gpu_blocks or 0) * cache.block_size),
             prefill_budget=int(config.scheduler_config.max_num_batched_tokens),
             prefixes=prefixes,
@@ -259,6 +303,12 @@ class VllmEngine:
 
     async def _warm_up(self) -> None:
         """One tiny job: kernels are loaded, and a model that cannot run is found out now."""
+        if self._loaded.embedder is not None:
+            try:
+                await self._loaded.embedder.embed(EmbedJob("warm-up", ["warm up"]))
+            except Fault as fault:
+                raise EngineStartError(f"the model is loaded but cannot embed: {fault}") from fault
+            return
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def on_delta(delta: Delta) -> None:
@@ -273,6 +323,14 @@ class VllmEngine:
             await done
         except Fault as fault:
             raise EngineStartError(f"the model is loaded but cannot run: {fault}") from fault
+
+
+def _capabilities(
+    options: VllmOptions, pictures: PictureRenderer | None
+) -> tuple[pb.Capability, ...]:
+    if options.embeds:
+        return (pb.CAPABILITY_EMBED,)
+    return _CAPABILITIES if pictures is None else (*_CAPABILITIES, pb.CAPABILITY_IMAGES)
 
 
 def _set_variables(variables: Mapping[str, str]) -> None:

@@ -17,6 +17,7 @@ from services.local_engine.load_meter import JobLoad, LoadMeter
 from services.local_engine.on_vllm import sampling as vllm_sampling
 from services.local_engine.on_vllm.chat_tokenizer import ChatTokenizer
 from services.local_engine.on_vllm.outputs import Outputs
+from services.local_engine.on_vllm.pictures import prompt_with
 from services.local_engine.prefix_events import PrefixNames
 from services.local_engine.text_stream import AnswerText, ends_inside_character
 
@@ -77,7 +78,10 @@ class VllmJobs:
         tokens = len(job.prompt_token_ids) + len(job.continuation.token_ids)
         held = 0
         if self._prefixes is not None:
-            held = self._prefixes.admit(job.block_names, job.text_bytes, job.prompt_token_ids)
+            told = job.prompt_token_ids
+            if job.media is not None:
+                told = told[: job.media.text_tokens]  # further ones are alike, their images not
+            held = self._prefixes.admit(job.block_names, job.text_bytes, told)
         running = _Running(output, self._meter.admit(tokens, job.sampling.n, held))
         self._idle = self._idle or not self._jobs
         self._jobs[job.id] = running
@@ -119,9 +123,10 @@ class VllmJobs:
             if self._needs_own_text(job):
                 running.texts = [self._own_text(job) for _ in range(job.sampling.n)]
             params = self._new_params(job, not running.texts)
+            tokens = [*job.prompt_token_ids, *job.continuation.token_ids]
             await self._outputs.begin(
                 job.id,
-                [*job.prompt_token_ids, *job.continuation.token_ids],
+                tokens if job.media is None else prompt_with(job.media, tokens),
                 params,
                 job.priority,
                 functools.partial(self._receive, running),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -17,6 +17,9 @@ _log = logging.getLogger(__name__)
 
 KNOWN_FROM, KNOWN_BELOW = (0, 25), (0, 34)
 """Versions of vLLM whose collectors are known."""
+
+Prompt = Sequence[int] | Mapping[str, Any]
+"""Token ids, or a prompt as vLLM's renderer makes them."""
 
 Receive = Callable[[Any], None]
 """Takes a RequestOutput, or the exception that ended the request."""
@@ -35,7 +38,7 @@ class Outputs(Protocol):
     ) -> None: ...
 
     async def begin(
-        self, request_id: str, tokens: Sequence[int], params: Any, priority: int, receive: Receive
+        self, request_id: str, tokens: Prompt, params: Any, priority: int, receive: Receive
     ) -> None:
         """Has vLLM take a prompt. Raises what vLLM refuses it with, or `receive` gets it."""
 
@@ -59,7 +62,7 @@ class TappedOutputs:
         return
 
     async def begin(
-        self, request_id: str, tokens: Sequence[int], params: Any, priority: int, receive: Receive
+        self, request_id: str, tokens: Prompt, params: Any, priority: int, receive: Receive
     ) -> None:
         """Raises what vLLM refuses the request with."""
         collector = await self._llm.add_request(
@@ -97,7 +100,7 @@ class StreamedOutputs:
         await self._group.__aexit__(kind, error, traceback)
 
     async def begin(
-        self, request_id: str, tokens: Sequence[int], params: Any, priority: int, receive: Receive
+        self, request_id: str, tokens: Prompt, params: Any, priority: int, receive: Receive
     ) -> None:
         """What vLLM refuses the request with goes to `receive`."""
         stream = self._llm.generate(_prompt(tokens), params, request_id, priority=priority)
@@ -120,7 +123,9 @@ async def _pass_on(stream: Any, receive: Receive) -> None:
         receive(error)
 
 
-def _prompt(tokens: Sequence[int]) -> dict[str, Any]:
+def _prompt(tokens: Prompt) -> Mapping[str, Any]:
+    if isinstance(tokens, Mapping):
+        return tokens
     return {"type": "token", "prompt_token_ids": list(tokens)}
 
 

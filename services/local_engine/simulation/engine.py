@@ -19,12 +19,16 @@ from services.chassis.prefix_log import PrefixLog
 from services.local_engine import wire
 from services.local_engine.engine import (
     Candidate,
+    Embeddings,
+    EmbedJob,
     EngineLoad,
     Finish,
     Job,
+    Media,
     ModelFacts,
     OnDelta,
     OnFail,
+    Picture,
 )
 from services.local_engine.heartbeat import Heartbeat
 from services.local_engine.job_output import JobOutput
@@ -166,9 +170,19 @@ class SimEngine:
         wire.check_vocabulary(token_ids, sim_tokenizer.VOCABULARY, "prompt_token_ids")
         return token_ids
 
+    async def encode_with_images(
+        self, request: pb.GenerateRequest, pictures: Sequence[Picture]
+    ) -> tuple[list[int], Media]:
+        """Refuses: a simulation sees nothing."""
+        raise wire.unsupported("images", "this model does not read images")
+
     async def encode_text(self, text: str) -> list[int]:
         """The tokens of plain text."""
         return sim_tokenizer.encode(text)
+
+    async def embed(self, job: EmbedJob) -> Embeddings:
+        """Refuses: a simulation has no vectors."""
+        raise wire.unsupported("embed", "this model does not embed")
 
     def submit(self, job: Job, on_delta: OnDelta, on_fail: OnFail) -> None:
         """Queues the job's choices."""
