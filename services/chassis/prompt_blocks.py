@@ -41,6 +41,18 @@ def prompt_bytes(request: pb.GenerateRequest) -> int:
     return sum(map(len, _turns(request.messages, sys.maxsize)))
 
 
+def bytes_before_images(request: pb.GenerateRequest) -> int:
+    """How much of the text that a request's blocks are cut from comes before its first image."""
+    size = 0
+    for message in request.messages:
+        size += len(_head(message))
+        for part in message.content:
+            if part.HasField("image"):
+                return size
+            size += len(part.text.encode())
+    return size
+
+
 def block_names(text: bytes, model: str = "") -> tuple[int, ...]:
     """The names of the whole blocks of a text, for a model of that name."""
     whole = min(len(text) // BLOCK_BYTES, MOST_BLOCKS)
@@ -66,7 +78,7 @@ def _text(request: pb.GenerateRequest) -> bytes:
 def _turns(messages: Iterable[pb.Message], limit: int) -> Iterable[bytes]:
     size = 0
     for message in messages:
-        head = b"\x1e%d\x1f" % message.role
+        head = _head(message)
         size += len(head)
         yield head
         for part in message.content:
@@ -75,3 +87,7 @@ def _turns(messages: Iterable[pb.Message], limit: int) -> Iterable[bytes]:
             yield piece
         if size >= limit:
             return
+
+
+def _head(message: pb.Message) -> bytes:
+    return b"\x1e%d\x1f" % message.role

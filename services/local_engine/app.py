@@ -18,6 +18,9 @@ from services.local_engine.engine import Engine
 from services.local_engine.engine_metrics import EngineMetrics, VllmCollector, observe_load
 from services.local_engine.engine_watch import EngineLost, EngineWatch
 from services.local_engine.handler import BackendIdentity, EngineHandler
+from services.local_engine.images.addresses import parse_networks
+from services.local_engine.images.fetcher import ImageFetcher
+from services.local_engine.images.reader import ImageReader
 from services.local_engine.model_admin import FULL_NAME, ModelAdmin
 from services.local_engine.model_changes import ModelChanges
 from services.local_engine.model_sources import ModelSources
@@ -65,6 +68,7 @@ async def running(
             Host.open(
                 SERVICE, settings, meta=meta, registry=registry, key_source=key_source
             ) as host,
+            _image_reader(settings) as images,
         ):
             watch = EngineWatch(host, hang_after=settings.hang_after, hang_exit=settings.hang_exit)
             watch.observe(host.meter)
@@ -79,6 +83,8 @@ async def running(
                 metrics=EngineMetrics(host.meter),
                 tracer=host.tracer,
                 max_waiting=settings.max_waiting,
+                max_message_bytes=settings.max_message_bytes,
+                images=images,
             )
             service = host.add_model_service(handler, quotas=QuotaGate(redis))
             serve_operations(host)
@@ -144,6 +150,8 @@ def make_engine(settings: Settings) -> Engine:
             cpu_threads=settings.cpu_threads,
             enforce_eager=settings.enforce_eager,
             seed=settings.seed,
+            images=settings.images,
+            embeds=settings.task == "embed",
             prefix_events=settings.prefix_events,
             step_model=pace,
             quantization=settings.quantization,
@@ -157,3 +165,17 @@ def make_engine(settings: Settings) -> Engine:
             hub=ModelSources(settings.model_sources).hub,
         )
     )
+
+
+@asynccontextmanager
+async def _image_reader(settings: Settings) -> AsyncIterator[ImageReader]:
+    limits = settings.image_limits()
+    if not limits.places:
+        yield ImageReader(limits, None)
+        return
+    async with ImageFetcher.open(
+        networks=parse_networks(settings.image_networks),
+        timeout=settings.image_timeout,
+        authorities=str(settings.image_ca_file or ""),
+    ) as fetcher:
+        yield ImageReader(limits, fetcher)

@@ -6,7 +6,7 @@ Templates are Hugging Face's: tools in OpenAI's form, a call's arguments as an o
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from anabranch.v1 import errors_pb2
@@ -37,17 +37,23 @@ def refuse_tools(request: pb.GenerateRequest, why: str = _NO_TOOLS) -> None:
 
 
 def chat_turns(
-    messages: Sequence[pb.Message], *, tools: bool = False, why_not: str = _NO_TOOLS
+    messages: Sequence[pb.Message],
+    *,
+    tools: bool = False,
+    why_not: str = _NO_TOOLS,
+    pictures: Iterator[Mapping[str, Any]] | None = None,
 ) -> list[Turn]:
     """The conversation, in order.
 
-    Raises Fault UNSUPPORTED for images and, unless `tools`, for tool calls and their results,
-    with the text `why_not`; INVALID_REQUEST for arguments of a call that are no JSON object.
+    For a model that reads images `pictures` are what takes the place of each, in order. Raises
+    Fault UNSUPPORTED for images of any other and, unless `tools`, for tool calls and their
+    results, with the text `why_not`; INVALID_REQUEST for arguments of a call that are no JSON
+    object.
     """
     turns: list[Turn] = []
     names: dict[str, str] = {}
     for number, message in enumerate(messages):
-        turn: Turn = {"role": _ROLES[message.role], "content": _content(message)}
+        turn: Turn = {"role": _ROLES[message.role], "content": _content(message, pictures)}
         if message.tool_calls or message.role == pb.ROLE_TOOL:
             if not tools:
                 raise unsupported("tools", why_not)
@@ -63,11 +69,18 @@ def chat_turns(
     return turns
 
 
-def _content(message: pb.Message) -> str:
+def _content(
+    message: pb.Message, pictures: Iterator[Mapping[str, Any]] | None
+) -> str | list[Mapping[str, Any]]:
     """What was said. The one place where parts that are no text become a turn's."""
-    if any(part.WhichOneof("part") == "image" for part in message.content):
+    if not any(part.HasField("image") for part in message.content):
+        return "".join(part.text for part in message.content)
+    if pictures is None:
         raise _no_images()
-    return "".join(part.text for part in message.content)
+    return [
+        next(pictures) if part.HasField("image") else {"type": "text", "text": part.text}
+        for part in message.content
+    ]
 
 
 def _no_images() -> Fault:

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault
 from services.chassis.prefix_log import PrefixLog
 from services.local_engine.heartbeat import Heartbeat
+from services.local_engine.images.header import ImageHeader
 from services.local_engine.step_model import StepModel
 
 
@@ -96,6 +97,26 @@ class Continuation:
 
 
 @dataclass(frozen=True, slots=True)
+class Picture:
+    """An image of a request: checked, but not decoded. `at` is the field that it is in,
+    `digest` names its content."""
+
+    at: str
+    data: bytes = field(repr=False)
+    header: ImageHeader
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """What an engine made of a prompt's images, for itself. `text_tokens` of the prompt come
+    before the first of them: only these are the same whatever it shows."""
+
+    content: Any = field(repr=False)
+    text_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """One request as an engine takes it. The id is unique in the process.
 
@@ -114,6 +135,24 @@ class Job:
     block_names: tuple[int, ...] = ()
     text_bytes: int = 0
     adapter: str = ""
+    media: Media | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedJob:
+    """Texts to embed; the id is unique in the process. `dimensions` None: the model's own size."""
+
+    id: str
+    texts: Sequence[str]
+    dimensions: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """A vector for each text, in order, of finite numbers; the tokens of all texts together."""
+
+    vectors: Sequence[Sequence[float]]
+    prompt_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,13 +218,19 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What is known of the loaded model. `source` is the engine's own name of it."""
+    """What is known of the loaded model. `source` is the engine's own name of it.
+
+    `vector_size` is of a model that embeds, `most_images` of one that reads images: how many a
+    request may hold.
+    """
 
     name: str
     source: str
     context_length: int
     max_running: int
     capabilities: tuple[pb.Capability, ...]
+    vector_size: int = 0
+    most_images: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +324,14 @@ class Engine(Protocol):
         template refuses, UNSUPPORTED for parts that the model cannot read.
         """
 
+    async def encode_with_images(
+        self, request: pb.GenerateRequest, pictures: Sequence[Picture]
+    ) -> tuple[list[int], Media]:
+        """The token ids of a conversation with images, each as many tokens as it takes.
+
+        Raises as `encode` does, INVALID_REQUEST also for images that cannot be decoded.
+        """
+
     async def encode_text(self, text: str) -> list[int]:
         """The token ids of plain text, without any special tokens added."""
 
@@ -287,6 +340,14 @@ class Engine(Protocol):
 
         Raises Fault UNSUPPORTED for tools, or a wish about reasoning, that the model is not set
         up for, INVALID_REQUEST for tools without messages. Quick: nothing is parsed here.
+        """
+
+    async def embed(self, job: EmbedJob) -> Embeddings:
+        """Embeds texts; a caller that is cancelled takes them back from the engine.
+
+        Raises Fault UNSUPPORTED from a model that does not embed or cannot shorten its vectors,
+        CONTEXT_LENGTH_EXCEEDED with the index of the first text that is too long, INVALID_REQUEST
+        for dimensions that the model does not have, BACKEND_LOST.
         """
 
     def submit(

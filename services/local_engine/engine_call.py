@@ -5,11 +5,18 @@ Where it may run, and whether there is room, the handler has decided before.
 
 from __future__ import annotations
 
+import asyncio
+
 from anabranch.v1 import errors_pb2
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault, Work, fault_of
 from services.chassis.model_handler import Outlet
-from services.chassis.prompt_blocks import prompt_blocks, prompt_bytes
+from services.chassis.prompt_blocks import (
+    BLOCK_BYTES,
+    bytes_before_images,
+    prompt_blocks,
+    prompt_bytes,
+)
 from services.local_engine import wire
 from services.local_engine.engine import (
     AnswerParser,
@@ -17,9 +24,13 @@ from services.local_engine.engine import (
     Delta,
     Finish,
     Job,
+    Media,
+    Picture,
     SamplingSpec,
 )
 from services.local_engine.engine_metrics import RequestTimes
+from services.local_engine.images.limits import has_images
+from services.local_engine.images.reader import ImageReader
 from services.local_engine.job_output import JobOutput
 from services.local_engine.load_reports import LoadReports
 from services.local_engine.request_span import RequestSpan
@@ -33,9 +44,11 @@ class EngineCall:
         "_continuation",
         "_engine",
         "_first",
+        "_images",
         "_job_id",
         "_outlet",
         "_parser",
+        "_reading",
         "_reports",
         "_request",
         "_request_id",
@@ -62,7 +75,10 @@ class EngineCall:
         times: RequestTimes,
         reports: LoadReports,
         span: RequestSpan | None,
+        images: ImageReader,
     ) -> None:
+        self._images = images
+        self._reading: asyncio.Task[list[Picture]] | None = None
         self._span = span
         self._served = served
         self._engine = served.engine
@@ -105,6 +121,8 @@ class EngineCall:
         if self._submitted:
             self._engine.abort(self._job_id)
             return
+        if self._reading is not None:
+            self._reading.cancel()
         job = Job(self._job_id, (), self._spec, 0, self._continuation)
         JobOutput(job, self._deliver, self._fail).cancel()
 
@@ -129,7 +147,7 @@ class EngineCall:
         engine, continuation = self._engine, self._continuation
         if self._parser is not None:
             self._spec = await self._parser.shape(self._spec)
-        prompt = await engine.encode(self._request)
+        prompt, media = await self._prompt()
         if continuation.text and not continuation.token_ids:
             # A caller that has only the text: the model goes on after its tokens all the same.
             existing = tuple(await engine.encode_text(continuation.text))
@@ -143,8 +161,15 @@ class EngineCall:
             context_length=engine.facts.context_length,
         )
         adapter = self._served.adapter
+        names: tuple[int, ...] = ()
+        size = 0
         # What an adapter makes of a prompt is not among what the engine tells to be held.
-        tells = engine.prefixes is not None and not adapter
+        if engine.prefixes is not None and not adapter:
+            names, size = prompt_blocks(self._request), prompt_bytes(self._request)
+            if media is not None:
+                # Beyond the first image equal tokens do not mean an equal prompt.
+                size = bytes_before_images(self._request)
+                names = names[: size // BLOCK_BYTES]
         return Job(
             self._job_id,
             prompt,
@@ -152,10 +177,25 @@ class EngineCall:
             max_tokens,
             continuation,
             wire.priority_of(self._request),
-            prompt_blocks(self._request) if tells else (),
-            prompt_bytes(self._request) if tells else 0,
+            names,
+            size,
             adapter,
+            media,
         )
+
+    async def _prompt(self) -> tuple[list[int], Media | None]:
+        if not has_images(self._request):
+            return await self._engine.encode(self._request), None
+        # A task of its own: a cancelled request waits for no image, and its lane goes on.
+        reading = asyncio.create_task(self._images.read(self._request), name="images")
+        self._reading = reading
+        try:
+            await asyncio.wait({reading})
+        finally:
+            reading.cancel()
+        if reading.cancelled():
+            raise Fault(errors_pb2.ERROR_REASON_CANCELLED, "the request was cancelled")
+        return await self._engine.encode_with_images(self._request, reading.result())
 
     def _deliver(self, delta: Delta) -> None:
         if self.ended:

@@ -46,9 +46,9 @@ class EngineMetrics:
             description="Requests failed because a step ran out of memory",
         )
 
-    def request(self, model: str, trace_id: str = "") -> RequestTimes:
+    def request(self, model: str, trace_id: str = "", operation: str = "chat") -> RequestTimes:
         """A request has arrived; `trace_id` is that of its trace, if it is sampled."""
-        return RequestTimes(self, model, trace_id)
+        return RequestTimes(self, model, trace_id, operation)
 
 
 def observe_load(meter: Meter, load: Callable[[], EngineLoad]) -> None:
@@ -94,10 +94,10 @@ class RequestTimes:
 
     __slots__ = ("_arrived", "_attributes", "_count", "_first", "_metrics", "_trace_id")
 
-    def __init__(self, metrics: EngineMetrics, model: str, trace_id: str) -> None:
+    def __init__(self, metrics: EngineMetrics, model: str, trace_id: str, operation: str) -> None:
         self._metrics = metrics
         self._trace_id = trace_id
-        self._attributes = {"gen_ai.request.model": model, "gen_ai.operation.name": "chat"}
+        self._attributes = {"gen_ai.request.model": model, "gen_ai.operation.name": operation}
         self._arrived = metrics.clock()
         self._first: float | None = None
         self._count = 0

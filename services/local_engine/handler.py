@@ -20,8 +20,11 @@ from services.chassis.trace_context import sampled_trace
 from services.chassis.tracing import RequestTracer
 from services.local_engine import wire
 from services.local_engine.chat_turns import unsupported
+from services.local_engine.embedding import EmbedDesk
 from services.local_engine.engine_call import EngineCall
 from services.local_engine.engine_metrics import EngineMetrics
+from services.local_engine.images.limits import has_images
+from services.local_engine.images.reader import AT_ONCE, ImageReader
 from services.local_engine.load_reports import LoadReports
 from services.local_engine.request_span import span_of
 from services.local_engine.roster import Roster, Served
@@ -46,7 +49,8 @@ class EngineHandler:
     opens, because the address it contains is known only once the process listens.
     """
 
-    LANES = 2
+    LANES = 2 + AT_ONCE
+    """Of short prompts, of long ones, and of prompts with images, which may take seconds to get."""
 
     def __init__(
         self,
@@ -58,7 +62,13 @@ class EngineHandler:
         metrics: EngineMetrics,
         tracer: RequestTracer,
         max_waiting: int,
+        max_message_bytes: int,
+        images: ImageReader,
     ) -> None:
+        self._images = images
+        self._embeds = EmbedDesk(
+            metrics, most_texts=max_waiting, max_message_bytes=max_message_bytes
+        )
         self._tracer = tracer
         self._roster = roster
         self._identity = identity
@@ -70,9 +80,8 @@ class EngineHandler:
         self._reports = LoadReports(
             roster, encoding=self._encoding, draining=draining, clock=metrics.clock
         )
-        self._lanes: tuple[asyncio.Queue[EngineCall], ...] = tuple(
-            asyncio.Queue() for _ in range(self.LANES)
-        )
+        short, long, pictured = (asyncio.Queue[EngineCall]() for _ in range(3))
+        self._lanes = (short, long, *[pictured] * AT_ONCE)
 
     def open(self, request: pb.GenerateRequest, context: CallContext, outlet: Outlet) -> Cancel:
         """Takes a request; refuses with Fault MODEL_NOT_FOUND, MODEL_ASLEEP, UNSUPPORTED,
@@ -83,6 +92,10 @@ class EngineHandler:
         continuation = wire.continuation_of(request, spec)
         lane = self._lanes[request.ByteSize() > LONG_REQUEST_BYTES]
         self._check_room()
+        self._check_generates(served)
+        if has_images(request):
+            lane = self._lanes[-1]
+            self._images.check(request, served.engine.facts, lane.qsize())
         call = EngineCall(
             served=served,
             job_id=str(next(self._job_ids)),
@@ -95,6 +108,7 @@ class EngineHandler:
             times=self._metrics.request(request.model, sampled_trace(context.traceparent)),
             reports=self._reports,
             span=span_of(self._tracer, request, context),
+            images=self._images,
         )
         lane.put_nowait(call)
         self._reports.changed()
@@ -122,9 +136,11 @@ class EngineHandler:
     async def embed(
         self, request: model_pb2.EmbedRequest, context: CallContext
     ) -> model_pb2.EmbedResponse:
-        """Refuses: a generating model has no embeddings."""
-        self._check_model(request.model)
-        raise unsupported("embed", "this model does not embed")
+        """Embeds, where the model does that."""
+        served = self._check_model(request.model)
+        self._check_room()
+        with served.asked() as engine:
+            return await self._embeds.embed(engine, request, context)
 
     async def count_tokens(
         self, request: model_pb2.CountTokensRequest, context: CallContext
@@ -132,7 +148,12 @@ class EngineHandler:
         """Counts with the model's own tokenizer and chat template."""
         served = self._check_model(request.model)
         with served.asked() as engine:
-            token_ids = await engine.encode(request.request)
+            if has_images(request.request):
+                self._images.check(request.request, engine.facts)
+                pictures = await self._images.read(request.request)
+                token_ids, _ = await engine.encode_with_images(request.request, pictures)
+            else:
+                token_ids = await engine.encode(request.request)
             return model_pb2.CountTokensResponse(
                 prompt_tokens=len(token_ids),
                 context_length=engine.facts.context_length,
@@ -173,10 +194,15 @@ class EngineHandler:
         return session_pb2.ServedModels(models=self._roster.models())
 
     def _encoding(self) -> int:
-        return sum(lane.qsize() for lane in self._lanes)
+        return sum(lane.qsize() for lane in self._lanes[:3])
 
     def _check_model(self, name: str) -> Served:
         return self._roster.find(name)
+
+    @staticmethod
+    def _check_generates(served: Served) -> None:
+        if pb.CAPABILITY_GENERATE not in served.engine.facts.capabilities:
+            raise unsupported("generate", "this model embeds and generates nothing")
 
     def _check_room(self) -> None:
         if self._gone or self._hung():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Literal
 
 from services.chassis.common_settings import CommonSettings
 from services.chassis.settings import Secret, SettingsError, setting
+from services.local_engine.images.addresses import Place, parse_networks
+from services.local_engine.images.limits import ImageLimits
 from services.local_engine.model_sources import check_patterns
 from services.local_engine.on_vllm.options import further_arguments
 from services.local_engine.slow_spells import slow_spells
@@ -29,6 +31,11 @@ class Settings(CommonSettings):
     model: str = setting(
         ".models/smollm2-135m-instruct",
         help="A checkpoint directory, or the name of a Hugging Face model.",
+    )
+    task: Literal["generate", "embed"] = setting(
+        "generate",
+        help="What the model is loaded for: generate answers, embed makes vectors of texts (an "
+        "embedding model, or the layers of a generating one). A process does one of the two.",
     )
     served_model_name: str = setting(
         "", help="The name that requests use. Empty: the last part of the model's name."
@@ -140,6 +147,42 @@ class Settings(CommonSettings):
     )
     seed: int = setting(0, minimum=0, help="Seed of sampling where a request gives none.")
 
+    # Images, of models that read them
+    images: int = setting(
+        8, minimum=0, maximum=64, help="Images that a request may hold at most. 0: none."
+    )
+    image_bytes: int = setting(
+        8 * 1024 * 1024, minimum=1024, help="Bytes of an image at most, encoded as it comes."
+    )
+    image_request_bytes: int = setting(
+        16 * 1024 * 1024, minimum=1024, help="Bytes of all images of a request together at most."
+    )
+    image_pixels: int = setting(
+        40_000_000,
+        minimum=1024,
+        help="Pixels of all images of a request together at most; each takes three bytes while "
+        "the image is decoded. Checked before it is.",
+    )
+    image_urls: tuple[str, ...] = setting(
+        (),
+        help="Where images may be fetched from, over https: hosts, or all below one, with a port "
+        "or the beginning of a path where wanted, such as images.example.org, *.example.org or "
+        "store.example.org:8443/public/. Empty: from nowhere, only images in requests.",
+    )
+    image_networks: tuple[str, ...] = setting(
+        (),
+        help="Private networks that these hosts may lead into, such as 10.20.0.0/16. Empty: none, "
+        "only public addresses.",
+    )
+    image_ca_file: Path | None = setting(
+        None,
+        help="PEM file of who may certify these hosts besides those that the system trusts. "
+        "Empty: nobody else.",
+    )
+    image_timeout: float = setting(
+        10.0, minimum=0.1, maximum=120.0, help="Time in which an image must have been fetched."
+    )
+
     # The simulation
     sim_speed: float = setting(
         1.0, minimum=0, help="Simulated steps are this many times faster; 0: they take no time."
@@ -173,6 +216,14 @@ class Settings(CommonSettings):
             raise ValueError(f"sim_slow_spells {error}") from None
 
         try:
+            self.image_limits()
+        except ValueError as error:
+            raise ValueError(f"image_urls {error}") from None
+        try:
+            parse_networks(self.image_networks)
+        except ValueError as error:
+            raise ValueError(f"image_networks {error}") from None
+        try:
             check_patterns(self.model_sources)
         except ValueError as error:
             raise ValueError(f"model_sources {error}") from None
@@ -184,6 +235,15 @@ class Settings(CommonSettings):
             further_arguments(self.vllm_args)
         except ValueError as error:
             raise ValueError(f"vllm_args {error}") from None
+
+    def image_limits(self) -> ImageLimits:
+        """What images requests may hold. Raises ValueError for a place that is none."""
+        return ImageLimits(
+            bytes_each=self.image_bytes,
+            bytes_all=self.image_request_bytes,
+            pixels_all=self.image_pixels,
+            places=tuple(map(Place.parse, self.image_urls)),
+        )
 
     @property
     def adapter_paths(self) -> tuple[tuple[str, str], ...]:

@@ -28,6 +28,9 @@ def engine_arguments(options: VllmOptions, *, is_cpu: bool) -> dict[str, Any]:
         "scheduling_policy": "priority",
         "enable_log_requests": False,
         "use_tqdm_on_load": False,
+        "runner": "pooling" if options.embeds else "generate",
+        # Of no effect on a model that reads text only. Other media have no place in the contract.
+        "limit_mm_per_prompt": {"image": options.images, "video": 0, "audio": 0},
     }
     for name in (
         *("max_model_len", "max_num_batched_tokens"),

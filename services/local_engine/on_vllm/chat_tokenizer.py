@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from jinja2.exceptions import TemplateError
 
@@ -19,6 +19,8 @@ from services.local_engine import wire
 from services.local_engine.chat_turns import Turn, chat_turns, text_size
 from services.local_engine.on_vllm.chat_format import TOOLS_OFF, ChatFormat, template_text
 from services.local_engine.on_vllm.token_bytes import token_bytes_of
+
+T = TypeVar("T")
 
 _LONG_TEXT = 4096  # characters, about 3 ms
 
@@ -55,6 +57,14 @@ class ChatTokenizer:
             len(text), lambda tokenizer: list(tokenizer.encode(text, add_special_tokens=False))
         )
 
+    async def encode_each(self, texts: Sequence[str], *, lower: bool) -> list[list[int]]:
+        """The token ids of each text with what the model puts around one; `lower` case first."""
+
+        def work(tokenizer: Any) -> list[list[int]]:
+            return [list(tokenizer.encode(text.lower() if lower else text)) for text in texts]
+
+        return await self._run(sum(map(len, texts)), work)
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of token ids, special tokens left out."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
@@ -67,7 +77,7 @@ class ChatTokenizer:
         """Raises Fault INVALID_REQUEST when an id is none of the model's."""
         wire.check_vocabulary(token_ids, self.vocabulary, field)
 
-    async def _run(self, size: int, work: Callable[[Any], list[int]]) -> list[int]:
+    async def _run(self, size: int, work: Callable[[Any], T]) -> T:
         if size <= _LONG_TEXT:
             return work(self._tokenizer)
         async with self._thread_turn:

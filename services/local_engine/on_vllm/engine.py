@@ -7,10 +7,11 @@ tokenizer, mapping and statistics are in the files beside this one.
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import os
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -18,16 +19,21 @@ from anabranch.v1 import errors_pb2
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault
 from services.chassis.prefix_log import PrefixLog
+from services.local_engine.chat_turns import unsupported
 from services.local_engine.engine import (
     AnswerParser,
     Delta,
+    Embeddings,
+    EmbedJob,
     EngineLoad,
     EngineStartError,
     Job,
+    Media,
     ModelFacts,
     OnDelta,
     OnFail,
     OnPlain,
+    Picture,
     SamplingSpec,
 )
 from services.local_engine.heartbeat import Heartbeat
@@ -44,6 +50,7 @@ from services.local_engine.on_vllm.arguments import check_known, engine_argument
 from services.local_engine.on_vllm.chat_format import read_template
 from services.local_engine.on_vllm.chat_tokenizer import ChatTokenizer
 from services.local_engine.on_vllm.core_watch import core_died
+from services.local_engine.on_vllm.embedder import VllmEmbedder, embedder_for
 from services.local_engine.on_vllm.jobs import NewParams, VllmJobs
 from services.local_engine.on_vllm.kv_events import BlockEvents, KvEventSocket
 from services.local_engine.on_vllm.model_load import ModelLoad
@@ -52,6 +59,7 @@ from services.local_engine.on_vllm.orphan_guard import OrphanGuard
 from services.local_engine.on_vllm.outputs import Outputs, outputs_for
 from services.local_engine.on_vllm.parser_names import ParserNames
 from services.local_engine.on_vllm.parsers import check_names
+from services.local_engine.on_vllm.pictures import PictureRenderer, renderer_of
 from services.local_engine.on_vllm.sleep import VllmSleep
 from services.local_engine.on_vllm.steps import StepRecorder
 from services.local_engine.prefix_events import PrefixNames
@@ -75,6 +83,8 @@ class _Loaded:
     facts: ModelFacts
     tokenizer: ChatTokenizer
     jobs: VllmJobs
+    embedder: VllmEmbedder | None
+    pictures: PictureRenderer | None
     kv_total_tokens: int
     prefill_budget: int
     prefixes: PrefixNames | None
@@ -131,7 +141,8 @@ class VllmEngine:
         logging.getLogger("vllm").setLevel(max(_log.getEffectiveLevel(), logging.WARNING))
         started = self._clock()
         self._guard = OrphanGuard()
-        self._events = _event_socket() if self._options.prefix_events else None
+        tells = self._options.prefix_events and not self._options.embeds
+        self._events = _event_socket() if tells else None
         self._loading = loading = ModelLoad(self._load)
         try:
             self._state = await loading.result()
@@ -187,7 +198,21 @@ class VllmEngine:
 
     async def encode(self, request: pb.GenerateRequest) -> list[int]:
         """The prompt's token ids."""
-        return await self._loaded.tokenizer.encode(request)
+        state = self._loaded
+        if state.pictures is not None:
+            return await state.pictures.encode_text_only(request, state.tokenizer)
+        return await state.tokenizer.encode(request)
+
+    async def encode_with_images(
+        self, request: pb.GenerateRequest, pictures: Sequence[Picture]
+    ) -> tuple[list[int], Media]:
+        """The prompt's token ids, and what its images became."""
+        renderer = self._loaded.pictures
+        if renderer is None:
+            raise unsupported("images", "this model does not read images")
+        token_ids, media = await renderer.encode(request, pictures)
+        assert media is not None
+        return token_ids, media
 
     async def encode_text(self, text: str) -> list[int]:
         """The token ids of plain text."""
@@ -196,6 +221,13 @@ class VllmEngine:
     def parser_for(self, request: pb.GenerateRequest) -> AnswerParser | None:
         """What takes reasoning and tool calls out of its answers."""
         return self._loaded.answers.parser_for(request)
+
+    async def embed(self, job: EmbedJob) -> Embeddings:
+        """Embeds texts, where the model was loaded for that."""
+        embedder = self._loaded.embedder
+        if embedder is None:
+            raise unsupported("embed", "this model does not embed")
+        return await embedder.embed(job)
 
     def submit(
         self, job: Job, on_delta: OnDelta, on_fail: OnFail, on_plain: OnPlain | None = None
@@ -212,6 +244,8 @@ class VllmEngine:
         """Fails every job; vLLM's engine core is not asked."""
         if self._state is not None:
             self._state.jobs.give_up(why)
+            if self._state.embedder is not None:
+                self._state.embedder.give_up(why)
 
     def load(self) -> EngineLoad:
         """The load as of vLLM's last step."""
@@ -283,8 +317,15 @@ class VllmEngine:
         new_params, refusals = _requests(dict(model.get_diff_sampling_param()), draws)
         raw = llm.get_tokenizer()
         chat = chat_format(names, raw, template)
+        pictures = renderer_of(llm, model, raw, refusals, chat)
+        if pictures is not None:
+            # vLLM renders with its own in other threads, which a tokenizer does not survive.
+            raw = copy.deepcopy(raw)
         tokenizer = ChatTokenizer(raw, int(model.get_vocab_size()), chat)
         answers = answer_parsers(names, tokenizer, raw, model)
+        embedder = None
+        if options.embeds:
+            embedder = embedder_for(llm, model, tokenizer, self._meter, refusals, self._begun)
         return _Loaded(
             llm=llm,
             facts=ModelFacts(
@@ -292,7 +333,9 @@ class VllmEngine:
                 source=os.path.basename(options.model.rstrip("/")),
                 context_length=int(model.max_model_len),
                 max_running=options.max_num_seqs,
-                capabilities=_CAPABILITIES + answers.capabilities,
+                capabilities=_capabilities(options, pictures, answers),
+                vector_size=int(model.embedding_size) if options.embeds else 0,
+                most_images=0 if pictures is None else pictures.most_images,
             ),
             tokenizer=tokenizer,
             jobs=VllmJobs(
@@ -306,6 +349,8 @@ class VllmEngine:
                 prefixes,
                 None if adapters is None else adapters.request_of,
             ),
+            embedder=embedder,
+            pictures=pictures,
             kv_total_tokens=int((cache.num_gpu_blocks or 0) * cache.block_size),
             prefill_budget=int(config.scheduler_config.max_num_batched_tokens),
             prefixes=prefixes,
@@ -331,6 +376,12 @@ class VllmEngine:
 
     async def _warm_up(self) -> None:
         """One tiny job: kernels are loaded, and a model that cannot run is found out now."""
+        if self._loaded.embedder is not None:
+            try:
+                await self._loaded.embedder.embed(EmbedJob("warm-up", ["warm up"]))
+            except Fault as fault:
+                raise EngineStartError(f"the model is loaded but cannot embed: {fault}") from fault
+            return
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def on_delta(delta: Delta) -> None:
@@ -345,6 +396,15 @@ class VllmEngine:
             await done
         except Fault as fault:
             raise EngineStartError(f"the model is loaded but cannot run: {fault}") from fault
+
+
+def _capabilities(
+    options: VllmOptions, pictures: PictureRenderer | None, answers: AnswerParsers
+) -> tuple[pb.Capability, ...]:
+    if options.embeds:
+        return (pb.CAPABILITY_EMBED,)
+    images = () if pictures is None else (pb.CAPABILITY_IMAGES,)
+    return (*_CAPABILITIES, *answers.capabilities, *images)
 
 
 _written: dict[str, str] = {}

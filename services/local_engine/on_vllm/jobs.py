@@ -18,6 +18,7 @@ from services.local_engine.on_vllm import sampling as vllm_sampling
 from services.local_engine.on_vllm.chat_tokenizer import ChatTokenizer
 from services.local_engine.on_vllm.core_failures import core_failure
 from services.local_engine.on_vllm.outputs import Outputs, Plain
+from services.local_engine.on_vllm.pictures import prompt_with
 from services.local_engine.on_vllm.plain_output import PlainOutput, TokenChunks
 from services.local_engine.on_vllm.token_bytes import ByteText
 from services.local_engine.prefix_events import PrefixNames
@@ -88,7 +89,10 @@ class VllmJobs:
         tokens = len(job.prompt_token_ids) + len(job.continuation.token_ids)
         held = 0
         if self._prefixes is not None and not job.adapter:
-            held = self._prefixes.admit(job.block_names, job.text_bytes, job.prompt_token_ids)
+            told = job.prompt_token_ids
+            if job.media is not None:
+                told = told[: job.media.text_tokens]  # further ones are alike, their images not
+            held = self._prefixes.admit(job.block_names, job.text_bytes, told)
         running = _Running(output, self._meter.admit(tokens, job.sampling.n, held), on_plain)
         self._idle = self._idle or not self._jobs
         self._jobs[job.id] = running
@@ -132,9 +136,10 @@ class VllmJobs:
             elif (table := self._tokenizer.token_bytes) is not None and _is_ordinary(job):
                 running.texts = [ByteText(table) for _ in range(job.sampling.n)]
             params = self._new_params(job, not running.texts)
+            tokens = [*job.prompt_token_ids, *job.continuation.token_ids]
             await self._outputs.begin(
                 job.id,
-                [*job.prompt_token_ids, *job.continuation.token_ids],
+                tokens if job.media is None else prompt_with(job.media, tokens),
                 params,
                 job.priority,
                 functools.partial(self._receive, running),

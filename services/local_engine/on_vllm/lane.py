@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any, Self
 
-from services.local_engine.on_vllm.outputs import Plain, Receive, TappedOutputs
+from services.local_engine.on_vllm.outputs import Plain, Prompt, Receive, TappedOutputs
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class LaneOutputs:
     async def begin(
         self,
         request_id: str,
-        tokens: Sequence[int],
+        tokens: Prompt,
         params: Any,
         priority: int,
         receive: Receive,

@@ -15,6 +15,7 @@ OWN_ARGUMENTS = frozenset(
     {
         *("dtype", "enforce_eager", "gpu_memory_utilization", "max_model_len"),
         *("max_num_batched_tokens", "max_num_seqs", "model", "pipeline_parallel_size"),
+        *("convert", "limit_mm_per_prompt", "runner"),
         *("quantization", "reasoning_parser", "seed", "served_model_name", "tensor_parallel_size"),
         *("disable_log_stats", "enable_log_requests", "enable_logging_iteration_details"),
         *("kv_events_config", "max_logprobs", "scheduling_policy", "use_tqdm_on_load"),
@@ -52,6 +53,11 @@ class VllmOptions:
     """Follow what the prefix cache holds, where vLLM tells it."""
     step_model: StepModel | None = None
     """The pace that step_time_ratio compares with; None learns it from the steps seen."""
+    images: int = 8
+    """Images that a request may hold at most, for a model that reads them; 0: none."""
+    embeds: bool = False
+    """Load it as a model that embeds: a pooling model, or the layers below a generating one's
+    head."""
     quantization: str = ""
     """As vLLM calls it; empty: what the checkpoint says."""
     max_adapters: int = 0

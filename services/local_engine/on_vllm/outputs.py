@@ -18,6 +18,9 @@ _log = logging.getLogger(__name__)
 KNOWN_FROM, KNOWN_BELOW = (0, 25), (0, 34)
 """Versions of vLLM whose collectors are known."""
 
+Prompt = Sequence[int] | Mapping[str, Any]
+"""Token ids, or a prompt as vLLM's renderer makes them."""
+
 Receive = Callable[[Any], None]
 """Takes a RequestOutput, or the exception that ended the request."""
 
@@ -40,7 +43,7 @@ class Outputs(Protocol):
     async def begin(
         self,
         request_id: str,
-        tokens: Sequence[int],
+        tokens: Prompt,
         params: Any,
         priority: int,
         receive: Receive,
@@ -75,7 +78,7 @@ class TappedOutputs:
     async def begin(
         self,
         request_id: str,
-        tokens: Sequence[int],
+        tokens: Prompt,
         params: Any,
         priority: int,
         receive: Receive,
@@ -88,7 +91,7 @@ class TappedOutputs:
     async def add(
         self,
         request_id: str,
-        tokens: Sequence[int],
+        tokens: Prompt,
         params: Any,
         priority: int,
         receive: Receive,
@@ -133,7 +136,7 @@ class StreamedOutputs:
     async def begin(
         self,
         request_id: str,
-        tokens: Sequence[int],
+        tokens: Prompt,
         params: Any,
         priority: int,
         receive: Receive,
@@ -163,7 +166,9 @@ async def _pass_on(stream: Any, receive: Receive) -> None:
         receive(error)
 
 
-def _prompt(tokens: Sequence[int]) -> dict[str, Any]:
+def _prompt(tokens: Prompt) -> Mapping[str, Any]:
+    if isinstance(tokens, Mapping):
+        return tokens
     return {"type": "token", "prompt_token_ids": list(tokens)}
 
 

@@ -22,13 +22,17 @@ from services.local_engine.chat_turns import chat_turns, refuse_tools, unsupport
 from services.local_engine.engine import (
     AnswerParser,
     Candidate,
+    Embeddings,
+    EmbedJob,
     EngineLoad,
     Finish,
     Job,
+    Media,
     ModelFacts,
     OnDelta,
     OnFail,
     OnPlain,
+    Picture,
 )
 from services.local_engine.heartbeat import Heartbeat
 from services.local_engine.job_output import JobOutput
@@ -176,6 +180,12 @@ class SimEngine:
         wire.check_vocabulary(token_ids, sim_tokenizer.VOCABULARY, "prompt_token_ids")
         return token_ids
 
+    async def encode_with_images(
+        self, request: pb.GenerateRequest, pictures: Sequence[Picture]
+    ) -> tuple[list[int], Media]:
+        """Refuses: a simulation sees nothing."""
+        raise unsupported("images", "this model does not read images")
+
     async def encode_text(self, text: str) -> list[int]:
         """The tokens of plain text."""
         return sim_tokenizer.encode(text)
@@ -184,6 +194,10 @@ class SimEngine:
         """Refuses tools; nothing here reasons."""
         refuse_tools(request)
         return None
+
+    async def embed(self, job: EmbedJob) -> Embeddings:
+        """Refuses: a simulation has no vectors."""
+        raise unsupported("embed", "this model does not embed")
 
     def submit(
         self, job: Job, on_delta: OnDelta, on_fail: OnFail, on_plain: OnPlain | None = None
