@@ -15,6 +15,7 @@ from services.chassis.registry import Registry
 from services.chassis.version import VERSION
 from services.local_engine.engine import Engine
 from services.local_engine.engine_metrics import EngineMetrics, VllmCollector, observe_load
+from services.local_engine.forms import FormLimits
 from services.local_engine.handler import BackendIdentity, EngineHandler
 from services.local_engine.hang_watch import CONCERN, HangWatch
 from services.local_engine.on_vllm.engine import VllmEngine
@@ -78,6 +79,7 @@ async def running(
                 metrics=EngineMetrics(host.meter),
                 tracer=host.tracer,
                 max_waiting=settings.max_waiting,
+                max_waiting_tokens=settings.max_waiting_tokens,
             )
             service = host.add_model_service(handler, quotas=QuotaGate(redis))
             serve_operations(host)
@@ -136,6 +138,14 @@ def make_engine(settings: Settings) -> Engine:
             prefix_events=settings.prefix_events,
             step_model=pace,
             quantization=settings.quantization,
+            trust_remote_code=settings.trust_remote_code,
+            forms=FormLimits(
+                seconds=settings.grammar_timeout,
+                processes=settings.grammar_processes,
+                memory=settings.grammar_memory_mib * 1024 * 1024,
+                compact=settings.compact_json,
+                kinds=frozenset(settings.response_formats),
+            ),
             further=further_arguments(settings.vllm_args),
         )
     )

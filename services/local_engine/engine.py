@@ -149,13 +149,17 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What is known of the loaded model. `source` is the engine's own name of it."""
+    """What is known of the loaded model. `source` is the engine's own name of it.
+
+    `token_bytes` is how many bytes of text one token can stand for at most; 0: not known.
+    """
 
     name: str
     source: str
     context_length: int
     max_running: int
     capabilities: tuple[pb.Capability, ...]
+    token_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +218,13 @@ class Engine(Protocol):
 
     async def encode_text(self, text: str) -> list[int]:
         """The token ids of plain text, without any special tokens added."""
+
+    async def check_form(self, constraint: Constraint, tenant: str) -> None:
+        """Returns once it is sure that the form can be compiled, and in time.
+
+        Forms are judged a few at once, tenants by turns. Raises Fault INVALID_REQUEST naming the
+        field and the cause, OVERLOADED when too many wait, UNSUPPORTED without grammars.
+        """
 
     def submit(self, job: Job, on_delta: OnDelta, on_fail: OnFail) -> None:
         """Starts a job and returns at once. It ends with a delta that has usage, or a failure."""

@@ -5,11 +5,13 @@ Where it may run, and whether there is room, the handler has decided before.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault, fault_of
 from services.chassis.model_handler import Outlet
 from services.chassis.prompt_blocks import prompt_blocks, prompt_bytes
-from services.local_engine import wire
+from services.local_engine import admission, forms, wire
 from services.local_engine.engine import Continuation, Delta, Engine, Finish, Job, SamplingSpec
 from services.local_engine.engine_metrics import RequestTimes
 from services.local_engine.job_output import JobOutput
@@ -18,7 +20,10 @@ from services.local_engine.request_span import RequestSpan
 
 
 class EngineCall:
-    """One request between `open` and the end of its outlet."""
+    """One request between `open` and the end of its outlet.
+
+    `room` raises Fault OVERLOADED when so many tokens of a prompt are too many to wait.
+    """
 
     __slots__ = (
         "_continuation",
@@ -29,9 +34,11 @@ class EngineCall:
         "_reports",
         "_request",
         "_request_id",
+        "_room",
         "_span",
         "_spec",
         "_submitted",
+        "_tenant",
         "_times",
         "ended",
     )
@@ -46,6 +53,8 @@ class EngineCall:
         continuation: Continuation,
         outlet: Outlet,
         request_id: str,
+        tenant: str,
+        room: Callable[[int], None],
         times: RequestTimes,
         reports: LoadReports,
         span: RequestSpan | None,
@@ -58,6 +67,8 @@ class EngineCall:
         self._continuation = continuation
         self._outlet = outlet
         self._request_id = request_id
+        self._tenant = tenant
+        self._room = room
         self._times = times
         self._reports = reports
         self._first = True
@@ -92,6 +103,9 @@ class EngineCall:
 
     async def _job(self) -> Job:
         engine, continuation = self._engine, self._continuation
+        facts, spec = engine.facts, self._spec
+        forms.check_combination(spec)
+        admission.check_bytes(self._request, facts)
         prompt = await engine.encode(self._request)
         if continuation.text and not continuation.token_ids:
             # A caller that has only the text: the model goes on after its tokens all the same.
@@ -101,8 +115,18 @@ class EngineCall:
             self._spec.max_tokens,
             prompt_tokens=len(prompt),
             existing_tokens=len(continuation.token_ids),
-            context_length=engine.facts.context_length,
+            context_length=facts.context_length,
         )
+        max_tokens = admission.within_cache(
+            max_tokens,
+            wanted=spec.max_tokens,
+            n=spec.n,
+            prompt_tokens=len(prompt),
+            kv_tokens=engine.load().kv_total_tokens,
+        )
+        if spec.constraint is not None:
+            await engine.check_form(spec.constraint, self._tenant)
+        self._room(len(prompt) + len(continuation.token_ids))
         tells = engine.prefixes is not None
         return Job(
             self._job_id,

@@ -18,13 +18,14 @@ from services.chassis.model_handler import CallContext, Cancel, Outlet
 from services.chassis.prefix_log import PrefixLog
 from services.chassis.trace_context import sampled_trace
 from services.chassis.tracing import RequestTracer
-from services.local_engine import wire
+from services.local_engine import admission, wire
 from services.local_engine.engine import Engine
 from services.local_engine.engine_call import EngineCall
 from services.local_engine.engine_metrics import EngineMetrics
 from services.local_engine.load_reports import LoadReports
 from services.local_engine.request_span import span_of
 
+_FORMED = 2  # the lane of requests whose form must be judged
 LONG_REQUEST_BYTES = 4096
 """Serialised requests above this are encoded apart, so that short ones need not wait for them."""
 
@@ -45,7 +46,8 @@ class EngineHandler:
     opens, because the address it contains is known only once the process listens.
     """
 
-    LANES = 2
+    LANES = 3
+    """Short requests, long ones, and those whose form must be judged, which may take a while."""
 
     def __init__(
         self,
@@ -58,6 +60,7 @@ class EngineHandler:
         metrics: EngineMetrics,
         tracer: RequestTracer,
         max_waiting: int,
+        max_waiting_tokens: int = 0,
     ) -> None:
         self._tracer = tracer
         self._engine = engine
@@ -67,6 +70,8 @@ class EngineHandler:
         self._hung = hung
         self._metrics = metrics
         self._max_waiting = max_waiting
+        self._max_waiting_tokens = max_waiting_tokens
+        self._being_judged: set[asyncio.Task[None]] = set()
         self._job_ids = itertools.count(1)
         self._reports = LoadReports(
             engine, encoding=self._encoding, draining=draining, clock=metrics.clock
@@ -81,7 +86,8 @@ class EngineHandler:
         self._check_model(request.model)
         spec = wire.sampling_of(request)
         continuation = wire.continuation_of(request, spec)
-        lane = self._lanes[request.ByteSize() > LONG_REQUEST_BYTES]
+        formed = spec.constraint is not None
+        lane = self._lanes[_FORMED if formed else request.ByteSize() > LONG_REQUEST_BYTES]
         self._check_room()
         call = EngineCall(
             engine=self._engine,
@@ -91,6 +97,8 @@ class EngineHandler:
             continuation=continuation,
             outlet=outlet,
             request_id=context.request_id,
+            tenant=context.caller.tenant,
+            room=self._check_tokens,
             times=self._metrics.request(request.model, sampled_trace(context.traceparent)),
             reports=self._reports,
             span=span_of(self._tracer, request, context),
@@ -102,9 +110,20 @@ class EngineHandler:
     async def encode_requests(self, lane: int) -> None:
         """Encodes and submits the requests of a lane in order of arrival, until cancelled."""
         queue = self._lanes[lane]
+        if lane == _FORMED:
+            await self._judge_requests(queue)
         while True:
             call = await queue.get()
             await call.start()
+
+    async def _judge_requests(self, queue: asyncio.Queue[EngineCall]) -> None:
+        """Those whose form must be judged do not wait for each other's verdict."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                call = await queue.get()
+                task = group.create_task(call.start())
+                self._being_judged.add(task)
+                task.add_done_callback(self._being_judged.discard)
 
     async def embed(
         self, request: model_pb2.EmbedRequest, context: CallContext
@@ -149,7 +168,7 @@ class EngineHandler:
         return self._engine.prefixes
 
     def _encoding(self) -> int:
-        return sum(lane.qsize() for lane in self._lanes)
+        return sum(lane.qsize() for lane in self._lanes) + len(self._being_judged)
 
     def _check_model(self, name: str) -> None:
         if name not in self._names:
@@ -166,10 +185,15 @@ class EngineHandler:
                 "the engine hangs and takes no work",
                 retry_after=5.0,
             )
-        waiting = self._engine.load().waiting + self._encoding()
+        load = self._engine.load()
+        waiting = load.waiting + self._encoding()
         if waiting >= self._max_waiting:
             raise Fault(
                 errors_pb2.ERROR_REASON_OVERLOADED,
                 f"{waiting} requests wait here already",
                 retry_after=1.0,
             )
+        admission.check_queue(load, 0, self._max_waiting_tokens)
+
+    def _check_tokens(self, tokens: int) -> None:
+        admission.check_queue(self._engine.load(), tokens, self._max_waiting_tokens)

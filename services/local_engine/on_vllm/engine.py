@@ -21,6 +21,8 @@ from services.chassis.errors import Fault
 from services.chassis.own_thread import in_own_thread
 from services.chassis.prefix_log import PrefixLog
 from services.local_engine.engine import (
+    Constraint,
+    ConstraintKind,
     Delta,
     EngineLoad,
     EngineStartError,
@@ -36,13 +38,17 @@ from services.local_engine.on_vllm import options as vllm_options
 from services.local_engine.on_vllm import sampling
 from services.local_engine.on_vllm.arguments import check_known, engine_arguments
 from services.local_engine.on_vllm.chat_tokenizer import ChatTokenizer
+from services.local_engine.on_vllm.form_guard import FormGuard
 from services.local_engine.on_vllm.jobs import NewParams, VllmJobs
 from services.local_engine.on_vllm.kv_events import BlockEvents, KvEventSocket
 from services.local_engine.on_vllm.options import VllmOptions
 from services.local_engine.on_vllm.orphan_guard import OrphanGuard
 from services.local_engine.on_vllm.outputs import Outputs, outputs_for
 from services.local_engine.on_vllm.steps import StepRecorder
+from services.local_engine.on_vllm.structured import serialised_tokenizer, structured_arguments
+from services.local_engine.on_vllm.token_bytes import longest_token
 from services.local_engine.prefix_events import PrefixNames
+from services.local_engine.wire import unsupported
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +72,7 @@ class _Loaded:
     kv_total_tokens: int
     prefill_budget: int
     prefixes: PrefixNames | None
+    forms: FormGuard | None
 
 
 class VllmEngine:
@@ -116,6 +123,8 @@ class VllmEngine:
             raise EngineStartError(f"vLLM cannot serve {self._options.model}: {error}") from error
         self._guard.watch(child.pid for child in multiprocessing.active_children() if child.pid)
         self._run(self._state.jobs.run(), "vllm-jobs")
+        if self._state.forms is not None:
+            self._run(self._state.forms.run(), "form-guard")
         if self._events is not None and self._state.prefixes is not None:
             self._run(self._events.listen(BlockEvents(self._state.prefixes)), "vllm-kv-events")
         await self._warm_up()
@@ -152,6 +161,13 @@ class VllmEngine:
     async def encode_text(self, text: str) -> list[int]:
         """The token ids of plain text."""
         return await self._loaded.tokenizer.encode_text(text)
+
+    async def check_form(self, constraint: Constraint, tenant: str) -> None:
+        """Has the form judged in a process apart."""
+        forms = self._loaded.forms
+        if forms is None:
+            raise unsupported("response_format", "grammars cannot be compiled for this model")
+        await forms.check(constraint, tenant)
 
     def submit(self, job: Job, on_delta: OnDelta, on_fail: OnFail) -> None:
         """Queues the job for vLLM."""
@@ -212,6 +228,7 @@ class VllmEngine:
             arguments["enable_logging_iteration_details"] = True
         if self._events is not None:
             arguments |= _event_arguments(self._events.endpoint, _field_names(AsyncEngineArgs))
+        arguments |= structured_arguments(compact=options.forms.compact)
         config = AsyncEngineArgs(**arguments).create_engine_config()
         llm = AsyncLLM.from_vllm_config(config, stat_loggers=[self._new_recorder])
         model, cache = config.model_config, config.cache_config
@@ -222,6 +239,7 @@ class VllmEngine:
             _log.info("this vLLM does not tell what its prefix cache holds: routers assume it")
         new_params, refusals = _requests(dict(model.get_diff_sampling_param()))
         tokenizer = ChatTokenizer(llm.get_tokenizer(), int(model.get_vocab_size()))
+        grammars = serialised_tokenizer(llm.get_tokenizer(), tokenizer.vocabulary)
         return _Loaded(
             llm=llm,
             facts=ModelFacts(
@@ -230,6 +248,7 @@ class VllmEngine:
                 context_length=int(model.max_model_len),
                 max_running=options.max_num_seqs,
                 capabilities=_CAPABILITIES,
+                token_bytes=longest_token(llm.get_tokenizer()),
             ),
             tokenizer=tokenizer,
             jobs=VllmJobs(
@@ -245,6 +264,7 @@ class VllmEngine:
             kv_total_tokens=int((cache.num_gpu_blocks or 0) * cache.block_size),
             prefill_budget=int(config.scheduler_config.max_num_batched_tokens),
             prefixes=prefixes,
+            forms=FormGuard(grammars, options.forms) if grammars else None,
         )
 
     def _new_recorder(self, config: Any, _engine_index: int = 0) -> StepRecorder:
@@ -267,7 +287,9 @@ class VllmEngine:
 
         prompt = await self.encode_text("warm up")
         # Log-probabilities have kernels of their own, slow only the first time.
-        spec = SamplingSpec(logprobs=1)
+        # So has the first answer of a form: the engine core sets up its grammars in a step.
+        form = None if self._loaded.forms is None else Constraint(ConstraintKind.JSON_OBJECT)
+        spec = SamplingSpec(logprobs=1, constraint=form)
         self.submit(Job("warm-up", prompt, spec, 2), on_delta, done.set_exception)
         try:
             await done

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from services.local_engine.forms import FormLimits
 from services.local_engine.step_model import StepModel
 
 OWN_ARGUMENTS = frozenset(
@@ -17,6 +18,7 @@ OWN_ARGUMENTS = frozenset(
         *("max_num_batched_tokens", "max_num_seqs", "model", "pipeline_parallel_size"),
         *("quantization", "seed", "served_model_name", "tensor_parallel_size"),
         *("disable_log_stats", "enable_log_requests", "enable_logging_iteration_details"),
+        *("structured_outputs_config", "trust_remote_code"),
         *("kv_events_config", "max_logprobs", "scheduling_policy", "use_tqdm_on_load"),
     }
 )
@@ -53,6 +55,10 @@ class VllmOptions:
     """The pace that step_time_ratio compares with; None learns it from the steps seen."""
     quantization: str = ""
     """As vLLM calls it; empty: what the checkpoint says."""
+    trust_remote_code: bool = False
+    """Run Python that comes with the checkpoint."""
+    forms: FormLimits = field(default_factory=FormLimits)
+    """What judging the form of an answer may take."""
     further: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of vLLM beyond these, none of OWN_ARGUMENTS."""
 

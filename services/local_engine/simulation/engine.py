@@ -19,6 +19,7 @@ from services.chassis.prefix_log import PrefixLog
 from services.local_engine import wire
 from services.local_engine.engine import (
     Candidate,
+    Constraint,
     EngineLoad,
     Finish,
     Job,
@@ -121,6 +122,7 @@ class SimEngine:
                 pb.CAPABILITY_RESUME_TOKENS,
                 pb.CAPABILITY_RESUME_TEXT,
             ),
+            token_bytes=sim_tokenizer.LONGEST,
         )
 
     @property
@@ -169,6 +171,10 @@ class SimEngine:
     async def encode_text(self, text: str) -> list[int]:
         """The tokens of plain text."""
         return sim_tokenizer.encode(text)
+
+    async def check_form(self, constraint: Constraint, tenant: str) -> None:
+        """Refuses: a simulation has no grammar."""
+        raise wire.unsupported("response_format", "a simulation has no grammar")
 
     def submit(self, job: Job, on_delta: OnDelta, on_fail: OnFail) -> None:
         """Queues the job's choices."""
