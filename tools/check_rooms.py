@@ -39,7 +39,7 @@ ENVIRONMENT_READERS = ("anabranch/cli", "anabranch/environment.py")
 
 HEAVY = {
     "services/local_engine/on_vllm/": {
-        *("jinja2", "msgspec", "numpy", "PIL", "torch", "transformers", "vllm", "zmq"),
+        *("jinja2", "msgspec", "numpy", "PIL", "torch", "transformers", "vllm", "xgrammar", "zmq"),
     },
     "anabranch/tracing.py": {"opentelemetry"},
 }

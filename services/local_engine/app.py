@@ -17,6 +17,7 @@ from services.local_engine.audited_model_admin import AuditedModelAdmin
 from services.local_engine.engine import Engine
 from services.local_engine.engine_metrics import EngineMetrics, VllmCollector, observe_load
 from services.local_engine.engine_watch import EngineLost, EngineWatch
+from services.local_engine.forms import FormLimits
 from services.local_engine.handler import BackendIdentity, EngineHandler
 from services.local_engine.images.addresses import parse_networks
 from services.local_engine.images.fetcher import ImageFetcher
@@ -85,6 +86,7 @@ async def running(
                 max_waiting=settings.max_waiting,
                 max_message_bytes=settings.max_message_bytes,
                 images=images,
+                max_waiting_tokens=settings.max_waiting_tokens,
             )
             service = host.add_model_service(handler, quotas=QuotaGate(redis))
             serve_operations(host)
@@ -158,6 +160,14 @@ def make_engine(settings: Settings) -> Engine:
             tool_parser=settings.tool_parser,
             reasoning_parser=settings.reasoning_parser,
             chat_template=settings.chat_template,
+            trust_remote_code=settings.trust_remote_code,
+            forms=FormLimits(
+                seconds=settings.grammar_timeout,
+                processes=settings.grammar_processes,
+                memory=settings.grammar_memory_mib * 1024 * 1024,
+                compact=settings.compact_json,
+                kinds=frozenset(settings.response_formats),
+            ),
             further=further_arguments(settings.vllm_args),
             max_adapters=settings.max_adapters,
             max_adapter_rank=settings.max_adapter_rank,

@@ -221,7 +221,8 @@ class ModelFacts:
     """What is known of the loaded model. `source` is the engine's own name of it.
 
     `vector_size` is of a model that embeds, `most_images` of one that reads images: how many a
-    request may hold.
+    request may hold. `token_bytes` is how many bytes of text one token can stand for at most; 0:
+    not known.
     """
 
     name: str
@@ -231,6 +232,7 @@ class ModelFacts:
     capabilities: tuple[pb.Capability, ...]
     vector_size: int = 0
     most_images: int = 0
+    token_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,6 +350,13 @@ class Engine(Protocol):
         Raises Fault UNSUPPORTED from a model that does not embed or cannot shorten its vectors,
         CONTEXT_LENGTH_EXCEEDED with the index of the first text that is too long, INVALID_REQUEST
         for dimensions that the model does not have, BACKEND_LOST.
+        """
+
+    async def check_form(self, constraint: Constraint, tenant: str) -> None:
+        """Returns once it is sure that the form can be compiled, and in time.
+
+        Forms are judged a few at once, tenants by turns. Raises Fault INVALID_REQUEST naming the
+        field and the cause, OVERLOADED when too many wait, UNSUPPORTED without grammars.
         """
 
     def submit(

@@ -6,6 +6,7 @@ Where it may run, and whether there is room, the handler has decided before.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from anabranch.v1 import errors_pb2
 from anabranch.v1 import generation_pb2 as pb
@@ -17,7 +18,7 @@ from services.chassis.prompt_blocks import (
     prompt_blocks,
     prompt_bytes,
 )
-from services.local_engine import wire
+from services.local_engine import admission, forms, wire
 from services.local_engine.engine import (
     AnswerParser,
     Continuation,
@@ -38,7 +39,10 @@ from services.local_engine.roster import Served
 
 
 class EngineCall:
-    """One request between `open` and the end of its outlet."""
+    """One request between `open` and the end of its outlet.
+
+    `room` raises Fault OVERLOADED when so many tokens of a prompt are too many to wait.
+    """
 
     __slots__ = (
         "_continuation",
@@ -52,11 +56,13 @@ class EngineCall:
         "_reports",
         "_request",
         "_request_id",
+        "_room",
         "_sent",
         "_served",
         "_span",
         "_spec",
         "_submitted",
+        "_tenant",
         "_times",
         "ended",
     )
@@ -72,6 +78,8 @@ class EngineCall:
         parser: AnswerParser | None,
         outlet: Outlet,
         request_id: str,
+        tenant: str,
+        room: Callable[[int], None],
         times: RequestTimes,
         reports: LoadReports,
         span: RequestSpan | None,
@@ -89,6 +97,8 @@ class EngineCall:
         self._parser = parser
         self._outlet = outlet
         self._request_id = request_id
+        self._tenant = tenant
+        self._room = room
         self._times = times
         self._reports = reports
         self._first = True
@@ -147,6 +157,9 @@ class EngineCall:
         engine, continuation = self._engine, self._continuation
         if self._parser is not None:
             self._spec = await self._parser.shape(self._spec)
+        facts, spec = engine.facts, self._spec
+        forms.check_combination(spec)
+        admission.check_bytes(self._request, facts)
         prompt, media = await self._prompt()
         if continuation.text and not continuation.token_ids:
             # A caller that has only the text: the model goes on after its tokens all the same.
@@ -158,8 +171,18 @@ class EngineCall:
             self._spec.max_tokens,
             prompt_tokens=len(prompt),
             existing_tokens=len(continuation.token_ids),
-            context_length=engine.facts.context_length,
+            context_length=facts.context_length,
         )
+        max_tokens = admission.within_cache(
+            max_tokens,
+            wanted=spec.max_tokens,
+            n=spec.n,
+            prompt_tokens=len(prompt),
+            kv_tokens=engine.load().kv_total_tokens,
+        )
+        if spec.constraint is not None:
+            await engine.check_form(spec.constraint, self._tenant)
+        self._room(len(prompt) + len(continuation.token_ids))
         adapter = self._served.adapter
         names: tuple[int, ...] = ()
         size = 0

@@ -6,7 +6,7 @@ wire's RPCs, deadlines and sessions the chassis'.
 
 from __future__ import annotations
 
-import asyncio
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,19 +18,18 @@ from services.chassis.model_handler import CallContext, Cancel, Outlet
 from services.chassis.prefix_log import PrefixLog
 from services.chassis.trace_context import sampled_trace
 from services.chassis.tracing import RequestTracer
-from services.local_engine import wire
+from services.local_engine import admission, wire
 from services.local_engine.chat_turns import unsupported
 from services.local_engine.embedding import EmbedDesk
+from services.local_engine.engine import Engine
 from services.local_engine.engine_call import EngineCall
 from services.local_engine.engine_metrics import EngineMetrics
 from services.local_engine.images.limits import has_images
-from services.local_engine.images.reader import AT_ONCE, ImageReader
+from services.local_engine.images.reader import ImageReader
+from services.local_engine.lanes import Lanes
 from services.local_engine.load_reports import LoadReports
 from services.local_engine.request_span import span_of
 from services.local_engine.roster import Roster, Served
-
-LONG_REQUEST_BYTES = 4096
-"""Serialised requests above this are encoded apart, so that short ones need not wait for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +48,7 @@ class EngineHandler:
     opens, because the address it contains is known only once the process listens.
     """
 
-    LANES = 2 + AT_ONCE
-    """Of short prompts, of long ones, and of prompts with images, which may take seconds to get."""
+    LANES = Lanes.COUNT
 
     def __init__(
         self,
@@ -62,6 +60,7 @@ class EngineHandler:
         metrics: EngineMetrics,
         tracer: RequestTracer,
         max_waiting: int,
+        max_waiting_tokens: int,
         max_message_bytes: int,
         images: ImageReader,
     ) -> None:
@@ -75,13 +74,12 @@ class EngineHandler:
         self._hung = hung
         self._metrics = metrics
         self._max_waiting = max_waiting
+        self._max_waiting_tokens = max_waiting_tokens
         self._job_ids = itertools.count(1)
-        self._gone = False
+        self._lanes = Lanes()
         self._reports = LoadReports(
-            roster, encoding=self._encoding, draining=draining, clock=metrics.clock
+            roster, encoding=lambda: len(self._lanes), draining=draining, clock=metrics.clock
         )
-        short, long, pictured = (asyncio.Queue[EngineCall]() for _ in range(3))
-        self._lanes = (short, long, *[pictured] * AT_ONCE)
 
     def open(self, request: pb.GenerateRequest, context: CallContext, outlet: Outlet) -> Cancel:
         """Takes a request; refuses with Fault MODEL_NOT_FOUND, MODEL_ASLEEP, UNSUPPORTED,
@@ -90,12 +88,11 @@ class EngineHandler:
         spec = wire.sampling_of(request)
         parser = served.engine.parser_for(request)
         continuation = wire.continuation_of(request, spec)
-        lane = self._lanes[request.ByteSize() > LONG_REQUEST_BYTES]
         self._check_room()
         self._check_generates(served)
-        if has_images(request):
-            lane = self._lanes[-1]
-            self._images.check(request, served.engine.facts, lane.qsize())
+        images = has_images(request)
+        if images:
+            self._images.check(request, served.engine.facts, self._lanes.pictured)
         call = EngineCall(
             served=served,
             job_id=str(next(self._job_ids)),
@@ -105,12 +102,16 @@ class EngineHandler:
             parser=parser,
             outlet=outlet,
             request_id=context.request_id,
+            tenant=context.caller.tenant,
+            room=functools.partial(self._check_tokens, served.engine),
             times=self._metrics.request(request.model, sampled_trace(context.traceparent)),
             reports=self._reports,
             span=span_of(self._tracer, request, context),
             images=self._images,
         )
-        lane.put_nowait(call)
+        # A parser of tool calls may ask for a form, too.
+        form = spec.constraint is not None or parser is not None
+        self._lanes.put(call, request, images=images, form=form)
         self._reports.changed()
         return call.cancel
 
@@ -119,19 +120,7 @@ class EngineHandler:
 
         What it has not submitted by then fails: no drain waits for what nobody encodes.
         """
-        queue = self._lanes[lane]
-        call: EngineCall | None = None
-        try:
-            while True:
-                call = await queue.get()
-                await call.start()
-        finally:
-            self._gone = True
-            left = [] if call is None else [call]
-            while not queue.empty():
-                left.append(queue.get_nowait())
-            for call in left:
-                call.not_submitted("the engine takes no more work")
+        await self._lanes.run(lane)
 
     async def embed(
         self, request: model_pb2.EmbedRequest, context: CallContext
@@ -193,9 +182,6 @@ class EngineHandler:
         """The models that take requests now."""
         return session_pb2.ServedModels(models=self._roster.models())
 
-    def _encoding(self) -> int:
-        return sum(lane.qsize() for lane in self._lanes[:3])
-
     def _check_model(self, name: str) -> Served:
         return self._roster.find(name)
 
@@ -205,16 +191,21 @@ class EngineHandler:
             raise unsupported("generate", "this model embeds and generates nothing")
 
     def _check_room(self) -> None:
-        if self._gone or self._hung():
+        if self._lanes.closed or self._hung():
             raise Fault(
                 errors_pb2.ERROR_REASON_BACKEND_LOST,
-                f"the engine {'has stopped' if self._gone else 'hangs'} and takes no work",
+                f"the engine {'has stopped' if self._lanes.closed else 'hangs'} and takes no work",
                 retry_after=5.0,
             )
-        waiting = self._roster.load().waiting + self._encoding()
+        load = self._roster.load()
+        waiting = load.waiting + len(self._lanes)
         if waiting >= self._max_waiting:
             raise Fault(
                 errors_pb2.ERROR_REASON_OVERLOADED,
                 f"{waiting} requests wait here already",
                 retry_after=1.0,
             )
+        admission.check_queue(load, 0, self._max_waiting_tokens)
+
+    def _check_tokens(self, engine: Engine, tokens: int) -> None:
+        admission.check_queue(engine.load(), tokens, self._max_waiting_tokens)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from services.chassis.common_settings import CommonSettings
 from services.chassis.settings import Secret, SettingsError, setting
+from services.local_engine.engine import ConstraintKind
 from services.local_engine.images.addresses import Place, parse_networks
 from services.local_engine.images.limits import ImageLimits
 from services.local_engine.model_sources import check_patterns
@@ -43,6 +44,12 @@ class Settings(CommonSettings):
     model_aliases: tuple[str, ...] = setting((), help="Other names that requests may use.")
     max_waiting: int = setting(
         2048, minimum=1, help="Requests that may wait here; further ones are refused as overload."
+    )
+    max_waiting_tokens: int = setting(
+        4_194_304,
+        minimum=0,
+        help="Tokens of prompts that may wait here to be read; further requests are refused as "
+        "overload, to be tried again once so many have been read. 0: only requests are counted.",
     )
     hang_after: float = setting(
         60.0,
@@ -140,6 +147,32 @@ class Settings(CommonSettings):
         "",
         help="Further arguments of vLLM's AsyncEngineArgs, as a JSON object such as "
         '{"enable_expert_parallel": true}; none that the engine sets itself.',
+    )
+    trust_remote_code: bool = setting(
+        False,
+        help="Run Python that comes with the checkpoint, with everything that this process may do. "
+        "Only for a checkpoint whose code you have read.",
+    )
+    response_formats: tuple[str, ...] = setting(
+        tuple(kind.value for kind in ConstraintKind),
+        choices=[kind.value for kind in ConstraintKind],
+        help="Forms of answers that requests may ask for.",
+    )
+    compact_json: bool = setting(
+        False, help="Constrained JSON without white space: fewer tokens, and none to get lost in."
+    )
+    grammar_timeout: float = setting(
+        0.5,
+        minimum=0.05,
+        maximum=30.0,
+        help="Longest time to compile a request's schema, regular expression or grammar; one that "
+        "takes longer is refused.",
+    )
+    grammar_processes: int = setting(
+        2, minimum=1, maximum=16, help="Schemas, expressions and grammars that compile at once."
+    )
+    grammar_memory_mib: int = setting(
+        512, minimum=64, help="Memory that compiling one of them may take, in MiB."
     )
     cpu_kv_cache_gib: int = setting(2, minimum=1, help="On a CPU: size of the KV cache in GiB.")
     cpu_threads: int = setting(

@@ -104,7 +104,7 @@ def test_stop_strings_stay_here_when_the_text_is_made_here():
         (pb.ResponseFormat(regex="a+"), {"regex": "a+"}),
         (
             pb.ResponseFormat(choice=pb.ResponseFormat.Choice(options=["a", "b"])),
-            {"choice": ["a", "b"]},
+            {"grammar": 'root ::= "a" | "b"'},
         ),
         (pb.ResponseFormat(grammar="root ::= x"), {"grammar": "root ::= x"}),
     ],

@@ -24,6 +24,7 @@ def engine_arguments(options: VllmOptions, *, is_cpu: bool) -> dict[str, Any]:
         "pipeline_parallel_size": options.pipeline_parallel_size,
         "enforce_eager": is_cpu if eager is None else eager,
         "seed": options.seed,
+        "trust_remote_code": options.trust_remote_code,
         "max_logprobs": MAX_ALTERNATIVES + 1,
         "scheduling_policy": "priority",
         "enable_log_requests": False,

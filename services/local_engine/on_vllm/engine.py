@@ -22,6 +22,8 @@ from services.chassis.prefix_log import PrefixLog
 from services.local_engine.chat_turns import unsupported
 from services.local_engine.engine import (
     AnswerParser,
+    Constraint,
+    ConstraintKind,
     Delta,
     Embeddings,
     EmbedJob,
@@ -51,6 +53,7 @@ from services.local_engine.on_vllm.chat_format import read_template
 from services.local_engine.on_vllm.chat_tokenizer import ChatTokenizer
 from services.local_engine.on_vllm.core_watch import core_died
 from services.local_engine.on_vllm.embedder import VllmEmbedder, embedder_for
+from services.local_engine.on_vllm.form_guard import FormGuard
 from services.local_engine.on_vllm.jobs import NewParams, VllmJobs
 from services.local_engine.on_vllm.kv_events import BlockEvents, KvEventSocket
 from services.local_engine.on_vllm.model_load import ModelLoad
@@ -62,6 +65,8 @@ from services.local_engine.on_vllm.parsers import check_names
 from services.local_engine.on_vllm.pictures import PictureRenderer, renderer_of
 from services.local_engine.on_vllm.sleep import VllmSleep
 from services.local_engine.on_vllm.steps import StepRecorder
+from services.local_engine.on_vllm.structured import serialised_tokenizer, structured_arguments
+from services.local_engine.on_vllm.token_lengths import longest_token
 from services.local_engine.prefix_events import PrefixNames
 
 _log = logging.getLogger(__name__)
@@ -91,6 +96,7 @@ class _Loaded:
     adapters: VllmAdapters | None
     sleep: VllmSleep
     answers: AnswerParsers
+    forms: FormGuard | None
 
 
 class VllmEngine:
@@ -153,6 +159,8 @@ class VllmEngine:
         self._cores = loading.children()
         self._guard.watch(self._cores)
         self._run(self._state.jobs.run(), "vllm-jobs")
+        if self._state.forms is not None:
+            self._run(self._state.forms.run(), "form-guard")
         if self._events is not None and self._state.prefixes is not None:
             self._run(self._events.listen(BlockEvents(self._state.prefixes)), "vllm-kv-events")
         await self._warm_up()
@@ -229,6 +237,13 @@ class VllmEngine:
             raise unsupported("embed", "this model does not embed")
         return await embedder.embed(job)
 
+    async def check_form(self, constraint: Constraint, tenant: str) -> None:
+        """Has the form judged in a process apart."""
+        forms = self._loaded.forms
+        if forms is None:
+            raise unsupported("response_format", "grammars cannot be compiled for this model")
+        await forms.check(constraint, tenant)
+
     def submit(
         self, job: Job, on_delta: OnDelta, on_fail: OnFail, on_plain: OnPlain | None = None
     ) -> None:
@@ -299,6 +314,7 @@ class VllmEngine:
             arguments["enable_logging_iteration_details"] = True
         if self._events is not None:
             arguments |= _event_arguments(self._events.endpoint, _field_names(AsyncEngineArgs))
+        arguments |= structured_arguments(compact=options.forms.compact)
         config = AsyncEngineArgs(**arguments).create_engine_config()
         draws = seeding.choose(config)
         unguarded = memory_guard.install(config, vllm.__version__)
@@ -326,6 +342,7 @@ class VllmEngine:
         embedder = None
         if options.embeds:
             embedder = embedder_for(llm, model, tokenizer, self._meter, refusals, self._begun)
+        grammars = serialised_tokenizer(raw, tokenizer.vocabulary)
         return _Loaded(
             llm=llm,
             facts=ModelFacts(
@@ -336,6 +353,7 @@ class VllmEngine:
                 capabilities=_capabilities(options, pictures, answers),
                 vector_size=int(model.embedding_size) if options.embeds else 0,
                 most_images=0 if pictures is None else pictures.most_images,
+                token_bytes=longest_token(raw),
             ),
             tokenizer=tokenizer,
             jobs=VllmJobs(
@@ -362,6 +380,7 @@ class VllmEngine:
                 adapters=adapters,
             ),
             answers=answers,
+            forms=FormGuard(grammars, options.forms) if grammars else None,
         )
 
     def _new_recorder(self, config: Any, _engine_index: int = 0) -> StepRecorder:
@@ -390,7 +409,9 @@ class VllmEngine:
 
         prompt = await self.encode_text("warm up")
         # Log-probabilities have kernels of their own, slow only the first time.
-        spec = SamplingSpec(logprobs=1)
+        # So has the first answer of a form: the engine core sets up its grammars in a step.
+        form = None if self._loaded.forms is None else Constraint(ConstraintKind.JSON_OBJECT)
+        spec = SamplingSpec(logprobs=1, constraint=form)
         self.submit(Job("warm-up", prompt, spec, 2), on_delta, done.set_exception)
         try:
             await done

@@ -12,6 +12,7 @@ from typing import Any
 
 from services.chassis.errors import Fault, Violation, fault_of, invalid
 from services.local_engine.engine import Finish, Job, OnDelta, OnFail, OnPlain
+from services.local_engine.forms import field_of
 from services.local_engine.job_output import JobOutput
 from services.local_engine.load_meter import JobLoad, LoadMeter
 from services.local_engine.on_vllm import sampling as vllm_sampling
@@ -279,7 +280,7 @@ class VllmJobs:
         elif isinstance(error, self._refusals):
             # The chassis has checked every scalar: what is left to refuse is mostly a grammar.
             constraint = running.output.job.sampling.constraint
-            field = "sampling" if constraint is None else constraint.origin
+            field = "sampling" if constraint is None else field_of(constraint)
             fault = invalid([Violation(field, f"the engine refuses it: {error}")])
         else:
             fault = fault_of(error)

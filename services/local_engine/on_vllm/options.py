@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from services.local_engine.forms import FormLimits
 from services.local_engine.step_model import StepModel
 
 OWN_ARGUMENTS = frozenset(
@@ -18,6 +19,7 @@ OWN_ARGUMENTS = frozenset(
         *("convert", "limit_mm_per_prompt", "runner"),
         *("quantization", "reasoning_parser", "seed", "served_model_name", "tensor_parallel_size"),
         *("disable_log_stats", "enable_log_requests", "enable_logging_iteration_details"),
+        *("structured_outputs_config", "trust_remote_code"),
         *("kv_events_config", "max_logprobs", "scheduling_policy", "use_tqdm_on_load"),
         *("enable_lora", "max_loras", "max_cpu_loras", "max_lora_rank", "enable_sleep_mode"),
     }
@@ -73,6 +75,10 @@ class VllmOptions:
     """Of vLLM's registry; empty: reasoning is not told from the answer."""
     chat_template: str = ""
     """A file to use in place of the model's own chat template."""
+    trust_remote_code: bool = False
+    """Run Python that comes with the checkpoint."""
+    forms: FormLimits = field(default_factory=FormLimits)
+    """What judging the form of an answer may take."""
     further: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of vLLM beyond these, none of OWN_ARGUMENTS."""
 

@@ -73,7 +73,7 @@ def constraint_arguments(constraint: Constraint) -> dict[str, Any]:
         case ConstraintKind.REGEX:
             return {"regex": constraint.text}
         case ConstraintKind.CHOICE:
-            return {"choice": list(constraint.options)}
+            return {"grammar": choice_grammar(constraint.options)}
         case ConstraintKind.GRAMMAR:
             return {"grammar": constraint.text}
         case ConstraintKind.STRUCTURAL_TAG:
@@ -91,6 +91,21 @@ def reasoning_arguments(spec: SamplingSpec) -> dict[str, Any]:
     if spec.thinking is None:
         return {"reasoning_ended": True}
     return {"reasoning_parser_kwargs": {"chat_template_kwargs": dict(spec.thinking)}}
+
+
+def choice_grammar(options: Sequence[str]) -> str:
+    """The EBNF grammar of one of these strings.
+
+    Versions of vLLM make one themselves, and differ in what they do about control characters.
+    """
+    return "root ::= " + " | ".join(f'"{_quoted(option)}"' for option in options)
+
+
+def _quoted(option: str) -> str:
+    return "".join(
+        f"\\u{ord(c):04x}" if ord(c) < 0x20 or ord(c) == 0x7F else f"\\{c}" if c in '\\"' else c
+        for c in option
+    )
 
 
 def finish_of(reason: str | None) -> Finish | None:

@@ -22,6 +22,7 @@ from services.local_engine.chat_turns import chat_turns, refuse_tools, unsupport
 from services.local_engine.engine import (
     AnswerParser,
     Candidate,
+    Constraint,
     Embeddings,
     EmbedJob,
     EngineLoad,
@@ -135,6 +136,7 @@ class SimEngine:
                 pb.CAPABILITY_RESUME_TOKENS,
                 pb.CAPABILITY_RESUME_TEXT,
             ),
+            token_bytes=sim_tokenizer.LONGEST,
         )
 
     @property
@@ -198,6 +200,10 @@ class SimEngine:
     async def embed(self, job: EmbedJob) -> Embeddings:
         """Refuses: a simulation has no vectors."""
         raise unsupported("embed", "this model does not embed")
+
+    async def check_form(self, constraint: Constraint, tenant: str) -> None:
+        """Refuses: a simulation has no grammar."""
+        raise unsupported("response_format", "a simulation has no grammar")
 
     def submit(
         self, job: Job, on_delta: OnDelta, on_fail: OnFail, on_plain: OnPlain | None = None

@@ -26,6 +26,8 @@ _SYLLABLES = tuple(c + v for c in _CONSONANTS for v in _VOWELS)
 _WORDS = tuple(f" {a}{b}" for a in _SYLLABLES for b in _SYLLABLES)
 WORDS = len(_WORDS)
 VOCABULARY = FIRST_WORD + WORDS
+LONGEST = max(len(LABEL_TEXT), *map(len, _WORDS))
+"""Bytes of text that one token stands for at most."""
 
 _IDS = {word: FIRST_WORD + number for number, word in enumerate(_WORDS)}
 _PIECES = re.compile(r" (?:[bdfghjklmnprstvz][aeio]){2}(?![a-z])|\[sim\]|.", re.DOTALL)

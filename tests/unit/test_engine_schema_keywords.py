@@ -1,0 +1,49 @@
+"""Keywords of a schema that no grammar enforces are found; names that look like them are not."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from services.local_engine.on_vllm.schema_keywords import unenforced
+
+
+@pytest.mark.parametrize(
+    ("schema", "keyword"),
+    [
+        ({"not": {"type": "string"}}, "not"),
+        ({"type": "number", "multipleOf": 3}, "multipleOf"),
+        ({"properties": {"a": {"type": "array", "contains": {}}}}, "contains"),
+        ({"items": {"uniqueItems": True}}, "uniqueItems"),
+        ({"items": [{"if": {}}]}, "if"),
+        ({"$defs": {"x": {"dependentRequired": {}}}}, "dependentRequired"),
+        ({"anyOf": [{}, {"prefixItems": [{"then": {}}]}]}, "then"),
+        ({"allOf": [{}, {}]}, "allOf of several schemas"),
+        ({"additionalProperties": {"type": "integer", "multipleOf": 2}}, "multipleOf"),
+        ({"pattern": "a+", "maxLength": 3}, "a length beside pattern or format"),
+    ],
+)
+def test_a_keyword_that_would_be_ignored_is_named(schema: dict[str, Any], keyword: str):
+    assert unenforced(json.dumps(schema)) == keyword
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {"not": {"type": "string"}, "if": {}, "contains": {}}},
+        {"title": "not", "description": "if", "default": {"not": 1}, "examples": [{"if": 1}]},
+        {"enum": [{"multipleOf": 1}], "const": {"not": 2}},
+        {"uniqueItems": False, "allOf": [{}]},
+        {"$defs": {"then": {"type": "integer"}}, "$ref": "#/$defs/then"},
+        {"type": "string", "maxLength": 4},
+        {"additionalProperties": False},
+    ],
+)
+def test_names_values_and_annotations_are_no_keywords(schema: dict[str, Any]):
+    assert unenforced(json.dumps(schema)) == ""
+
+
+def test_what_is_no_json_is_left_to_the_compiler():
+    assert unenforced("{") == ""
