@@ -39,7 +39,8 @@ ENVIRONMENT_READERS = ("anabranch/cli", "anabranch/environment.py")
 
 HEAVY = {
     "services/local_engine/on_vllm/": {
-        *("jinja2", "msgspec", "numpy", "PIL", "torch", "transformers", "vllm", "xgrammar", "zmq"),
+        *("compressed_tensors", "jinja2", "msgspec", "numpy", "PIL", "safetensors", "torch"),
+        *("transformers", "vllm", "xgrammar", "zmq"),
     },
     "anabranch/tracing.py": {"opentelemetry"},
 }
