@@ -48,8 +48,11 @@ class Run:
         """Everything that the plan says and that its time permits."""
         engines = list(dict.fromkeys(path.engine for path in self._plan.paths))
         if self._plan.alternate:
-            for engine in engines:
-                await self._start(engine)
+            if self._plan.together:
+                await asyncio.gather(*(self._start(engine) for engine in engines))
+            else:
+                for engine in engines:
+                    await self._start(engine)
             await self._measure(self._plan.paths)
             return
         for engine in engines:
@@ -82,9 +85,9 @@ class Run:
             for streams in self._plan.takes(paths[0]):
                 for path in _turns(paths, number):
                     await self._look(path, streams, number)
-        for path in paths:
-            for number in range(self._plan.cancels):
-                await self._cancel(path, number)
+            if number == 0:
+                # Not last: a run that is cut short has them too.
+                await self._cancels(paths)
 
     async def _warm_up(self, path: Path, streams: int) -> None:
         tokens = min(_WARM_TOKENS, self._plan.output_tokens)
@@ -107,6 +110,11 @@ class Run:
             f"[{self._minutes()}] round {number + 1}/{self._plan.rounds}  {streams:4} streams  "
             f"{path.label:26}{figures.in_short(found)}"
         )
+
+    async def _cancels(self, paths: Sequence[Path]) -> None:
+        for path in paths:
+            for number in range(self._plan.cancels):
+                await self._cancel(path, number)
 
     async def _cancel(self, path: Path, number: int) -> None:
         if path not in (Path.SERVE, Path.SESSION) or self._late(1.0):

@@ -69,13 +69,15 @@ stage_model() {
 # A run ends itself in time for what it has to be written.
 stage_bench-135m() {
   "$python" -m bench.engine run --model "$small" --name engine-h200 --out "$out" --commit "$commit" \
-      --rounds 3 --order alternate --budget $(($1 - 75)) ${BENCH_135M:-}
+      --rounds 3 --order alternate --budget $(($1 - 60)) \
+      --together --vllm-args '{"kv_cache_memory_bytes": 8000000000}' ${BENCH_135M:-}
 }
 
 stage_bench-8b() {
   "$python" -m bench.engine run --model "$large" --load-format dummy --name engine-h200-8b --out "$out" \
-      --commit "$commit" --paths offline serve session router --gpu-memory-utilization 0.31 \
-      --streams 1 256 512 --rounds 3 --order alternate --budget $(($1 - 75)) ${BENCH_8B:-}
+      --commit "$commit" --paths offline serve session router --streams 1 256 512 --rounds 3 \
+      --order alternate --budget $(($1 - 60)) \
+      --together --vllm-args '{"kv_cache_memory_bytes": 23000000000}' ${BENCH_8B:-}
 }
 
 stage_test() { "$python" -m pytest tests/gpu -q -rA -p no:cacheprovider --timeout "$1" ${TESTS:-}; }

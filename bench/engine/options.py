@@ -40,6 +40,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--budget", type=float, default=0.0, help="begin no look after so many seconds"
     )
+    how.add_argument(
+        "--together",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="alternate: start all engines at once. On a GPU each then needs a KV cache of a given "
+        "size, --vllm-args '{\"kv_cache_memory_bytes\": 8000000000}': what vLLM finds free while "
+        "others start is not what it can have",
+    )
     how.add_argument("--clients", type=int, help="caller processes over HTTP (8; few cores: 1)")
     how.add_argument("--session-clients", type=int, help="caller processes with a session (2; 1)")
     how.add_argument("--device", choices=("gpu", "cpu"), help="default: what is found here")
@@ -97,6 +105,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
         clients=options.clients or (8 if many else 1),
         session_clients=options.session_clients or (2 if many else 1),
         alternate=alternate,
+        together=options.together,
         cancels=options.cancels,
         budget=options.budget,
     )

@@ -93,6 +93,8 @@ class Plan:
     alternate: bool
     """All paths are up at once and take turns within each round; or one after the other, each with
     all of its rounds."""
+    together: bool = False
+    """Engines of an alternating run start at once, not one after the other."""
     cancels: int = 3
     """Times that streams are cancelled, where it is told what the KV cache holds."""
     budget: float = 0.0
