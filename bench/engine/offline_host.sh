@@ -22,7 +22,7 @@ python=${PYTHON:-python3}; commit=${COMMIT:-$(git rev-parse HEAD 2>/dev/null)}
 small=$work/smollm2-135m-instruct; large=$work/llama-8b-shape
 mkdir -p "$work" "$out"
 export PYTHONPATH="$site:$PWD" PYTHONUNBUFFERED=1
-export HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 TRANSFORMERS_VERBOSITY=error
+export HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 TRANSFORMERS_VERBOSITY=error TQDM_DISABLE=1
 # Its kernels are compiled for the GPU on first use, which takes a compiler and a network.
 export VLLM_USE_FLASHINFER_SAMPLER=${VLLM_USE_FLASHINFER_SAMPLER:-0}
 # What one engine has compiled the next ones find.
