@@ -50,9 +50,13 @@ class Answer:
 class Caller:
     """A caller of one engine."""
 
-    def __init__(self, target: str, authorization: str, channel: grpc.aio.Channel) -> None:
+    def __init__(
+        self, target: str, authorization: str, admin: str, channel: grpc.aio.Channel
+    ) -> None:
         self.target = target
         self.authorization = authorization
+        self.channel = channel
+        self.admin_metadata = (("authorization", admin),)
         self._metadata = (("authorization", authorization),)
         self._stub = model_pb2_grpc.ModelServiceStub(channel)
 
@@ -107,7 +111,12 @@ async def engine(folder: Path, **more: Any) -> AsyncIterator[Caller]:
             drain=30.0,
         )
         async with grpc.aio.insecure_channel(target) as channel:
-            yield Caller(target, await processes.authorization(), channel)
+            yield Caller(
+                target,
+                await processes.authorization(),
+                await processes.authorization(identities.ADMIN),
+                channel,
+            )
 
 
 def greedy(tokens: int, **more: Any) -> pb.Sampling:
