@@ -76,6 +76,10 @@ test: setup-engine consul helm model servers examples-tools ## Every test, two f
 test-fast: setup ## The quick tests, four at a time, without vLLM and Consul: within a minute
 	@$(PYTHON) -m pytest -n 4 -m "not vllm and not cluster and not slow" tests/unit tests/contract tests/inprocess $(PYTEST)
 
+.PHONY: test-gpu
+test-gpu: setup ## The engine's tests that need a GPU, with the vLLM that is installed; skipped without one
+	@$(PYTHON) -m pytest tests/gpu $(PYTEST)
+
 .PHONY: fuzz
 fuzz: setup ## Look for bytes that break readers, codecs and tokens, and for steps that confuse the auth service: an hour
 	@$(PYTHON) -m pytest -n 2 --timeout 7200 --hypothesis-profile long tests/unit/test_cloud_fuzz.py tests/unit/test_fuzz_tokens.py tests/inprocess/test_auth_state_machine.py $(PYTEST)
@@ -187,7 +191,7 @@ distclean: clean ## Remove everything that git does not track here: packages, Co
 ## Measure it
 
 .PHONY: bench
-bench: bench-dataplane bench-routing bench-overflow bench-cloud bench-auth ## Every benchmark
+bench: bench-dataplane bench-routing bench-overflow bench-cloud bench-auth bench-engine ## Every benchmark
 
 .PHONY: bench-dataplane
 bench-dataplane: setup-bench ## What the router costs beside other proxies; a first look: BENCH=--quick
@@ -208,6 +212,10 @@ bench-cloud: setup-bench ## What a chunk costs in the cloud proxy beside SDKs; a
 .PHONY: bench-auth
 bench-auth: setup-bench ## What authentication costs, and how soon a revocation holds; a first look: BENCH=--quick
 	@$(PYTHON) -m bench.auth run $(BENCH)
+
+.PHONY: bench-engine
+bench-engine: setup-bench setup-engine model ## What the engine serves beside vLLM offline, in process and over HTTP; a first look: BENCH=--quick
+	@$(PYTHON) -m bench.engine run $(BENCH)
 
 .PHONY: setup-bench-litellm
 setup-bench-litellm: .tools/litellm/.installed ## LiteLLM for the benchmark, in an environment of its own

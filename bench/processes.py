@@ -18,11 +18,11 @@ import grpc
 
 from anabranch.v1 import auth_pb2, auth_pb2_grpc
 from bench import cpu
+from bench.python_path import python_path
 from tools import identities
 from tools.cluster import health
 from tools.cluster.ports import HOST, free_port
 from tools.cluster.process import ProcessSpec, Running
-from tools.cluster.recipes import ROOT
 
 _FRESH_FOR_S = 60.0
 """Age up to which an access token is used again; its life is five times that."""
@@ -92,19 +92,24 @@ class Processes:
         prefix: str,
         settings: Mapping[str, str],
         arguments: Sequence[str] = (),
+        *,
+        start_timeout: float = 120.0,
+        drain: float = 6.0,
     ) -> str:
-        """Starts a service on free ports; its address. `settings` are without prefix."""
+        """Starts a service on free ports; its address. `settings` are without prefix, times in
+        seconds."""
         address, http = free_address(), free_address()
         common = {"LISTEN": address, "HTTP_LISTEN": http, "SERVICE_ID": name, "DRAIN_TIMEOUT": "1"}
         given = {"REGISTRY": "none", **common, **settings}
         spec = ProcessSpec(
             name=name,
             argv=(sys.executable, "-m", module, *arguments),
-            env={"PYTHONPATH": str(ROOT)} | {prefix + key: given[key] for key in given},
+            env={"PYTHONPATH": python_path()} | {prefix + key: given[key] for key in given},
             probe="grpc",
             address=address,
             http=http,
-            drain=6.0,
+            start_timeout=start_timeout,
+            drain=drain,
         )
         await self.launch(spec)
         return address

