@@ -479,13 +479,16 @@ def _requests(
     import vllm.exceptions
     from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
+    # Made anew for each job, they need not be copied deeply: that is half of what a request costs.
+    ours = {"skip_clone": True} if hasattr(SamplingParams, "skip_clone") else {}
+
     def new_params(job: Job, detokenize: bool) -> Any:
         arguments = sampling.sampling_arguments(job, defaults, detokenize=detokenize, seeding=draws)
         constraint = job.sampling.constraint
         if constraint is not None:
             form = sampling.constraint_arguments(constraint)
             arguments["structured_outputs"] = StructuredOutputsParams(**form)
-        return SamplingParams(output_kind=RequestOutputKind.DELTA, **arguments)
+        return SamplingParams(output_kind=RequestOutputKind.DELTA, **ours, **arguments)
 
     # VLLMClientError exists since vLLM 0.30; before it, refusals were plain ValueErrors.
     client_error = getattr(vllm.exceptions, "VLLMClientError", ValueError)

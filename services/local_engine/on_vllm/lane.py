@@ -162,7 +162,11 @@ def _missing(llm: Any) -> str:
         return "output_processor"
     from vllm.v1.engine import EngineCoreOutput
     from vllm.v1.engine.detokenizer import BaseIncrementalDetokenizer, IncrementalDetokenizer
-    from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
+    from vllm.v1.engine.output_processor import (
+        OutputProcessor,
+        RequestOutputCollector,
+        RequestState,
+    )
     from vllm.v1.metrics.stats import IterationStats, RequestStateStats
 
     if not isinstance(processor, OutputProcessor):
@@ -183,6 +187,14 @@ def _missing(llm: Any) -> str:
         for name in names:
             if not hasattr(thing, name):
                 return f"{type(thing).__name__}.{name}"
+    # What is only there once there is a request.
+    for kind, names in (
+        (RequestState, ("detokenizer", "is_prefilling", "stats")),
+        (RequestOutputCollector, ("request_id",)),
+    ):
+        for name in names:
+            if name not in kind.__init__.__code__.co_names:
+                return f"{kind.__name__}.{name}"
     return ""
 
 
