@@ -35,8 +35,8 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _PROGRAM = Path(__file__).with_name("form_compiler.py")
-_MOST_WAITING = 256
-_MOST_WAITING_OF_ONE = 64
+_MOST_WAITING = 1024
+_MOST_WAITING_OF_ONE = 256
 _MOST_VERDICTS = 4096
 _SLOW_KEPT_S = 60.0
 """A form that took too long may have met a busy machine: it may be tried again some time."""
