@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 from services.local_engine.text_stream import Decode, IncrementalText
 
-AT_ONCE = 4096
+AT_ONCE = 2048
 """Characters of an answer that are parsed delta by delta, whatever the parser costs."""
-SHARE = 128
+SHARE = 64
 """Beyond them new text waits until it is this part of it all: then no character is read more
 often than about so many times, however long the answer becomes."""
 
@@ -22,7 +22,8 @@ class ParserFeed:
     """Text and tokens of one choice that its parser has not seen yet.
 
     An `incremental` parser is never made to wait. With `decode` tokens wait for their text, which
-    comes later where stop strings are looked for; `context` are the tokens before the answer.
+    comes later where stop strings are looked for, and text for the end of its token: parsers look
+    for a marker's text where its token is. `context` are the tokens before the answer.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class ParserFeed:
         self._incremental = incremental
         self._texts: list[str] = []
         self._waiting = 0
+        self._taken = 0
         self._size = 0
         self._ids: list[int] = []
         self._incoming = None if decode is None else IncrementalText(decode, context)
@@ -59,8 +61,16 @@ class ParserFeed:
 
     def take(self, *, rest: bool = False) -> tuple[str, list[int]]:
         """What the parser gets now; with `rest` also tokens whose text will not come."""
-        while self._ahead and (rest or self._ahead[0][1] <= self._size):
-            self._ids.append(self._ahead.popleft()[0])
-        text, ids = "".join(self._texts), self._ids
-        self._texts, self._waiting, self._ids = [], 0, []
-        return text, ids
+        text, end = "".join(self._texts), self._size
+        if self._incoming is not None and not rest:
+            end = self._taken
+            while self._ahead and self._ahead[0][1] <= self._size:
+                token_id, end = self._ahead.popleft()
+                self._ids.append(token_id)
+        elif rest:
+            self._ids.extend(token_id for token_id, _ in self._ahead)
+            self._ahead.clear()
+        now, later = text[: end - self._taken], text[end - self._taken :]
+        ids, self._ids = self._ids, []
+        self._texts, self._waiting, self._taken = [later] if later else [], len(later), end
+        return now, ids

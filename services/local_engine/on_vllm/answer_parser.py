@@ -18,7 +18,7 @@ from typing import Any
 from anabranch.v1 import errors_pb2
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault, Violation, Work, invalid
-from services.local_engine.chat_turns import chat_turns, tool_entries, unsupported
+from services.local_engine.chat_turns import tool_entries, unsupported
 from services.local_engine.engine import Continuation, Delta, Finish, SamplingSpec
 from services.local_engine.on_vllm import parsers as vllm_parsers
 from services.local_engine.on_vllm.parsed_choice import ParsedChoice, Reading
@@ -71,13 +71,9 @@ class VllmAnswerParser:
         if forced and spec.constraint is not None:
             text = "cannot hold for an answer whose tool_choice demands a call"
             raise invalid([Violation("response_format", text)])
-        # The calls alone: nothing else of a conversation tells a parser anything.
-        history = [
-            turn for turn in chat_turns(_text_only(asked), tools=True) if "tool_calls" in turn
-        ]
         tools = tool_entries(asked.tools, strict=forced)
         try:
-            request = self._parsers.request(history=history, tools=tools, choice=choice)
+            request = self._parsers.request(history=_history(asked), tools=tools, choice=choice)
             parser = self._parsers.parser(request, self._thinking)
             if choice != "none" or parser.reasoning_parser is not None:
                 request = parser.adjust_request(request)
@@ -145,10 +141,20 @@ class VllmAnswerParser:
         return replace(delta, usage=replace(delta.usage, reasoning=reasoning))
 
 
-def _text_only(asked: pb.GenerateRequest) -> list[pb.Message]:
-    """The turns that have calls, without their contents."""
+def _history(asked: pb.GenerateRequest) -> list[dict[str, Any]]:
+    """The turns that have calls, without their contents: parsers number calls through them."""
     return [
-        pb.Message(role=message.role, tool_calls=message.tool_calls)
+        {
+            "role": "assistant",
+            "tool_calls": [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments or "{}"},
+                }
+                for call in message.tool_calls
+            ],
+        }
         for message in asked.messages
         if message.tool_calls
     ]

@@ -56,15 +56,15 @@ class ParsedChoice:
         self._reading = reading
         self._parser = reading.new_parser()
         incremental = vllm_parsers.is_incremental(self._parser)
-        aligns = reading.aligns and not incremental
+        whole = not vllm_parsers.is_engine_based(self._parser)
         self._feed = ParserFeed(
             incremental=incremental,
-            decode=reading.decode if aligns else None,
+            decode=reading.decode if reading.aligns and whole else None,
             context=reading.prompt,
         )
         self._feed.add("", reading.continued)
         # Parsers that work on the whole text give it up at its end differently than in between.
-        self._reconciles = not incremental and vllm_parsers.reads_own_calls(
+        self._reconciles = whole and vllm_parsers.reads_own_calls(
             self._parser, reading.request.tool_choice
         )
         self._first = True
@@ -85,7 +85,7 @@ class ParsedChoice:
         ended = delta.finish is not None
         if not ended and not self._feed.due:
             return replace(delta, text="")
-        text, ids = self._feed.take(rest=ended and not delta.matched_stop)
+        text, ids = self._feed.take(rest=ended)
         content, reasoning, calls = self._parse(text, ids, ended)
         if self._first and self._reading.continued:
             content, reasoning = self._undelivered(content, reasoning, calls)
@@ -121,13 +121,21 @@ class ParsedChoice:
         if self._spent > GRACE_S + TOKEN_S * len(self._ids):
             raise ParserTooSlowError
         content = (message.content or "") if message is not None else ""
-        reasoning = (message.reasoning or "") if message is not None else ""
+        reasoning = self._unmarked((message.reasoning or "") if message is not None else "")
         calls = self._calls.add(_deltas(message.tool_calls or ()) if message is not None else ())
         self._reasoning.append(reasoning)
         if self._thinks:
             self._count(text, ids, reasoning)
             self._thinks = not (content or calls) and self._thinks
         return content, reasoning, calls
+
+    def _unmarked(self, reasoning: str) -> str:
+        """Without the marker that begins it, which some parsers leave in unless it comes alone."""
+        marker = getattr(self._parser.reasoning_parser, "start_token", None)
+        if reasoning and marker and not any(self._reasoning):
+            before, found, after = reasoning.partition(marker)
+            return after if found and not before.strip() else reasoning
+        return reasoning
 
     def _count(self, text: str, ids: list[int], reasoning: str) -> None:
         """Counts tokens of reasoning, markers excluded; exact where they are single tokens."""

@@ -158,7 +158,16 @@ def constraint_of(request: Any) -> Constraint | None:
 
 
 def is_incremental(parser: Any) -> bool:
-    """Whether a parser's work for a delta does not grow with the text before it."""
+    """Whether a parser's work for a delta does not grow with the text before it.
+
+    vLLM's engine-based ones say so of themselves, but read a call's arguments again each time.
+    """
+    reasoning, tools = parser.reasoning_parser, parser.tool_parser
+    return tools is None and bool(getattr(reasoning, "engine_based_streaming", False))
+
+
+def is_engine_based(parser: Any) -> bool:
+    """Whether all of a parser works on events, for the end of a stream as well as within it."""
     parts = (parser.reasoning_parser, parser.tool_parser)
     return all(getattr(p, "engine_based_streaming", False) for p in parts if p is not None)
 
