@@ -187,6 +187,9 @@ class VllmEngine:
 
     def submit(self, job: Job, on_delta: OnDelta, on_fail: OnFail) -> None:
         """Queues the job for vLLM."""
+        if self._loaded.embedder is not None:
+            self._run(self._loaded.embedder.answer_probe(job, on_delta, on_fail), job.id)
+            return
         self._loaded.jobs.submit(job, on_delta, on_fail)
 
     def abort(self, job_id: str) -> None:
