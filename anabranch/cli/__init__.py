@@ -11,10 +11,11 @@ import click
 
 from anabranch.cli.ask import chat, count, generate
 from anabranch.cli.auth import auth
-from anabranch.cli.cluster import backends, drain, explain, log_level, models, undrain
+from anabranch.cli.cluster import backends, drain, explain, log_level, undrain
 from anabranch.cli.connection import Connection
 from anabranch.cli.extensions import ExtensibleGroup
 from anabranch.cli.feedback import feedback
+from anabranch.cli.models import models
 from anabranch.cli.plan import plan
 from anabranch.cli.policy import policy
 from anabranch.cli.shell import completion, version

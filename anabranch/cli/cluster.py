@@ -1,4 +1,4 @@
-"""Commands that look at the cluster and steer it: models, backends, drain, explain, log-level."""
+"""Commands that look at the cluster and steer it: backends, drain, explain, log-level."""
 
 from __future__ import annotations
 
@@ -14,22 +14,7 @@ from anabranch.cli.options import (
     request_arguments,
     request_options,
 )
-from anabranch.cli.render import print_backends, print_explanation, print_json, print_models
-
-
-@click.command()
-@json_option
-@click.pass_obj
-def models(connection: Connection, /, as_json: bool) -> None:
-    """List the models that can be asked for, and where they are served.
-
-    \b
-    Example:
-      anabranch models --json | jq -r '.[].name'
-    """
-    with connection.client(as_json=as_json) as client:
-        found = client.models()
-        print_json(found) if as_json else print_models(found)
+from anabranch.cli.render import print_backends, print_explanation, print_json
 
 
 @click.command()

@@ -21,6 +21,7 @@ from anabranch.errors import (
     OverloadedError,
     UnavailableError,
 )
+from anabranch.model_admin import ModelAdmin
 from anabranch.sync import Client
 
 EXIT_BUG, EXIT_CREDENTIALS, EXIT_REFUSED, EXIT_UNAVAILABLE, EXIT_INTERRUPTED = 1, 3, 4, 5, 130
@@ -46,6 +47,15 @@ class Connection:
         """A client for one command; what fails inside ends the program readably."""
         with _readable(as_json=as_json), Client(**client_arguments(**self.given)) as client:
             yield client
+
+    @contextmanager
+    def model_admin(self, *, as_json: bool = False) -> Iterator[ModelAdmin]:
+        """The same for the models of one engine."""
+        with (
+            _readable(as_json=as_json),
+            ModelAdmin(**client_arguments(**self.given)) as engine,
+        ):
+            yield engine
 
     @contextmanager
     def auth_admin(self, *, as_json: bool = False) -> Iterator[AuthAdmin]:

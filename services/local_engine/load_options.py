@@ -70,7 +70,7 @@ def settings_for(settings: Settings, request: pb.LoadModelRequest, source: str =
     faults: list[Violation] = []
     changes = dict(_NOT_INHERITED)
     for field, setting in _NUMBERS.items():
-        if options.HasField(field):  # type: ignore[arg-type]
+        if options.HasField(field):
             changes[setting] = getattr(options, field)
     if options.quantization:
         changes["quantization"] = options.quantization
@@ -89,7 +89,7 @@ def settings_for(settings: Settings, request: pb.LoadModelRequest, source: str =
         ("max_adapters", 0, 1024),
     ):
         value = changes.get(field)
-        if options.HasField(field) and not low <= value <= high:  # type: ignore[arg-type, operator]
+        if options.HasField(field) and not low <= value <= high:  # type: ignore[operator]
             faults.append(Violation(f"options.{field}", f"must be {low} to {high}"))
     if faults:
         raise invalid(faults)

@@ -17,7 +17,8 @@ from google.protobuf.duration_pb2 import Duration
 from anabranch.v1 import model_admin_pb2 as pb
 from anabranch.v1 import model_admin_pb2_grpc
 from services.chassis.errors import Violation, invalid
-from services.local_engine.model_changes import ModelChanges, Phase, Progress, require
+from services.local_engine.change_steps import Phase, Progress, require
+from services.local_engine.model_changes import ModelChanges
 from services.local_engine.roster import Roster, Served, State
 
 FULL_NAME = "anabranch.v1.ModelAdminService"

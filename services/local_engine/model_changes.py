@@ -11,17 +11,23 @@ import itertools
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
 from anabranch.v1 import errors_pb2
 from anabranch.v1 import model_admin_pb2 as pb
-from services.chassis.errors import Fault, Violation, Work, invalid
+from services.chassis.errors import Fault, invalid
 from services.chassis.tasks import Tasks
 from services.local_engine.abilities import Refused, Sleeps, adapters_of
 from services.local_engine.adapter_check import check_adapter
+from services.local_engine.change_steps import (
+    Phase,
+    Progress,
+    drained,
+    pulse,
+    refused,
+    settled,
+)
 from services.local_engine.checkpoint_check import Checkpoint, read_checkpoint
 from services.local_engine.engine import Engine, EngineStartError
 from services.local_engine.engine_watch import EngineWatch
@@ -37,28 +43,6 @@ _T = TypeVar("_T")
 TELL_EVERY_S = 5.0
 """A load that says nothing for longer looks dead to whoever waits for it."""
 _LOOK_EVERY_S = 0.5
-_LEAVES = "its model was taken out of service"
-
-
-class Phase(Enum):
-    """A part of a load, in order."""
-
-    CHECKING = "checking"
-    LOADING = "loading"
-    SERVING = "serving"
-    DRAINING = "draining"
-    DONE = "done"
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a load has got. `served` is set with DONE, `cut_off` counts requests."""
-
-    phase: Phase
-    detail: str = ""
-    in_flight: int = 0
-    served: Served | None = None
-    cut_off: int = 0
 
 
 class ModelChanges:
@@ -126,7 +110,7 @@ class ModelChanges:
             starting = asyncio.create_task(engine.start(), name="model-start")
             try:
                 yield Progress(Phase.LOADING, "the engine starts")
-                async for _ in _pulse(starting, TELL_EVERY_S):
+                async for _ in pulse(starting, TELL_EVERY_S):
                     yield Progress(Phase.LOADING)
                 starting.result()
                 served = Served(
@@ -140,7 +124,7 @@ class ModelChanges:
                 left = self._roster.put(served)
             except EngineStartError as error:
                 await self._undo(starting, engine)
-                raise _refused(str(error)) from error
+                raise refused(str(error)) from error
             except BaseException:
                 await self._undo(starting, engine)
                 raise
@@ -151,7 +135,7 @@ class ModelChanges:
             if before is not None:
                 retiring = self._retire(left, before.engine, drain)
                 yield Progress(Phase.SERVING)
-                async for _ in _pulse(retiring, _LOOK_EVERY_S):
+                async for _ in pulse(retiring, _LOOK_EVERY_S):
                     waiting = sum(one.in_flight for one in left)
                     yield Progress(Phase.DRAINING, in_flight=waiting)
                 cut = retiring.result()
@@ -228,7 +212,7 @@ class ModelChanges:
             everything = [served, *self._roster.adapters_of(served)]
             self._enter(everything, State.DRAINING)
             try:
-                cut = await _drained(everything, drain)
+                cut = await drained(everything, drain)
                 await self._whole(engine.sleep(level))
             except BaseException:
                 self._enter(everything, State.SERVING)
@@ -245,7 +229,7 @@ class ModelChanges:
                 try:
                     await self._whole(engine.wake())
                 except Refused as why:
-                    raise _refused(str(why)) from why
+                    raise refused(str(why)) from why
                 self._enter([served, *self._roster.adapters_of(served)], State.SERVING)
             return served
 
@@ -261,17 +245,17 @@ class ModelChanges:
     ) -> Served:
         host = adapters_of(model.engine)
         if host is None:
-            raise _refused("adapters are switched off (ANABRANCH_ENGINE_MAX_ADAPTERS)")
+            raise refused("adapters are switched off (ANABRANCH_ENGINE_MAX_ADAPTERS)")
         base = await asyncio.to_thread(_base_of, model)
         try:
             await asyncio.to_thread(check_adapter, directory, most_rank=host.most_rank, base=base)
         except (BadFile, OSError) as bad:
-            raise _refused(_said(bad)) from bad
+            raise refused(_said(bad)) from bad
         key = f"{name}#{next(self._keys)}"
         try:
             await host.load(key, directory)
         except Refused as why:
-            raise _refused(str(why)) from why
+            raise refused(str(why)) from why
         return Served(
             f"{model.name}:{name}",
             model.engine,
@@ -296,7 +280,7 @@ class ModelChanges:
 
     async def _whole(self, work: Coroutine[Any, Any, _T]) -> _T:
         """What must not be left half done: a caller that leaves waits for it in vain."""
-        task = self._tasks.create_task(_settled(work), name="model-change")
+        task = self._tasks.create_task(settled(work), name="model-change")
         try:
             value, error = await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -313,7 +297,7 @@ class ModelChanges:
         return self._tasks.create_task(self._finish(left, engine, drain), name="model-retire")
 
     async def _finish(self, left: Sequence[Served], engine: Engine | None, drain: float) -> int:
-        cut = await _drained(left, drain)
+        cut = await drained(left, drain)
         self._roster.gone(left)
         if engine is None:
             for one in left:
@@ -350,37 +334,11 @@ class ModelChanges:
             self._changing = ""
 
 
-async def _drained(left: Sequence[Served], drain: float) -> int:
-    """Waits until nothing runs on any of them; what still does after so long is cut off."""
-    try:
-        async with asyncio.timeout(drain):
-            for one in left:
-                await one.idle()
-    except TimeoutError:
-        return sum(one.cut(_LEAVES) for one in left)
-    return 0
-
-
-async def _pulse(task: asyncio.Task[Any], every: float) -> AsyncIterator[None]:
-    """Something each so many seconds, until the task is over."""
-    while not task.done():
-        await asyncio.wait({task}, timeout=every)
-        if not task.done():
-            yield
-
-
-async def _settled(work: Coroutine[Any, Any, _T]) -> tuple[_T | None, Exception | None]:
-    try:
-        return await work, None
-    except Exception as error:  # noqa: BLE001 - raised again by whoever waits for it
-        return None, error
-
-
 def _checkpoint(directory: Path) -> Checkpoint:
     try:
         return read_checkpoint(directory)
     except (BadFile, OSError) as bad:
-        raise _refused(_said(bad)) from bad
+        raise refused(_said(bad)) from bad
 
 
 def _base_of(model: Served) -> Checkpoint | None:
@@ -396,14 +354,3 @@ def _base_of(model: Served) -> Checkpoint | None:
 
 def _said(error: BadFile | OSError) -> str:
     return str(error) if isinstance(error, BadFile) else f"cannot be read: {error.strerror}"
-
-
-def _refused(why: str) -> Fault:
-    return Fault(errors_pb2.ERROR_REASON_MODEL_REFUSED, why, work=Work.NOT_DISPATCHED)
-
-
-def require(**fields: str) -> None:
-    """Raises Fault INVALID_REQUEST for those that are empty."""
-    faults = [Violation(name, "is required") for name, value in fields.items() if not value]
-    if faults:
-        raise invalid(faults)

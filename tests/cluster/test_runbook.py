@@ -28,6 +28,7 @@ from anabranch.v1 import generation_pb2, model_pb2_grpc
 from tests.support import grpcurl
 from tests.support.runbook import Command, commands, difference, inline
 from tests.support.waiting import BOUND_S, until
+from tests.support.weights import write_adapter
 from tools.cluster import Cluster, EngineKind, EngineSpec
 from tools.cluster.recipes import at
 
@@ -204,7 +205,13 @@ BEFORE: dict[str, Callable[[Cluster], Awaitable[None]]] = {
 async def operator(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Operator]:
     folder = tmp_path_factory.mktemp("operator")
     (folder / "policy.yaml").write_text("version: 1\nobjectives: {ttft: 2s}\n")
-    engines = [EngineSpec(name, EngineKind.SIM, MODEL) for name in ("engine-1", "engine-2")]
+    models = folder / "models"
+    (models / "small").mkdir(parents=True)
+    write_adapter(models / "support-lora", {"layers.0.q_proj": (8, 8)}, rank=4)
+    changing = {"MODEL_SOURCES": str(models), "MAX_ADAPTERS": "2", "SLEEP_MODE": "true"}
+    engines = [
+        EngineSpec(name, EngineKind.SIM, MODEL, changing) for name in ("engine-1", "engine-2")
+    ]
     clean = {k: v for k, v in os.environ.items() if not k.startswith("ANABRANCH_")}
     async with Cluster(tmp_path_factory.mktemp("runbook"), engines=engines) as cluster:
         shell = await asyncio.create_subprocess_exec(
