@@ -32,6 +32,8 @@ NODE_MODULES  := examples/typescript/node_modules/.package-lock.json
 PYTEST ?=
 # Arguments of a benchmark; for example: make bench-dataplane BENCH="--quick"
 BENCH ?=
+# Versions of vLLM that `test-vllm-versions` runs: the oldest and the newest for this PyTorch.
+VERSIONS ?= 0.27.0 0.32.0
 # Arguments of `certs`, `compose-env` and `images-check`.
 CERTS ?=
 COMPOSE ?=
@@ -75,6 +77,10 @@ test: setup-engine consul helm model servers examples-tools ## Every test, two f
 .PHONY: test-fast
 test-fast: setup ## The quick tests, four at a time, without vLLM and Consul: within a minute
 	@$(PYTHON) -m pytest -n 4 -m "not vllm and not cluster and not slow" tests/unit tests/contract tests/inprocess $(PYTEST)
+
+.PHONY: test-vllm-versions
+test-vllm-versions: setup-engine model ## The real engine's tests against other versions of vLLM. VERSIONS="0.27.0 0.31.0"
+	@$(PYTHON) -m tools.vllm_versions $(VERSIONS)
 
 .PHONY: fuzz
 fuzz: setup ## Look for bytes that break readers, codecs and tokens, and for steps that confuse the auth service: an hour
@@ -187,7 +193,7 @@ distclean: clean ## Remove everything that git does not track here: packages, Co
 ## Measure it
 
 .PHONY: bench
-bench: bench-dataplane bench-routing bench-overflow bench-cloud bench-auth ## Every benchmark
+bench: bench-dataplane bench-routing bench-overflow bench-cloud bench-auth bench-quantize ## Every benchmark
 
 .PHONY: bench-dataplane
 bench-dataplane: setup-bench ## What the router costs beside other proxies; a first look: BENCH=--quick
@@ -208,6 +214,10 @@ bench-cloud: setup-bench ## What a chunk costs in the cloud proxy beside SDKs; a
 .PHONY: bench-auth
 bench-auth: setup-bench ## What authentication costs, and how soon a revocation holds; a first look: BENCH=--quick
 	@$(PYTHON) -m bench.auth run $(BENCH)
+
+.PHONY: bench-quantize
+bench-quantize: setup-engine model ## What 8 bits gain and lose: size, accuracy, pace; 15 minutes. A first look: BENCH=--quick
+	@$(PYTHON) -m bench.quantize run $(BENCH)
 
 .PHONY: setup-bench-litellm
 setup-bench-litellm: .tools/litellm/.installed ## LiteLLM for the benchmark, in an environment of its own

@@ -136,6 +136,7 @@ def make_engine(settings: Settings) -> Engine:
             prefix_events=settings.prefix_events,
             step_model=pace,
             quantization=settings.quantization,
+            tuning=settings.tuning,
             further=further_arguments(settings.vllm_args),
         )
     )

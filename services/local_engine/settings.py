@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Literal
 
-from services.chassis.common_settings import CommonSettings
 from services.chassis.settings import Secret, SettingsError, setting
 from services.local_engine.on_vllm.options import further_arguments
 from services.local_engine.slow_spells import slow_spells
 from services.local_engine.step_model import StepModel
+from services.local_engine.tuning_settings import TuningSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(CommonSettings):
+class Settings(TuningSettings):
     """The local engine's settings."""
 
     listen: str = setting("127.0.0.1:50052", help="Address and port of the gRPC server, host:port.")

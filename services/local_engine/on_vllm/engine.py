@@ -34,8 +34,10 @@ from services.local_engine.heartbeat import Heartbeat
 from services.local_engine.load_meter import LoadMeter
 from services.local_engine.on_vllm import options as vllm_options
 from services.local_engine.on_vllm import sampling
-from services.local_engine.on_vllm.arguments import check_known, engine_arguments
+from services.local_engine.on_vllm.arguments import engine_arguments
 from services.local_engine.on_vllm.chat_tokenizer import ChatTokenizer
+from services.local_engine.on_vllm.checks import check_options
+from services.local_engine.on_vllm.installed import installed
 from services.local_engine.on_vllm.jobs import NewParams, VllmJobs
 from services.local_engine.on_vllm.kv_events import BlockEvents, KvEventSocket
 from services.local_engine.on_vllm.options import VllmOptions
@@ -109,7 +111,8 @@ class VllmEngine:
         logging.getLogger("vllm").setLevel(max(_log.getEffectiveLevel(), logging.WARNING))
         started = self._clock()
         self._guard = OrphanGuard()
-        self._events = _event_socket() if self._options.prefix_events else None
+        tells = self._options.prefix_events and self._options.tuning.tells_cache
+        self._events = _event_socket() if tells else None
         try:
             self._state = await in_own_thread(self._load, name="model-load")
         except Exception as error:
@@ -170,12 +173,13 @@ class VllmEngine:
     def load(self) -> EngineLoad:
         """The load as of vLLM's last step."""
         state = self._loaded
-        usage = max((recorder.kv_usage for recorder in self._recorders), default=0.0)
+        usage = sum(recorder.kv_usage for recorder in self._recorders)
+        usage /= max(1, len(self._recorders))
         return self._meter.report(
             running=sum(recorder.running for recorder in self._recorders),
             kv_used_tokens=int(usage * state.kv_total_tokens),
             kv_total_tokens=state.kv_total_tokens,
-            max_running=self._options.max_num_seqs,
+            max_running=state.facts.max_running,
             prefill_budget=state.prefill_budget,
         )
 
@@ -193,18 +197,18 @@ class VllmEngine:
     def _load(self) -> _Loaded:
         import vllm
         from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
         from vllm.v1.executor.uniproc_executor import UniProcExecutor
         from vllm.v1.metrics.stats import SchedulerStats
 
         options = self._options
-        is_cpu = current_platform.is_cpu()
-        check_known(options.further, _field_names(AsyncEngineArgs), vllm.__version__)
+        here = installed()
+        check_options(options, here)
+        is_cpu = here.is_cpu
         arguments = engine_arguments(options, is_cpu=is_cpu)
         if is_cpu:
             _set_variables(vllm_options.cpu_variables(options))
-            if options.tensor_parallel_size * options.pipeline_parallel_size == 1:
+            if options.devices == 1:
                 # Without a third process, which would import everything once more: 10 s less.
                 arguments.setdefault("distributed_executor_backend", UniProcExecutor)
         if "iteration_details" in _field_names(SchedulerStats):
@@ -228,7 +232,7 @@ class VllmEngine:
                 name=options.name,
                 source=os.path.basename(options.model.rstrip("/")),
                 context_length=int(model.max_model_len),
-                max_running=options.max_num_seqs,
+                max_running=options.max_num_seqs * options.tuning.data_parallel_size,
                 capabilities=_CAPABILITIES,
             ),
             tokenizer=tokenizer,
@@ -242,20 +246,22 @@ class VllmEngine:
                 self._begun,
                 prefixes,
             ),
-            kv_total_tokens=int((cache.num_gpu_blocks or 0) * cache.block_size),
+            kv_total_tokens=int((cache.num_gpu_blocks or 0) * cache.block_size)
+            * options.tuning.data_parallel_size,
             prefill_budget=int(config.scheduler_config.max_num_batched_tokens),
             prefixes=prefixes,
         )
 
     def _new_recorder(self, config: Any, _engine_index: int = 0) -> StepRecorder:
         budget = int(config.scheduler_config.max_num_batched_tokens)
-        recorder = StepRecorder(self._meter, self._clock, budget)
+        each = self._options.tuning.tokens_per_decode
+        recorder = StepRecorder(self._meter, self._clock, budget, each)
         self._recorders.append(recorder)
         return recorder
 
     def _begun(self) -> None:
-        for recorder in self._recorders:
-            recorder.begun()
+        if len(self._recorders) == 1:  # which of several engine cores begins is not known
+            self._recorders[0].begun()
 
     async def _warm_up(self) -> None:
         """One tiny job: kernels are loaded, and a model that cannot run is found out now."""

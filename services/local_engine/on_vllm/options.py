@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from services.local_engine.on_vllm.tuning import TUNING_ARGUMENTS, Tuning
 from services.local_engine.step_model import StepModel
 
 OWN_ARGUMENTS = frozenset(
@@ -18,6 +19,7 @@ OWN_ARGUMENTS = frozenset(
         *("quantization", "seed", "served_model_name", "tensor_parallel_size"),
         *("disable_log_stats", "enable_log_requests", "enable_logging_iteration_details"),
         *("kv_events_config", "max_logprobs", "scheduling_policy", "use_tqdm_on_load"),
+        *TUNING_ARGUMENTS,
     }
 )
 """Arguments of vLLM that this engine sets: they have settings of their own, or no choice."""
@@ -53,8 +55,16 @@ class VllmOptions:
     """The pace that step_time_ratio compares with; None learns it from the steps seen."""
     quantization: str = ""
     """As vLLM calls it; empty: what the checkpoint says."""
+    tuning: Tuning = field(default_factory=Tuning)
+    """Memory, parallelism and guessing ahead."""
     further: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of vLLM beyond these, none of OWN_ARGUMENTS."""
+
+    @property
+    def devices(self) -> int:
+        """Processes that compute, each on a GPU of its own or all on a CPU."""
+        shared = self.tensor_parallel_size * self.pipeline_parallel_size
+        return shared * self.tuning.data_parallel_size
 
 
 def further_arguments(text: str) -> dict[str, Any]:
@@ -102,7 +112,7 @@ def process_variables(options: VllmOptions) -> Mapping[str, str]:
         # Threads pinned to cores starve when the cores are shared with other processes.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     }
-    if Path(options.model).is_dir():
+    if Path(options.model).exists():
         variables["HF_HUB_OFFLINE"] = "1"
     return variables
 
