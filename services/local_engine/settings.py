@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Literal
 
-from services.chassis.common_settings import CommonSettings
 from services.chassis.settings import Secret, SettingsError, setting
 from services.local_engine.engine import ConstraintKind
 from services.local_engine.images.addresses import Place, parse_networks
@@ -15,10 +14,11 @@ from services.local_engine.model_sources import check_patterns
 from services.local_engine.on_vllm.options import further_arguments
 from services.local_engine.slow_spells import slow_spells
 from services.local_engine.step_model import StepModel
+from services.local_engine.tuning_settings import TuningSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(CommonSettings):
+class Settings(TuningSettings):
     """The local engine's settings."""
 
     listen: str = setting("127.0.0.1:50052", help="Address and port of the gRPC server, host:port.")

@@ -121,6 +121,9 @@ def test_a_pools_parallelism_and_vllms_arguments_arrive(chart: Path, tmp_path: P
     settings, spec = pools["llama-70b"]
     assert settings.tensor_parallel_size == 4
     assert settings.quantization == "fp8"
+    assert settings.tuning.kv_cache_dtype == "fp8"
+    assert settings.tuning.tokens_per_decode == 4
+    assert (settings.cpu_offload_gib, settings.data_parallel_size) == (0, 1)
     assert settings.names == ("llama-3.3-70b-instruct", "chat")
     shm = next(volume for volume in spec["volumes"] if volume["name"] == "shm")
     assert shm["emptyDir"] == {"medium": "Memory", "sizeLimit": "16Gi"}

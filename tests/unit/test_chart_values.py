@@ -87,7 +87,11 @@ def test_the_schema_refuses_by_name(chart: Path, changes: dict[str, Any], said: 
         ({"router__autoscaling": {"minReplicas": 11}}, "minReplicas exceeds maxReplicas"),
         (
             {"engines": [{"name": "a", "model": "m", "gpus": 4, "tensorParallel": 3}]},
-            "tensorParallel × pipelineParallel is 3, and gpus is 4",
+            "tensorParallel × pipelineParallel × dataParallel is 3, and gpus is 4",
+        ),
+        (
+            {"engines": [{"name": "a", "model": "m", "gpus": 4, "dataParallel": 3}]},
+            "gpus is no multiple of pipelineParallel × dataParallel",
         ),
         ({"engines": [{"name": "a", "model": "m"}] * 2}, "engines[1] (a): the name is taken"),
         *(

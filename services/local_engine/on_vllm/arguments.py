@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
 from typing import Any
 
 from services.local_engine.on_vllm.adapters import adapter_arguments
 from services.local_engine.on_vllm.options import VllmOptions
 from services.local_engine.on_vllm.sampling import MAX_ALTERNATIVES
+from services.local_engine.on_vllm.tuning import tuning_arguments
 
 
 def engine_arguments(options: VllmOptions, *, is_cpu: bool) -> dict[str, Any]:
@@ -39,12 +38,9 @@ def engine_arguments(options: VllmOptions, *, is_cpu: bool) -> dict[str, Any]:
     ):
         if getattr(options, name):
             arguments[name] = getattr(options, name)
-    return {**options.further, **arguments, **adapter_arguments(options)}
-
-
-def check_known(further: Mapping[str, Any], known: frozenset[str], version: str) -> None:
-    """Raises ValueError for arguments that this vLLM does not have."""
-    for name in sorted(set(further) - known):
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise ValueError(f"vllm_args names {name}, which vLLM {version} does not have{hint}")
+    return {
+        **options.further,
+        **arguments,
+        **adapter_arguments(options),
+        **tuning_arguments(options.tuning),
+    }

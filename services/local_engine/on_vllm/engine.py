@@ -48,12 +48,14 @@ from services.local_engine.on_vllm.answer_parsers import (
     answer_parsers,
     chat_format,
 )
-from services.local_engine.on_vllm.arguments import check_known, engine_arguments
+from services.local_engine.on_vllm.arguments import engine_arguments
 from services.local_engine.on_vllm.chat_format import read_template
 from services.local_engine.on_vllm.chat_tokenizer import ChatTokenizer
+from services.local_engine.on_vllm.checks import check_options
 from services.local_engine.on_vllm.core_watch import core_died
 from services.local_engine.on_vllm.embedder import VllmEmbedder, embedder_for
 from services.local_engine.on_vllm.form_guard import FormGuard
+from services.local_engine.on_vllm.installed import installed
 from services.local_engine.on_vllm.jobs import NewParams, VllmJobs
 from services.local_engine.on_vllm.kv_events import BlockEvents, KvEventSocket
 from services.local_engine.on_vllm.model_load import ModelLoad
@@ -147,7 +149,8 @@ class VllmEngine:
         logging.getLogger("vllm").setLevel(max(_log.getEffectiveLevel(), logging.WARNING))
         started = self._clock()
         self._guard = OrphanGuard()
-        tells = self._options.prefix_events and not self._options.embeds
+        tells = self._options.prefix_events and self._options.tuning.tells_cache
+        tells = tells and not self._options.embeds
         self._events = _event_socket() if tells else None
         self._loading = loading = ModelLoad(self._load)
         try:
@@ -268,12 +271,13 @@ class VllmEngine:
     def load(self) -> EngineLoad:
         """The load as of vLLM's last step."""
         state = self._loaded
-        usage = max((recorder.kv_usage for recorder in self._recorders), default=0.0)
+        usage = sum(recorder.kv_usage for recorder in self._recorders)
+        usage /= max(1, len(self._recorders))
         return self._meter.report(
             running=sum(recorder.running for recorder in self._recorders),
             kv_used_tokens=int(usage * state.kv_total_tokens),
             kv_total_tokens=state.kv_total_tokens,
-            max_running=self._options.max_num_seqs,
+            max_running=state.facts.max_running,
             prefill_budget=state.prefill_budget,
         )
 
@@ -299,17 +303,18 @@ class VllmEngine:
         from services.local_engine.on_vllm.in_core import memory_guard
 
         options = self._options
-        is_cpu = current_platform.is_cpu()
+        here = installed()
+        check_options(options, here)
+        is_cpu = here.is_cpu
         names = ParserNames(options.tool_parser, options.reasoning_parser)
         check_names(names)
         template = read_template(options.chat_template) if options.chat_template else ""
-        check_known(options.further, _field_names(AsyncEngineArgs), vllm.__version__)
         arguments = engine_arguments(options, is_cpu=is_cpu)
         if options.sleep_mode and _can_sleep(current_platform):
             arguments["enable_sleep_mode"] = True
         if is_cpu:
             _set_variables(vllm_options.cpu_variables(options))
-            if options.tensor_parallel_size * options.pipeline_parallel_size == 1:
+            if options.devices == 1:
                 # Without a third process, which would import everything once more: 10 s less.
                 arguments.setdefault("distributed_executor_backend", UniProcExecutor)
         if "iteration_details" in _field_names(SchedulerStats):
@@ -352,7 +357,7 @@ class VllmEngine:
                 name=options.name,
                 source=os.path.basename(options.model.rstrip("/")),
                 context_length=int(model.max_model_len),
-                max_running=options.max_num_seqs,
+                max_running=options.max_num_seqs * options.tuning.data_parallel_size,
                 capabilities=_capabilities(options, pictures, answers),
                 vector_size=int(model.embedding_size) if options.embeds else 0,
                 most_images=0 if pictures is None else pictures.most_images,
@@ -372,7 +377,8 @@ class VllmEngine:
             ),
             embedder=embedder,
             pictures=pictures,
-            kv_total_tokens=int((cache.num_gpu_blocks or 0) * cache.block_size),
+            kv_total_tokens=int((cache.num_gpu_blocks or 0) * cache.block_size)
+            * options.tuning.data_parallel_size,
             prefill_budget=int(config.scheduler_config.max_num_batched_tokens),
             prefixes=prefixes,
             adapters=adapters,
@@ -388,13 +394,14 @@ class VllmEngine:
 
     def _new_recorder(self, config: Any, _engine_index: int = 0) -> StepRecorder:
         budget = int(config.scheduler_config.max_num_batched_tokens)
-        recorder = StepRecorder(self._meter, self._clock, budget)
+        each = self._options.tuning.tokens_per_decode
+        recorder = StepRecorder(self._meter, self._clock, budget, each)
         self._recorders.append(recorder)
         return recorder
 
     def _begun(self) -> None:
-        for recorder in self._recorders:
-            recorder.begun()
+        if len(self._recorders) == 1:  # which of several engine cores begins is not known
+            self._recorders[0].begun()
 
     async def _warm_up(self) -> None:
         """One tiny job: kernels are loaded, and a model that cannot run is found out now."""

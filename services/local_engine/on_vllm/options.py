@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from services.local_engine.forms import FormLimits
+from services.local_engine.on_vllm.tuning import TUNING_ARGUMENTS, Tuning
 from services.local_engine.step_model import StepModel
 
 OWN_ARGUMENTS = frozenset(
@@ -22,6 +23,7 @@ OWN_ARGUMENTS = frozenset(
         *("structured_outputs_config", "trust_remote_code"),
         *("kv_events_config", "max_logprobs", "scheduling_policy", "use_tqdm_on_load"),
         *("enable_lora", "max_loras", "max_cpu_loras", "max_lora_rank", "enable_sleep_mode"),
+        *TUNING_ARGUMENTS,
     }
 )
 """Arguments of vLLM that this engine sets: they have settings of their own, or no choice."""
@@ -79,8 +81,16 @@ class VllmOptions:
     """Run Python that comes with the checkpoint."""
     forms: FormLimits = field(default_factory=FormLimits)
     """What judging the form of an answer may take."""
+    tuning: Tuning = field(default_factory=Tuning)
+    """Memory, parallelism and guessing ahead."""
     further: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of vLLM beyond these, none of OWN_ARGUMENTS."""
+
+    @property
+    def devices(self) -> int:
+        """Processes that compute, each on a GPU of its own or all on a CPU."""
+        shared = self.tensor_parallel_size * self.pipeline_parallel_size
+        return shared * self.tuning.data_parallel_size
 
 
 def further_arguments(text: str) -> dict[str, Any]:
@@ -128,7 +138,7 @@ def process_variables(options: VllmOptions) -> Mapping[str, str]:
         # Threads pinned to cores starve when the cores are shared with other processes.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     }
-    if Path(options.model).is_dir() and not options.hub:
+    if Path(options.model).exists() and not options.hub:
         variables["HF_HUB_OFFLINE"] = "1"
     return variables
 

@@ -16,13 +16,17 @@ class StepRecorder:
     """A vLLM stat logger for one engine core: its counts, and the pace of its steps.
 
     A step lasts from the record before it to its own: with asynchronous scheduling the engine
-    core's own stopwatch stops too early. `budget` is the most tokens that one step computes.
+    core's own stopwatch stops too early. `budget` is the most tokens that one step computes,
+    `per_decode` the most that it does for one sequence, guesses included.
     """
 
-    def __init__(self, meter: LoadMeter, clock: Callable[[], float], budget: int) -> None:
+    def __init__(
+        self, meter: LoadMeter, clock: Callable[[], float], budget: int, per_decode: int = 1
+    ) -> None:
         self._meter = meter
         self._clock = clock
         self._budget = budget
+        self._per_decode = per_decode
         self._last: float | None = None
         self._tells = False
         self.running = 0
@@ -56,7 +60,7 @@ class StepRecorder:
             self._tells = True
             decodes = int(details.num_generation_requests)
             # A sequence that was preempted reads its whole context again.
-            again = max(0, int(details.num_generation_tokens) - decodes)
+            again = max(0, int(details.num_generation_tokens) - decodes * self._per_decode)
             return self._meter.measured(int(details.num_ctx_tokens) + again, decodes)
         if self._tells:
             return self._meter.measured(0, 0)  # it tells of every step that computes anything

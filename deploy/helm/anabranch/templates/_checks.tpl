@@ -88,12 +88,12 @@
 {{- $_ := set $seen $pool.name true -}}
 {{- $_ := set $services $at $pool -}}
 {{- if not (kindIs "invalid" $pool.tensorParallel) -}}
-{{- $wanted := mul (int $pool.tensorParallel) (int $pool.pipelineParallel) -}}
+{{- $wanted := mul (int $pool.tensorParallel) (int $pool.pipelineParallel) (int $pool.dataParallel) -}}
 {{- if and (gt (int $pool.gpus) 0) (ne $wanted (int64 $pool.gpus)) -}}
-{{- $faults = append $faults (printf "%s: tensorParallel × pipelineParallel is %d, and gpus is %d" $at $wanted (int $pool.gpus)) -}}
+{{- $faults = append $faults (printf "%s: tensorParallel × pipelineParallel × dataParallel is %d, and gpus is %d" $at $wanted (int $pool.gpus)) -}}
 {{- end -}}
-{{- else if and (gt (int $pool.gpus) 0) (ne (mod (int $pool.gpus) (int $pool.pipelineParallel)) 0) -}}
-{{- $faults = append $faults (printf "%s: gpus is no multiple of pipelineParallel" $at) -}}
+{{- else if and (gt (int $pool.gpus) 0) (ne (mod (int $pool.gpus) (mul (int $pool.pipelineParallel) (int $pool.dataParallel))) 0) -}}
+{{- $faults = append $faults (printf "%s: gpus is no multiple of pipelineParallel × dataParallel" $at) -}}
 {{- end -}}
 {{- if and $pool.cache.enabled (not $pool.cache.existingClaim) (not (has "ReadWriteMany" $pool.cache.accessModes)) -}}
 {{- $most := ternary $pool.keda.maxReplicas $pool.replicas $pool.keda.enabled -}}
