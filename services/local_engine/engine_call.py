@@ -173,13 +173,14 @@ class EngineCall:
             existing_tokens=len(continuation.token_ids),
             context_length=facts.context_length,
         )
-        max_tokens = admission.within_cache(
-            max_tokens,
-            wanted=spec.max_tokens,
-            n=spec.n,
-            prompt_tokens=len(prompt),
-            kv_tokens=engine.load().kv_total_tokens,
-        )
+        if spec.n > 1:
+            max_tokens = admission.within_cache(
+                max_tokens,
+                wanted=spec.max_tokens,
+                n=spec.n,
+                prompt_tokens=len(prompt),
+                kv_tokens=engine.load().kv_total_tokens,
+            )
         if spec.constraint is not None:
             await engine.check_form(spec.constraint, self._tenant)
         self._room(len(prompt) + len(continuation.token_ids))

@@ -484,5 +484,5 @@ async def test_vllm_answers_the_same_through_every_rpc():
     assert [t for c in framed for t in c.token_ids] == tokens
     assert "".join(c.text for c in framed) == whole.choices[0].text
     assert constrained.choices[0].text in ("no", "yes")
-    assert refused.violations[0].field == "response_format"
+    assert refused.violations[0].field == "response_format.regex"
     assert "vllm:time_to_first_token_seconds" in metrics

@@ -18,6 +18,22 @@ _NOT_ENFORCED = frozenset(
         *("$dynamicRef", "$recursiveRef"),
     }
 )
+_BOUNDS: Mapping[str, tuple[str, ...]] = {
+    "string": ("pattern", "format", "minLength", "maxLength"),
+    "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
+    "array": ("minItems", "maxItems"),
+    "object": ("required", "minProperties", "maxProperties"),
+}
+"""Keywords that count only where the schema says the type, or as these tell it:"""
+_TELLING: Mapping[str, tuple[str, ...]] = {
+    "array": ("items", "prefixItems", "unevaluatedItems"),
+    "object": ("properties", "additionalProperties", "patternProperties", "propertyNames"),
+}
+_ASSERTIONS = frozenset(
+    keyword for several in (*_BOUNDS.values(), *_TELLING.values()) for keyword in several
+)
+_ALONE = ("$ref", "enum", "const", "anyOf", "oneOf", "allOf")
+"""The first of these that a schema has decides alone what is allowed."""
 _MAPS = ("properties", "patternProperties", "$defs", "definitions")
 """Keywords whose value maps names to schemas: the names are no keywords."""
 _LISTS = ("prefixItems", "anyOf", "oneOf", "allOf")
@@ -49,11 +65,65 @@ def _found(schema: Any) -> Iterator[str]:
     several = schema.get("allOf")
     if isinstance(several, list) and len(several) > 1:
         yield "allOf of several schemas"
+    yield from _untyped(schema)
+    yield from _beside(schema)
     bounded = "minLength" in schema or "maxLength" in schema
     if bounded and ("pattern" in schema or "format" in schema):
         yield "a length beside pattern or format"
     for inner in _inner(schema):
         yield from _found(inner)
+
+
+def _untyped(schema: Mapping[str, Any]) -> Iterator[str]:
+    if "type" in schema or any(keyword in schema for keyword in _ALONE):
+        return
+    for kind, keywords in _BOUNDS.items():
+        if any(keyword in schema for keyword in _TELLING.get(kind, ())):
+            continue
+        for keyword in keywords:
+            if keyword in schema:
+                yield f"{keyword} without a type"
+
+
+def _beside(schema: Mapping[str, Any]) -> Iterator[str]:
+    """What stands beside a keyword that decides alone; a type may, that all of it is of."""
+    decides = [keyword for keyword in _ALONE if keyword in schema]
+    if not decides:
+        return
+    for keyword in schema:
+        if keyword in _ASSERTIONS or keyword in decides[1:]:
+            yield f"{keyword} beside {decides[0]}"
+    if "type" in schema and not _same_type(schema, decides[0]):
+        yield f"a type beside {decides[0]} that is not of it"
+
+
+def _same_type(schema: Mapping[str, Any], decides: str) -> bool:
+    wanted = schema["type"]
+    types = set(wanted) if isinstance(wanted, list) else {wanted}
+    if decides in ("enum", "const"):
+        values = schema[decides] if decides == "enum" else [schema[decides]]
+        return isinstance(values, list) and all(_types_of(value) & types for value in values)
+    branches = schema[decides]
+    return isinstance(branches, list) and all(
+        isinstance(branch, Mapping) and branch.get("type") == wanted for branch in branches
+    )
+
+
+def _types_of(value: Any) -> set[str]:
+    match value:
+        case None:
+            return {"null"}
+        case bool():
+            return {"boolean"}
+        case int():
+            return {"integer", "number"}
+        case float():
+            return {"number"}
+        case str():
+            return {"string"}
+        case list():
+            return {"array"}
+    return {"object"}
 
 
 def _inner(schema: Mapping[str, Any]) -> Iterator[Any]:
