@@ -46,7 +46,11 @@ class ChatTokenizer:
             return await self._run(size, lambda tokenizer: _apply(tokenizer, turns, arguments))
         if request.prompt:
             text = request.prompt
-            return await self._run(len(text), lambda tokenizer: list(tokenizer.encode(text)))
+            # With the tokens that the model puts before any text, as its tokenizer has it.
+            found = await self._run(len(text), lambda tokenizer: list(tokenizer.encode(text)))
+            if not found:
+                raise invalid([Violation("prompt", "makes no token of this model's")])
+            return found
         token_ids = list(request.prompt_token_ids)
         self.check(token_ids, "prompt_token_ids")
         return token_ids
