@@ -85,10 +85,7 @@ async def operator(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Op
         running(settings, key_source=keys) as host,
         open_channel(host.address) as channel,
     ):
-        found = Operator(
-            Caller(host, channel, keys.token("generate", "relay", life=7200)),
-            keys.token("admin", "generate", life=7200),
-        )
+        found = Operator(Caller(host, channel, keys.token("generate")), keys)
         found.patience = 600.0
         found.root = root
         yield found
@@ -97,8 +94,8 @@ async def operator(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Op
 async def tokens(operator: Operator, model: str, count: int = 12) -> list[int]:
     call = operator.caller.stub.Generate(
         request(model=model, prompt=PROMPT, sampling={"max_tokens": count, "ignore_eos": True}),
-        metadata=operator.caller.metadata,
-        timeout=300,
+        metadata=operator.metadata,
+        timeout=operator.patience,
     )
     return list((await call).choices[0].token_ids)
 

@@ -242,6 +242,8 @@ class VllmEngine:
         if self._events is not None:
             arguments |= _event_arguments(self._events.endpoint, _field_names(AsyncEngineArgs))
         config = AsyncEngineArgs(**arguments).create_engine_config()
+        if is_cpu:
+            _size_cpu_cache(config.cache_config, options.kv_cache_gib)
         llm = AsyncLLM.from_vllm_config(config, stat_loggers=[self._new_recorder])
         model, cache = config.model_config, config.cache_config
         prefixes = None
@@ -313,14 +315,22 @@ class VllmEngine:
             raise EngineStartError(f"the model is loaded but cannot run: {fault}") from fault
 
 
-_written: dict[str, str] = {}
-"""What was put into the environment here: a later model may say otherwise, an operator's stays."""
+_ours: set[str] = set()
+"""Variables that hold what an engine here wanted: a later one may want another value of them."""
 
 
 def _set_variables(variables: Mapping[str, str]) -> None:
     for name, value in variables.items():
-        if os.environ.get(name) == _written.get(name):
-            os.environ[name] = _written[name] = value
+        if os.environ.setdefault(name, value) == value:
+            _ours.add(name)
+
+
+def _size_cpu_cache(cache: Any, gib: int) -> None:
+    """As wanted, whatever the environment says of an earlier engine; an operator's word stays."""
+    if "VLLM_CPU_KVCACHE_SPACE" in _ours:
+        for name in ("kv_cache_memory_bytes", "cpu_kvcache_space_bytes"):
+            if getattr(cache, name, None):
+                setattr(cache, name, gib << 30)
 
 
 def _can_sleep(platform: Any) -> bool:
