@@ -136,9 +136,9 @@ class VllmEngine:
 
     async def close(self) -> None:
         """Ends running jobs as cancelled and stops vLLM's processes, which takes some seconds."""
-        loading, self._loading = self._loading, None
-        if loading is not None:
-            await loading.abandon()
+        if self._loading is not None:
+            await self._loading.abandon()
+            self._loading = None
         state, self._state = self._state, None
         guard, self._guard = self._guard, None
         events, self._events = self._events, None
