@@ -62,8 +62,8 @@ def list_served(connection: Connection, /, as_json: bool) -> None:
     """List what the engine at --target serves, with adapters and what sleeps.
 
     \b
-    Example:
-      anabranch --target engine-7:50052 models list
+    Example, at the engine that ANABRANCH_TARGET names:
+      anabranch models list
     """
     with connection.model_admin(as_json=as_json) as engine:
         _show(engine.served(), as_json)
@@ -109,9 +109,9 @@ def load(
     it, nothing changes. Ctrl-C before "serving" cancels the load.
 
     \b
-    Examples:
-      anabranch --target engine-7:50052 models load qwen /models/qwen-v2
-      anabranch --target engine-7:50052 models load small /models/small --memory-share 0.2
+    Examples, at the engine that ANABRANCH_TARGET names:
+      anabranch models load qwen /models/qwen-v2
+      anabranch models load small /models/small --memory-share 0.2
     """
     given = {key: value for key, value in options.items() if value not in (None, "")}
     if memory_share is not None:
@@ -139,8 +139,8 @@ def unload(
     """Take the model NAME and its adapters out of service, and free its memory.
 
     \b
-    Example:
-      anabranch --target engine-7:50052 models unload qwen --drain 120
+    Example, at the engine that ANABRANCH_TARGET names:
+      anabranch models unload qwen --drain 120
     """
     request = pb.UnloadModelRequest(name=name, allow_last=allow_last)
     request.drain_timeout.FromNanoseconds(round(drain * 1e9))
@@ -163,8 +163,8 @@ def load_adapter(
     The engine must have been started with ANABRANCH_ENGINE_MAX_ADAPTERS above 0.
 
     \b
-    Example:
-      anabranch --target engine-7:50052 models load-adapter qwen support /models/lora/support
+    Example, at the engine that ANABRANCH_TARGET names:
+      anabranch models load-adapter qwen support /models/lora/support
     """
     request = pb.LoadAdapterRequest(base=base, name=name, source=source)
     request.drain_timeout.FromNanoseconds(round(drain * 1e9))
@@ -184,8 +184,8 @@ def unload_adapter(
     """Take the adapter BASE:NAME out of service.
 
     \b
-    Example:
-      anabranch --target engine-7:50052 models unload-adapter qwen support
+    Example, at the engine that ANABRANCH_TARGET names:
+      anabranch models unload-adapter qwen support
     """
     request = pb.UnloadAdapterRequest(base=base, name=name)
     request.drain_timeout.FromNanoseconds(round(drain * 1e9))
@@ -211,8 +211,8 @@ def sleep(connection: Connection, /, name: str, level: int, drain: float, as_jso
     The engine must have been started with ANABRANCH_ENGINE_SLEEP_MODE=true, on a GPU.
 
     \b
-    Example:
-      anabranch --target engine-7:50052 models sleep qwen
+    Example, at the engine that ANABRANCH_TARGET names:
+      anabranch models sleep qwen
     """
     request = pb.SleepRequest(name=name, level=level)
     request.drain_timeout.FromNanoseconds(round(drain * 1e9))
@@ -228,8 +228,8 @@ def wake(connection: Connection, /, name: str, as_json: bool) -> None:
     """Bring the sleeping model NAME back.
 
     \b
-    Example:
-      anabranch --target engine-7:50052 models wake qwen
+    Example, at the engine that ANABRANCH_TARGET names:
+      anabranch models wake qwen
     """
     with connection.model_admin(as_json=as_json) as engine:
         _show([engine.wake(pb.WakeRequest(name=name)).model], as_json)

@@ -35,12 +35,17 @@ Phase = model_admin_pb2.LoadModelResponse.Phase
 class Operator:
     """An operator's stub of a running engine."""
 
-    def __init__(self, caller: Caller, token: str) -> None:
+    def __init__(self, caller: Caller, keys: LocalKeys) -> None:
         self.caller = caller
-        self.metadata = [("authorization", f"Bearer {token}")]
+        self._keys = keys
         self.stub: Any = model_admin_pb2_grpc.ModelAdminServiceStub(caller.channel)
         self.patience = BOUND_S
         self.root = Path()
+
+    @property
+    def metadata(self) -> list[tuple[str, str]]:
+        """With a token of now: some tests outlive one."""
+        return [("authorization", f"Bearer {self._keys.token('admin', 'generate')}")]
 
     def begin_load(self, name: str, source: str, **fields: Any) -> Any:
         asked = model_admin_pb2.LoadModelRequest(name=name, source=source, **fields)
@@ -96,7 +101,7 @@ async def operated(tmp_path: Path, **changes: Any) -> AsyncIterator[Operator]:
         open_channel(host.address) as channel,
     ):
         caller = Caller(host, channel, keys.token("generate", "relay"))
-        yield Operator(caller, keys.token("admin", "generate"))
+        yield Operator(caller, keys)
 
 
 class Stream:
@@ -109,6 +114,7 @@ class Stream:
             metadata=operator.metadata,
             timeout=operator.patience,
         )
+        self._patience = operator.patience
         self.chunks: list[pb.GenerateChunk] = []
         self._task = asyncio.create_task(self._read())
 
@@ -122,7 +128,8 @@ class Stream:
 
     async def begun(self) -> Stream:
         before = len(self.chunks)
-        await soon(lambda: len(self.chunks) > before)
+        await soon(lambda: len(self.chunks) > before or self._task.done(), self._patience)
+        assert len(self.chunks) > before
         return self
 
     async def whole(self) -> pb.GenerateChunk:
@@ -415,11 +422,11 @@ async def test_what_operators_do_is_in_the_trail_before_it_is_done(tmp_path):
         assert (f"engine.{action}", True) in found
 
 
-async def soon(condition: Callable[[], bool]) -> None:
+async def soon(condition: Callable[[], bool], patience: float = BOUND_S) -> None:
     async def holds() -> bool:
         return condition()
 
-    await until(holds)
+    await until(holds, patience)
 
 
 def names_of(operator: Operator) -> list[str]:

@@ -172,9 +172,9 @@ class VllmEngine:
 
     async def close(self) -> None:
         """Ends running jobs as cancelled and stops vLLM's processes, which takes some seconds."""
-        loading, self._loading = self._loading, None
-        if loading is not None:
-            await loading.abandon()
+        if self._loading is not None:
+            await self._loading.abandon()
+            self._loading = None
         state, self._state = self._state, None
         guard, self._guard = self._guard, None
         events, self._events = self._events, None
@@ -330,6 +330,8 @@ class VllmEngine:
             _log.warning(
                 "a step that runs out of memory ends the engine", extra={"cause": unguarded}
             )
+        if is_cpu:
+            _size_cpu_cache(config.cache_config, options.kv_cache_gib)
         llm = AsyncLLM.from_vllm_config(config, stat_loggers=[self._new_recorder])
         model, cache = config.model_config, config.cache_config
         prefixes = None
@@ -438,14 +440,22 @@ def _capabilities(
     return (*_CAPABILITIES, *answers.capabilities, *images)
 
 
-_written: dict[str, str] = {}
-"""What was put into the environment here: a later model may say otherwise, an operator's stays."""
+_ours: set[str] = set()
+"""Variables that hold what an engine here wanted: a later one may want another value of them."""
 
 
 def _set_variables(variables: Mapping[str, str]) -> None:
     for name, value in variables.items():
-        if os.environ.get(name) == _written.get(name):
-            os.environ[name] = _written[name] = value
+        if os.environ.setdefault(name, value) == value:
+            _ours.add(name)
+
+
+def _size_cpu_cache(cache: Any, gib: int) -> None:
+    """As wanted, whatever the environment says of an earlier engine; an operator's word stays."""
+    if "VLLM_CPU_KVCACHE_SPACE" in _ours:
+        for name in ("kv_cache_memory_bytes", "cpu_kvcache_space_bytes"):
+            if getattr(cache, name, None):
+                setattr(cache, name, gib << 30)
 
 
 def _can_sleep(platform: Any) -> bool:

@@ -69,10 +69,13 @@ class ModelLoad(Generic[T]):
         return await in_own_thread(self._run, name="model-load")
 
     async def abandon(self) -> None:
-        """Kills what it starts until it gives up. Without effect once it has ended."""
-        while self._begun and not self._ended.is_set():
+        """Kills what it starts until it gives up, or what it has just started. May be repeated."""
+        while True:
+            over = not self._begun or self._ended.is_set()
             for pid in self.children():
                 _kill(pid)
+            if over:
+                return
             await asyncio.sleep(_LOOK_S)
 
     def _run(self) -> T:
