@@ -1,4 +1,4 @@
-"""What draws by position cost a step, beside vLLM's own top-k, top-p and seeded sampling in PyTorch.
+"""What draws by position cost a step, beside vLLM's own limits and seeded sampling in PyTorch.
 
     python -m bench.engine_draws [--device cuda] [--rows 1 8 64]
 
