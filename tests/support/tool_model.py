@@ -34,11 +34,12 @@ TEMPLATE = """\
 {%- endfor %}
 {%- if message.role == 'tool' %}{{ ' from ' + message.name }}{% endif %}{{ '<|im_end|>\\n' }}
 {%- endfor %}
-{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}
-{%- if enable_thinking is defined and enable_thinking %}{{ '<think>\\n' }}
-{%- else %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}{% endif %}
+{%- if add_generation_prompt %}
+{{- '<think>' if enable_thinking is defined and enable_thinking else '</think>' }}
+{{- '<|im_start|>assistant\\n' }}{% endif %}
 """
-"""Thinks only when it is told to; then the prompt begins the reasoning."""
+"""Thinks only when it is told to; then the prompt begins the reasoning, before the turn's own head,
+where the marker disturbs the model least."""
 
 
 def write_tool_model(directory: Path) -> Path:
