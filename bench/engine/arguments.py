@@ -59,11 +59,15 @@ def command_line(arguments: Mapping[str, Any]) -> list[str]:
 
 
 def environment(plan: Plan) -> dict[str, str]:
-    """Variables of vLLM's processes that say how a CPU computes: those that the engine derives."""
+    """Variables of vLLM's processes: on a CPU also those that the engine derives, of how it
+    computes."""
+    # A fork would inherit the loop of the process that answers orders.
+    variables = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
     if plan.device == "gpu":
-        return {}
+        return variables
     options = VllmOptions(model=plan.model.path, name=MODEL, enforce_eager=True)
     return {
+        **variables,
         **cpu_variables(options),
         "VLLM_CPU_KVCACHE_SPACE": str(plan.model.kv_cache_gib),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",

@@ -239,3 +239,10 @@ def test_no_more_callers_than_streams_and_none_in_process():
     assert PLAN.callers(Path.SERVE, 1) == 1
     assert PLAN.callers(Path.SESSION, 512) == 2
     assert PLAN.callers(Path.ASYNC, 512) == 0
+
+
+def test_on_a_cpu_the_time_of_a_slot_is_told_and_not_judged():
+    plan = replace(PLAN, device="cpu").to_json()
+    for told, judged in ((record(), True), (record() | {"plan": plan}, None)):
+        found = [v for v in targets.verdicts(told) if "from cancel" in v.what]
+        assert [verdict.met for verdict in found] == [judged, judged]
