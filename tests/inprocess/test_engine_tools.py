@@ -159,13 +159,15 @@ async def test_a_call_that_the_model_writes_by_itself_is_found_after_its_text(ca
 
 
 async def test_a_call_that_max_tokens_cuts_ends_as_length(caller):
-    asked = request("Weather?", tools=[WEATHER], tool_choice=NAMED, sampling={"max_tokens": 40})
-    (choice,) = (await whole(caller, asked)).choices
-    assert choice.finish_reason == pb.FINISH_REASON_LENGTH
-    (call,) = choice.tool_calls
-    assert call.name == "get_weather"
+    asked = request("Weather?", tools=[WEATHER], tool_choice=NAMED)
+    chunks = await chunks_of(caller, asked)
+    begun = next(c.first_token for c in chunks if any(t.arguments for t in c.tool_calls))
+    asked.sampling.max_tokens = begun + 2
+    cut = await chunks_of(caller, asked)
+    assert cut[-1].finish_reason == pb.FINISH_REASON_LENGTH
+    assert arguments_of(chunks).startswith(arguments_of(cut))
     with pytest.raises(json.JSONDecodeError):
-        json.loads(call.arguments)
+        json.loads(arguments_of(cut))
 
 
 async def test_reasoning_comes_apart_from_the_answer_and_is_counted(caller):
