@@ -25,6 +25,7 @@ from tests.support.pictures import (
 )
 from tests.support.tiny_vision import IMAGE, PATCHES, make_tiny_vision_model
 from tests.support.vision_reference import ask_vllm
+from tests.support.waiting import BOUND_S
 from tools.cluster.ports import free_port
 
 pytestmark = [
@@ -66,7 +67,12 @@ class Scene:
     images: Any
 
     async def look(self, *parts: pb.ContentPart | str, **fields: Any) -> pb.GenerateResponse:
-        return await self.caller.generate(**self.fields(*parts, **fields))
+        return await self.ask(request(**self.fields(*parts, **fields)))
+
+    async def ask(self, asked: pb.GenerateRequest) -> pb.GenerateResponse:
+        call = self.caller.stub.Generate(asked, metadata=self.caller.metadata, timeout=BOUND_S)
+        answer: pb.GenerateResponse = await call
+        return answer
 
     def fields(self, *parts: pb.ContentPart | str, **fields: Any) -> dict[str, Any]:
         sampling = {"max_tokens": TOKENS, "ignore_eos": True, "temperature": 0.0}
@@ -146,8 +152,11 @@ async def test_a_text_prompt_and_its_tokens_are_answered_as_ever(scene):
     length, tokens, _ = scene.expected["prompt"]
     fields = scene.fields()
     del fields["messages"]
-    answer = await scene.caller.generate(**fields, prompt="Once upon a time")
+    answer = await scene.ask(request(**fields, prompt="Once upon a time"))
     assert outcome(answer) == (length, tokens)
+    single = await scene.ask(request(**fields, prompt_token_ids=[5]))
+    assert outcome(single)[0] == 1
+    assert len(outcome(single)[1]) == TOKENS
 
 
 async def test_equal_texts_of_different_images_share_no_cache(scene):
