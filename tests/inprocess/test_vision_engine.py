@@ -202,7 +202,7 @@ async def test_two_choices_see_the_same_image(scene):
 
 @pytest.mark.parametrize("media_type", ["image/png", "image/webp", "image/gif"])
 async def test_formats_without_loss_show_the_same(scene, media_type):
-    how = {"lossless": True} if media_type == "image/webp" else {}
+    how: dict[str, Any] = {"lossless": True} if media_type == "image/webp" else {}
     answer = await scene.look(part(encoded("red", media_type, **how), media_type), QUESTION)
     assert outcome(answer) == tuple(scene.expected["red"][:2])
 
