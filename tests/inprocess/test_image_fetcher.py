@@ -103,8 +103,8 @@ async def fetching(
     certificates: Path, *, networks: tuple[str, ...] = LOOPBACK, **how: Any
 ) -> AsyncIterator[tuple[Host, ImageFetcher]]:
     async with host(certificates) as serving:
-        how = {"timeout": 10.0, "authorities": serving.authority} | how
-        async with ImageFetcher.open(networks=parse_networks(networks), **how) as fetcher:
+        given: dict[str, Any] = {"timeout": 10.0, "authorities": serving.authority} | how
+        async with ImageFetcher.open(networks=parse_networks(networks), **given) as fetcher:
             yield serving, fetcher
 
 

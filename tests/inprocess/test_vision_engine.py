@@ -25,6 +25,7 @@ from tests.support.pictures import (
 )
 from tests.support.tiny_vision import IMAGE, PATCHES, make_tiny_vision_model
 from tests.support.vision_reference import ask_vllm
+from tests.support.waiting import BOUND_S
 from tools.cluster.ports import free_port
 
 pytestmark = [
@@ -66,7 +67,12 @@ class Scene:
     images: Any
 
     async def look(self, *parts: pb.ContentPart | str, **fields: Any) -> pb.GenerateResponse:
-        return await self.caller.generate(**self.fields(*parts, **fields))
+        return await self.ask(request(**self.fields(*parts, **fields)))
+
+    async def ask(self, asked: pb.GenerateRequest) -> pb.GenerateResponse:
+        call = self.caller.stub.Generate(asked, metadata=self.caller.metadata, timeout=BOUND_S)
+        answer: pb.GenerateResponse = await call
+        return answer
 
     def fields(self, *parts: pb.ContentPart | str, **fields: Any) -> dict[str, Any]:
         sampling = {"max_tokens": TOKENS, "ignore_eos": True, "temperature": 0.0}
@@ -146,8 +152,11 @@ async def test_a_text_prompt_and_its_tokens_are_answered_as_ever(scene):
     length, tokens, _ = scene.expected["prompt"]
     fields = scene.fields()
     del fields["messages"]
-    answer = await scene.caller.generate(**fields, prompt="Once upon a time")
+    answer = await scene.ask(request(**fields, prompt="Once upon a time"))
     assert outcome(answer) == (length, tokens)
+    single = await scene.ask(request(**fields, prompt_token_ids=[5]))
+    assert outcome(single)[0] == 1
+    assert len(outcome(single)[1]) == TOKENS
 
 
 async def test_equal_texts_of_different_images_share_no_cache(scene):
@@ -187,13 +196,15 @@ async def test_a_resumed_answer_about_an_image_goes_on_exactly(scene, cut):
 
 
 async def test_two_choices_see_the_same_image(scene):
-    answer = await scene.look(part(RED), QUESTION, sampling={"n": 2})
+    # Of one candidate each time: vLLM takes greedy sampling for one choice only.
+    alike = {"n": 2, "temperature": 1.0, "top_k": 1}
+    answer = await scene.look(part(RED), QUESTION, sampling=alike)
     assert [list(c.token_ids) for c in answer.choices] == [scene.expected["red"][1]] * 2
 
 
 @pytest.mark.parametrize("media_type", ["image/png", "image/webp", "image/gif"])
 async def test_formats_without_loss_show_the_same(scene, media_type):
-    how = {"lossless": True} if media_type == "image/webp" else {}
+    how: dict[str, Any] = {"lossless": True} if media_type == "image/webp" else {}
     answer = await scene.look(part(encoded("red", media_type, **how), media_type), QUESTION)
     assert outcome(answer) == tuple(scene.expected["red"][:2])
 
