@@ -1,7 +1,7 @@
 """Models and adapters at run time with vLLM and real weights: one process, one start, in order.
 
-The tests share a process that begins with layers of SmolLM2-135M; each leaves it as it found it, but for the
-swap, which is the last.
+The tests share a process that begins with some layers of SmolLM2-135M; each leaves it as it found
+it, but for the swap, which is the last.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ pytestmark = [
 NAME = "smollm2"
 HIDDEN, KEY_VALUES = 576, 192
 LAYERS = 6
-"""Of SmolLM2's thirty: the answers make little sense, and are as exact, in a fifth of the memory."""
+"""Of SmolLM2's thirty: the answers make little sense, and are as exact, with less memory."""
 PROMPT = "The capital of France is"
 LOAD = {"max_model_len": 512, "max_num_seqs": 8, "cpu_kv_cache_gib": 1}
 OFFLINE = """
