@@ -127,6 +127,7 @@ def test_a_guess_that_makes_no_sense_is_refused_with_its_reason(text: str, compl
         ({"tuning": Tuning(speculative={"method": "eagel"})}, GPUS, "did you mean eagle"),
         ({"model": "/m/x.gguf"}, GPUS, "install the package vllm-gguf-plugin"),
         ({"model": "/m/x.gguf"}, GPUS, "set tokenizer to"),
+        ({"model": "/m/x.gguf"}, CPU, "reads on GPUs only"),
         (
             {"tuning": Tuning(kv_offload_gib=1)},
             replace(GPUS, arguments=frozenset()),

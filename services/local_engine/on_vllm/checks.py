@@ -72,6 +72,12 @@ def _of_platform(options: VllmOptions, here: Installed) -> Iterator[str]:
 def _of_weights(options: VllmOptions, here: Installed) -> Iterator[str]:
     if PurePath(options.model).suffix != ".gguf":
         return
+    if here.is_cpu:
+        yield (
+            "the model is a GGUF file, which vLLM reads on GPUs only: make a checkpoint of it, as "
+            "tools/fetch_model.py does"
+        )
+        return
     if here.quantizations and "gguf" not in here.quantizations:
         yield (
             f"the model is a GGUF file, and vLLM {here.version} reads none: install the package "
