@@ -70,7 +70,9 @@ async def test_a_killed_engine_core_ends_every_stream_with_its_count_and_then_th
         core.send_signal(signal.SIGKILL)
         killed = time.monotonic()
         async with asyncio.timeout(BOUND_S):
-            *alone, together = await asyncio.gather(*map(of_call, calls), of_session())
+            alone, together = await asyncio.gather(
+                asyncio.gather(*map(of_call, calls)), of_session()
+            )
             streams_s = time.monotonic() - killed
             await until_ready_no_more(found.http)
             assert await found.process.wait() == 1

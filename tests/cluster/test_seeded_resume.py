@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from anabranch import AsyncClient
@@ -26,7 +28,7 @@ async def test_an_engine_killed_mid_answer_changes_no_drawn_token(tmp_path):
     if not MODEL.is_dir():
         pytest.skip("no model: run tools/fetch_model.py")
     engines = [EngineSpec(name, EngineKind.VLLM, str(MODEL), SETTINGS) for name in ("one", "two")]
-    asked = {
+    asked: dict[str, Any] = {
         "model": NAME,
         "prompt": "Once upon a time there was a river that",
         "max_tokens": 120,
@@ -61,6 +63,7 @@ async def test_an_engine_killed_mid_answer_changes_no_drawn_token(tmp_path):
                     await until(one_has_work)
                     await cluster.kill(victim)
             answer = await stream.finish()
+    assert answer.receipt is not None
     assert answer.receipt.resumed_at_tokens
     assert answer.receipt.backend_id != victim
     assert answer.choices[0].token_ids == undisturbed.choices[0].token_ids

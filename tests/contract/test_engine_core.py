@@ -10,6 +10,7 @@ import random
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -58,9 +59,15 @@ async def engine():
     await chosen.close()
 
 
-def seeded(max_tokens: int = TOKENS, **more: object) -> SamplingSpec:
-    fields = {"temperature": 0.8, "top_p": 0.9, "top_k": 50, "seed": 7, "ignore_eos": True}
-    return SamplingSpec(max_tokens=max_tokens, **(fields | more))  # type: ignore[arg-type]
+def seeded(max_tokens: int = TOKENS, **more: Any) -> SamplingSpec:
+    fields: dict[str, Any] = {
+        "temperature": 0.8,
+        "top_p": 0.9,
+        "top_k": 50,
+        "seed": 7,
+        "ignore_eos": True,
+    }
+    return SamplingSpec(max_tokens=max_tokens, **(fields | more))
 
 
 def greedy(max_tokens: int) -> SamplingSpec:
@@ -127,7 +134,7 @@ async def test_what_runs_beside_it_does_not_change_a_seeded_answer(engine):
 
 async def test_penalties_and_log_probabilities_go_with_draws_by_position(engine):
     prompt = await engine.encode_text(PROMPT)
-    spec = {"presence_penalty": 1.5, "logprobs": 3}
+    spec: dict[str, Any] = {"presence_penalty": 1.5, "logprobs": 3}
     first = await run_job(engine, prompt, seeded(**spec))
     again = await run_job(engine, prompt, seeded(**spec))
     plain = await run_job(engine, prompt, seeded())

@@ -32,6 +32,7 @@ def config(*, is_async: bool) -> Any:
     if not MODEL.is_dir():
         pytest.skip("no model: run tools/fetch_model.py")
     from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
     from services.local_engine.on_vllm.in_core import memory_guard
 
@@ -40,7 +41,7 @@ def config(*, is_async: bool) -> Any:
         max_model_len=512,
         max_num_seqs=6,
         max_num_batched_tokens=64,
-        distributed_executor_backend=memory_guard.UniProcExecutor,
+        distributed_executor_backend=UniProcExecutor,
         enable_prefix_caching=True,
     ).create_engine_config()
     found.scheduler_config.async_scheduling = is_async  # which this vLLM has off on a CPU
@@ -156,7 +157,9 @@ def test_what_is_no_lack_of_memory_is_not_survived():
 
 
 def test_where_the_guard_is_unsafe_it_stays_off_and_says_why():
-    from services.local_engine.on_vllm.in_core.memory_guard import UniProcExecutor, install
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+    from services.local_engine.on_vllm.in_core.memory_guard import install
 
     def asked(backend: Any = "uni", **more: Any) -> SimpleNamespace:
         return SimpleNamespace(

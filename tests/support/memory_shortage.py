@@ -18,7 +18,7 @@ _MESSAGE = "CUDA out of memory. Tried to allocate 20.00 GiB."
 _CPU_MESSAGE = "[enforce fail at alloc_cpu.cpp:132] . DefaultCPUAllocator: can't allocate memory"
 
 
-class MemoryShortage(LogitsProcessor):
+class MemoryShortage(LogitsProcessor):  # type: ignore[misc]
     def __init__(self, vllm_config, device, is_pin_memory):
         self.marks: dict[int, int] = {}
         forward = GPUModelRunner._model_forward
@@ -55,7 +55,7 @@ class MemoryShortage(LogitsProcessor):
             raise torch.OutOfMemoryError(_MESSAGE)
         return logits
 
-    def _place(self, index, mark):
+    def _place(self, index: int, mark: int | None) -> None:
         self.marks.pop(index, None)
         if mark is not None:
             self.marks[index] = mark

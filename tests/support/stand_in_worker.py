@@ -38,7 +38,7 @@ def next_token(tokens: list[int]) -> int:
     return (sum(token * (n % 97 + 1) for n, token in enumerate(tokens)) + len(tokens)) % 5003
 
 
-class _Later(AsyncModelRunnerOutput):
+class _Later(AsyncModelRunnerOutput):  # type: ignore[misc]
     def __init__(self, output: ModelRunnerOutput) -> None:
         self._output = output
 

@@ -64,7 +64,7 @@ def drawn(count: int, **limits: float) -> list[int]:
     """The tokens at so many positions of one choice."""
     rows = torch.tensor([LOGITS]).expand(count, -1)
     draws = [Draw(77, 0, position, **limits) for position in range(count)]  # type: ignore[arg-type]
-    return race_all(rows, draws).tolist()
+    return [int(token) for token in race_all(rows, draws)]
 
 
 def chi_square(observed: list[float], expected: list[float]) -> float:
