@@ -5,6 +5,7 @@ orders on; what is measured when is measure.py's.
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import time
 from contextlib import AsyncExitStack
@@ -18,7 +19,7 @@ from anabranch.v1 import model_pb2, model_pb2_grpc
 from bench import cpu
 from bench.engine import arguments, figures, prompts
 from bench.engine.flight import CancelOrder, Order, answered
-from bench.engine.plan import MODEL, Path, Plan, waves
+from bench.engine.plan import MODEL, Path, Plan
 from bench.engine.worker import Worker
 from bench.processes import Processes, free_address
 from bench.python_path import python_path
@@ -91,8 +92,11 @@ class Contenders:
         callers = plan.callers(path, streams)
         asked = [
             prompts.prompts(f"{seed}-{wave}", streams, plan.prompt_tokens, self._vocabulary)
-            for wave in range(waves(streams))
+            for wave in range(self._plan.waves(streams))
         ]
+        if path is Path.OFFLINE and streams == plan.slots:
+            # No caller waits for an answer there: all that is asked lies in vLLM's own queue.
+            asked = [[prompt for wave in asked for prompt in wave]]
         pids = self._pids(path)
         if callers:
             await self._have_clients(callers)
@@ -114,7 +118,9 @@ class Contenders:
         found = figures.sample(known, plan.objective, tokens)
         if callers:
             found["generator_seconds"] = sum(answer.cpu_seconds for answer in known)
-        return found | figures.costs(found, server, elapsed, busy, callers=bool(callers))
+        return found | figures.costs(
+            found, server, elapsed, busy, callers=bool(callers), cores=os.cpu_count() or 1
+        )
 
     async def cancel(self, path: Path, seed: str) -> dict[str, float]:
         """Cancels running streams, and says when their slots were free; see cancelling.py."""

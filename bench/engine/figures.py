@@ -12,8 +12,8 @@ from bench.engine.plan import Objective
 SATURATED = 0.9
 """Share of a core from which a caller's process may have been the bottleneck."""
 
-NOISY = 0.25
-"""Cores that other programs took, from which a look is doubtful."""
+NOISY = 0.125
+"""Share of the cores that other programs took, from which a look is doubtful."""
 
 Sample = dict[str, Any]
 
@@ -70,7 +70,7 @@ def _each(amount: float, of: float) -> float:
 
 
 def costs(
-    found: Sample, server: float, elapsed: float, busy: float, *, callers: bool
+    found: Sample, server: float, elapsed: float, busy: float, *, callers: bool, cores: int
 ) -> dict[str, Any]:
     """What a look cost: CPU seconds of the path's processes while it lasted `elapsed` seconds, of
     the whole machine `busy`, and marks of what makes it doubtful. `callers`: they are processes of
@@ -80,7 +80,7 @@ def costs(
         marks.append("generator saturated")
     generators = found.pop("generator_seconds", 0.0)
     others = max(0.0, busy - server - generators) / elapsed if elapsed else 0.0
-    if others >= NOISY:
+    if others >= NOISY * cores:
         marks.append("machine busy")
     if found["whole"] < found["requests"]:
         marks.append("answers missing")

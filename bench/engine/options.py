@@ -29,6 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--streams", type=int, nargs="+", help="default: 1 64 256 512; CPU: 1 16 64")
     what.add_argument("--rounds", type=int, help="looks at each path and number of streams (5)")
     what.add_argument("--cancels", type=int, default=3, help="times that streams are cancelled (3)")
+    what.add_argument("--asks", type=int, help="requests a stream, one by one (2; CPU: 1)")
     what.add_argument("--prompt-tokens", type=int, help="of a request (64; CPU: 32)")
     what.add_argument("--output-tokens", type=int, help="of a request (256; CPU: 48)")
     what.add_argument("--ttft-slo", type=float, help="seconds, for goodput (0.5; CPU: 5)")
@@ -108,6 +109,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
         together=options.together,
         cancels=options.cancels,
         budget=options.budget,
+        asks=options.asks or (2 if gpu and not options.quick else 1),
     )
 
 

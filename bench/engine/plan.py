@@ -99,6 +99,8 @@ class Plan:
     """Times that streams are cancelled, where it is told what the KV cache holds."""
     budget: float = 0.0
     """Seconds after which no further look is begun; 0: none."""
+    asks: int = 1
+    """Requests that each stream makes at least, one after the other."""
 
     @property
     def slots(self) -> int:
@@ -108,6 +110,10 @@ class Plan:
     def takes(self, path: Path) -> tuple[int, ...]:
         """Numbers of streams, least first."""
         return tuple(sorted(set(self.streams)))
+
+    def waves(self, streams: int) -> int:
+        """How often a look's streams ask, one answer after the other."""
+        return max(self.asks, waves(streams))
 
     def callers(self, path: Path, streams: int) -> int:
         """Caller processes of a look; none where path and caller are one process."""
@@ -141,5 +147,5 @@ WAVES_UNTIL = 4
 
 
 def waves(streams: int) -> int:
-    """How often a look's streams ask, one answer after the other."""
+    """How often so many streams must ask for WAVES_UNTIL requests."""
     return -(-WAVES_UNTIL // streams)

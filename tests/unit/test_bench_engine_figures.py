@@ -64,7 +64,7 @@ def test_an_answer_that_is_short_or_failed_is_no_throughput():
     found = sample(flight(), *broken)
     assert (found["requests"], found["whole"], found["tokens"]) == (3, 1, 11)
     assert found["failures"] == ["gone"]
-    cost = figures.costs(found, 1.0, 2.0, 1.0, callers=True)
+    cost = figures.costs(found, 1.0, 2.0, 1.0, callers=True, cores=2)
     assert cost["marks"] == ["answers missing"]
 
 
@@ -88,7 +88,7 @@ def test_an_offline_answer_has_no_delays_and_no_goodput():
 def test_a_doubtful_look_is_marked(generator, busy, callers, marks):
     found = figures.sample([Answered([flight()], generator, 1.0)], OBJECTIVE, 11)
     found["generator_seconds"] = 0.2
-    cost = figures.costs(found, 1.8, 2.0, busy, callers=callers)
+    cost = figures.costs(found, 1.8, 2.0, busy, callers=callers, cores=2)
     assert cost["marks"] == marks
     assert cost["cpu_us_per_token"] == pytest.approx(1.8e6 / 11)
 
@@ -96,7 +96,7 @@ def test_a_doubtful_look_is_marked(generator, busy, callers, marks):
 def test_no_look_of_nothing_divides_by_zero():
     found = sample()
     assert math.isnan(found["tokens_per_second"])
-    assert figures.costs(found, 0.0, 0.0, 0.0, callers=True)["marks"] == []
+    assert figures.costs(found, 0.0, 0.0, 0.0, callers=True, cores=2)["marks"] == []
 
 
 def test_prompts_are_the_same_on_every_path_and_share_no_prefix_between_rounds():
@@ -128,7 +128,7 @@ def test_a_plan_survives_its_record():
 
 def look(path: Path, number: int, tokens_per_second: float, **changes: Any) -> dict[str, Any]:
     found = sample(flight())
-    found |= figures.costs(found, 1.0, 1.0, 1.0, callers=True)
+    found |= figures.costs(found, 1.0, 1.0, 1.0, callers=True, cores=2)
     where = {"path": path.value, "streams": 512, "round": number}
     return found | where | {"tokens_per_second": tokens_per_second} | changes
 
