@@ -19,6 +19,7 @@ FETCH  := $(STEP) --tries 3
 export PIP_RETRIES ?= 10
 export PIP_DEFAULT_TIMEOUT ?= 60
 MODEL  := .models/smollm2-135m-instruct
+EMBEDDING_MODEL := .models/all-minilm-l6-v2
 PIP    := $(PYTHON) -m pip install --disable-pip-version-check --no-input --quiet
 # What the examples need, by Debian's names; examples/README.md says the same.
 EXAMPLES_CPP  := g++ cmake pkg-config libgrpc++-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc
@@ -71,7 +72,7 @@ status: setup ## Show the running processes and their health
 ## Check it
 
 .PHONY: test
-test: setup-engine consul helm model servers examples-tools ## Every test, two files at a time: real vLLM, Consul, PostgreSQL, Redis and Prometheus, real processes
+test: setup-engine consul helm model embedding-model servers examples-tools ## Every test, two files at a time: real vLLM, Consul, PostgreSQL, Redis and Prometheus, real processes
 	@$(PYTHON) -m pytest -n 2 --dist loadfile $(PYTEST)
 
 .PHONY: test-fast
@@ -149,6 +150,9 @@ setup-engine: $(VENV)/.engine ## The virtual environment, with vLLM for CPUs
 
 .PHONY: model
 model: $(MODEL)/anabranch-model.json ## Fetch and convert the small real model, once
+
+.PHONY: embedding-model
+embedding-model: $(EMBEDDING_MODEL)/anabranch-model.json ## Fetch a small real embedding model, once
 
 .PHONY: consul
 consul: ## Provide a Consul binary: the one on PATH, or Debian's in .tools
@@ -279,3 +283,7 @@ $(NODE_MODULES): examples/typescript/package-lock.json
 $(MODEL)/anabranch-model.json: | $(VENV)/.engine
 	@$(FETCH) --log $(LOGS)/model.log "fetching and converting the small model" -- \
 	    $(PYTHON) tools/fetch_model.py --out $(MODEL)
+
+$(EMBEDDING_MODEL)/anabranch-model.json: | $(VENV)/.light
+	@$(FETCH) --log $(LOGS)/embedding-model.log "fetching the embedding model" -- \
+	    $(PYTHON) -m tools.fetch_embedding_model --out $(EMBEDDING_MODEL)
