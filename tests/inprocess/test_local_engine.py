@@ -19,7 +19,7 @@ from services.chassis.errors import Work, fault_from_rpc_error
 from services.chassis.host import Host
 from services.chassis.prompt_blocks import prompt_blocks
 from services.local_engine.app import EngineLost, running
-from services.local_engine.engine import Job, OnDelta, OnFail
+from services.local_engine.engine import Job, OnDelta, OnFail, OnPlain
 from services.local_engine.on_vllm.core_failures import OUT_OF_MEMORY, core_failure
 from services.local_engine.settings import Settings
 from services.local_engine.simulation.engine import SimEngine, SimOptions
@@ -398,7 +398,9 @@ async def test_a_request_that_a_dead_engine_never_got_fails_and_nothing_drains_f
 
 async def test_a_request_that_runs_the_engine_out_of_memory_is_counted():
     class Short(SimEngine):
-        def submit(self, job: Job, on_delta: OnDelta, on_fail: OnFail) -> None:
+        def submit(
+            self, job: Job, on_delta: OnDelta, on_fail: OnFail, on_plain: OnPlain | None = None
+        ) -> None:
             fault = core_failure("error", f"{OUT_OF_MEMORY}9 tokens of the step's 9: no memory")
             assert fault is not None
             on_fail(fault)

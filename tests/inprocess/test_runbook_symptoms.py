@@ -51,6 +51,12 @@ ELSEWHERE = {
     "test_while_the_trail_cannot_be_written_no_act_is_done_and_requests_are_then_refused",
     "cannot reach its database": "contract/test_auth_replicas.py::"
     "test_without_their_database_replicas_refuse_and_what_they_issued_stays_good",
+    "the files": "inprocess/test_models_at_run_time.py::"
+    "test_a_load_that_fails_says_why_and_changes_nothing",
+    "allows no source": "inprocess/test_models_at_run_time.py::"
+    "test_only_what_the_setting_allows_is_loaded",
+    "sleeps here": "inprocess/test_models_at_run_time.py::"
+    "test_a_sleeping_model_takes_nothing_until_it_is_woken",
     "internal error; incident": "unit/test_errors.py::test_a_bug_tells_no_internals",
 }
 """Rows whose words other tests bring about."""

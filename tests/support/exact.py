@@ -78,6 +78,7 @@ class CountedOutputs:
         params: Any,
         priority: int,
         receive: Receive,
+        further: Mapping[str, Any],
         plain: Plain | None = None,
     ) -> None:
         def counted(token_ids: Sequence[int], text: str) -> None:
@@ -86,7 +87,7 @@ class CountedOutputs:
                 plain(token_ids, text)
 
         shorter = counted if plain is not None and self.allowed else None
-        await self._outputs.begin(request_id, tokens, params, priority, receive, shorter)
+        await self._outputs.begin(request_id, tokens, params, priority, receive, further, shorter)
 
     def forget(self, request_id: str) -> None:
         self._outputs.forget(request_id)

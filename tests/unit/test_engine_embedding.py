@@ -63,9 +63,9 @@ class Slow:
         return Embeddings([[float(len(text))] * 4 for text in job.texts], 7)
 
 
-def desk_of(engine: Any, most_texts: int = 10) -> EmbedDesk:
+def desk_of(most_texts: int = 10) -> EmbedDesk:
     metrics = EngineMetrics(NoOpMeter("test"))
-    return EmbedDesk(engine, metrics, most_texts=most_texts, max_message_bytes=4096)
+    return EmbedDesk(metrics, most_texts=most_texts, max_message_bytes=4096)
 
 
 def asked(count: int) -> model_pb2.EmbedRequest:
@@ -77,30 +77,30 @@ CONTEXT: Any = type("Context", (), {"traceparent": ""})()
 
 async def test_texts_beyond_those_that_fit_are_refused_and_room_comes_back():
     engine = Slow()
-    desk = desk_of(engine)
-    first = asyncio.create_task(desk.embed(asked(6), CONTEXT))
-    gone = asyncio.create_task(desk.embed(asked(4), CONTEXT))
+    desk = desk_of()
+    first = asyncio.create_task(desk.embed(engine, asked(6), CONTEXT))
+    gone = asyncio.create_task(desk.embed(engine, asked(4), CONTEXT))
     await asyncio.sleep(0)
     with pytest.raises(Fault) as refused:
-        await desk.embed(asked(1), CONTEXT)
+        await desk.embed(engine, asked(1), CONTEXT)
     assert refused.value.reason == errors_pb2.ERROR_REASON_OVERLOADED
     gone.cancel()
     await asyncio.wait({gone})
     engine.may.set()
-    assert len((await desk.embed(asked(4), CONTEXT)).embeddings) == 4
+    assert len((await desk.embed(engine, asked(4), CONTEXT)).embeddings) == 4
     assert [e.values[0] for e in (await first).embeddings] == [1, 2, 3, 4, 5, 6]
 
 
 async def test_a_request_that_comes_alone_is_taken_however_many_texts_it_has():
     engine = Slow()
     engine.may.set()
-    answer = await desk_of(engine, most_texts=2).embed(asked(5), CONTEXT)
+    answer = await desk_of(most_texts=2).embed(engine, asked(5), CONTEXT)
     assert answer.usage.prompt_tokens == 7
     assert answer.usage.source == pb.Usage.SOURCE_PROVIDER
 
 
 async def test_vectors_that_would_fit_no_message_are_not_computed():
     with pytest.raises(Fault) as refused:
-        await desk_of(Slow(size=1000)).embed(asked(2), CONTEXT)
+        await desk_of().embed(Slow(size=1000), asked(2), CONTEXT)
     assert refused.value.reason == errors_pb2.ERROR_REASON_INVALID_REQUEST
     assert "at most 1 fit" in refused.value.violations[0].description

@@ -66,6 +66,6 @@ def test_every_argument_that_the_engine_sets_is_refused_from_outside():
 def test_the_installed_vllm_has_the_arguments_that_are_refused():
     from vllm.engine.arg_utils import AsyncEngineArgs
 
-    from services.local_engine.on_vllm.engine import _field_names
+    from services.local_engine.on_vllm.loading import _field_names
 
     assert _field_names(AsyncEngineArgs) >= OWN_ARGUMENTS

@@ -85,7 +85,7 @@ def test_every_setting_that_is_named_exists():
     }
     words = re.compile(
         r"(BACKEND_STATE|BREAKER_STATE|OVERFLOW_REASON|TIER|RESIDENCY|PRIORITY|FINISH_REASON"
-        r"|CAPABILITY|SOURCE|LOCAL|CLOUD)_.*|NOT_SERVING|ENHANCE_YOUR_CALM|WRONG_VERSION_NUMBER"
+        r"|CAPABILITY|PHASE|SOURCE|LOCAL|CLOUD)_.*|NOT_SERVING|ENHANCE_YOUR_CALM|WRONG_VERSION_NUMBER"
         r"|CERTIFICATE_VERIFY_FAILED|TSI_PROTOCOL_FAILURE|FILE|(TOKEN|SECRET)_FILE"
     )
     assert {n for n in named - known - statuses - reasons if not words.fullmatch(n)} == set()

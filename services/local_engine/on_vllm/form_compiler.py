@@ -13,6 +13,7 @@ in lines of JSON:
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import os
@@ -43,6 +44,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 _COMPILED = b"c"
 _MOST_VERDICT = 4096  # bytes, so that it fits into a pipe
 _NICE = 5
+_NO_MEMORY = "compiling it takes more memory than there is for it"
 
 
 class Refused(Exception):
@@ -87,7 +89,7 @@ class Trial:
         elif os.WIFSIGNALED(status) and os.WTERMSIG(status) != signal.SIGABRT:
             refused = "compiling it crashes the compiler"
         else:
-            refused = "compiling it takes more memory than there is for it"
+            refused = _NO_MEMORY
         return {"id": self.number, "refused": refused, "slow": killed and not answer}
 
 
@@ -173,7 +175,7 @@ class Compiler:
         except Refused as wrong:
             refused = str(wrong)
         except MemoryError:
-            refused = "compiling it takes more memory than there is for it"
+            refused = _NO_MEMORY
         except Exception as wrong:  # noqa: BLE001 - the edge: whatever xgrammar says of a form
             refused = _cause(wrong)
         os.write(verdict, json.dumps({"refused": refused}).encode())
@@ -257,6 +259,8 @@ def _draw(draw: random.Random, mask: Any, ends: frozenset[int]) -> int | None:
 def _cause(wrong: Exception) -> str:
     """What xgrammar says, without where in its sources it says so, and on one line."""
     text = str(wrong).strip().splitlines()[0] if str(wrong).strip() else type(wrong).__name__
+    if os.strerror(errno.EAGAIN) in text:
+        return _NO_MEMORY  # a thread's stack is memory, too, and its lack has another name
     _, found, rest = text.partition(".cc:")
     return (rest.partition(": ")[2] if found else text)[:200].strip() or "it is not valid"
 
