@@ -66,11 +66,12 @@ class InProcess:
         self._numbers = itertools.count()
 
     async def wave(self, prompts: Sequence[Sequence[int]], tokens: int) -> list[Flight]:
-        """A task for each prompt."""
-        return list(await asyncio.gather(*(self._one(prompt, tokens) for prompt in prompts)))
+        """A task for each prompt. All are asked now: a later one's wait for its turn counts."""
+        sent = time.monotonic()
+        return list(await asyncio.gather(*(self._one(prompt, tokens, sent) for prompt in prompts)))
 
-    async def _one(self, prompt: Sequence[int], tokens: int) -> Flight:
-        flight = Flight(sent=time.monotonic())
+    async def _one(self, prompt: Sequence[int], tokens: int, sent: float) -> Flight:
+        flight = Flight(sent=sent)
         stream = self._llm.generate(
             {"prompt_token_ids": list(prompt)},
             _params(tokens, stream=True),
