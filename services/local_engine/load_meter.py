@@ -7,12 +7,12 @@ The engine reports what happens to each job through a `JobLoad`, and closes each
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from services.local_engine.engine import EngineLoad
 from services.local_engine.heartbeat import Heartbeat
+from services.local_engine.output_rate import OutputRate
 from services.local_engine.step_model import StepModel, StepModelFit
 
 _RATIO_WEIGHT = 0.2  # routing's α for the speed ratio
@@ -24,7 +24,6 @@ _AVERAGE_WEIGHT = 0.1
 _PREFILL_WEIGHT = 0.03
 """Smaller: requests last for hundreds of steps. A router that goes by a short average lets the most
 in when prompts happen to pause, and finds each answer slower than foreseen."""
-_RATE_WINDOW_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +113,7 @@ class LoadMeter:
         self._clock = clock
         self.heartbeat = Heartbeat(clock)
         self._given = model
-        self._rates: deque[tuple[float, int]] = deque()
+        self._rate = OutputRate()
         self.forget_pace()
         self._context_before = 0
         # Written by JobLoad.
@@ -140,7 +139,7 @@ class LoadMeter:
         self._ratio_at = self._clock()
         self._prefill_average = self._step_time = 0.0
         self._steps = self._timed_steps = 0
-        self._rates.clear()
+        self._rate.clear()
 
     def admit(self, prompt_tokens: int, choices: int, held: int = 0) -> JobLoad:
         """A job has been taken; the returned handle follows it.
@@ -175,8 +174,7 @@ class LoadMeter:
         if size is None:
             size = self.measured(self.step_completed, max(0, self.step_output - self.step_prompts))
         if self.step_output:
-            self._rates.append((self._clock(), self.step_output))
-            self._trim()
+            self._rate.add(self._clock(), self.step_output)
         self._pass_on(size.prefill - self.step_completed)
         self.step_completed = self.step_cached = self.step_prompts = self.step_output = 0
         self._context_before = self.context
@@ -201,8 +199,6 @@ class LoadMeter:
 
         It changes nothing, and may be called from another thread.
         """
-        oldest = self._clock() - _RATE_WINDOW_S
-        rates = tuple(self._rates)  # in one go
         running = min(running, self.sequences)
         return EngineLoad(
             running=running,
@@ -213,7 +209,7 @@ class LoadMeter:
             kv_total_tokens=kv_total_tokens,
             step_time_ratio=self._ratio if self.sequences else self._remembered(self._clock()),
             prefill_tokens_per_step=self._prefill_average,
-            output_tokens_per_second=sum([n for at, n in rates if at >= oldest]) / _RATE_WINDOW_S,
+            output_tokens_per_second=self._rate.per_second(self._clock()),
             max_running=max_running,
             step_time=self._step_time,
             prefill_budget=prefill_budget,
@@ -257,8 +253,3 @@ class LoadMeter:
             part = min(tokens, job.unread) if tokens > 0 else max(tokens, -job.read)
             job.take(part)
             tokens -= part
-
-    def _trim(self) -> None:
-        oldest = self._clock() - _RATE_WINDOW_S
-        while self._rates and self._rates[0][0] < oldest:
-            self._rates.popleft()

@@ -46,6 +46,7 @@ from services.local_engine.on_vllm.model_load import ModelLoad
 from services.local_engine.on_vllm.options import VllmOptions, process_variables
 from services.local_engine.on_vllm.orphan_guard import OrphanGuard
 from services.local_engine.on_vllm.outputs import Outputs, outputs_for
+from services.local_engine.on_vllm.settled import ENVIRONMENT
 from services.local_engine.on_vllm.steps import StepRecorder
 
 _log = logging.getLogger(__name__)
@@ -105,12 +106,15 @@ class VllmEngine:
         tells = tells and not self._options.embeds
         self._events = _event_socket() if tells else None
         endpoint = "" if self._events is None else self._events.endpoint
+        ENVIRONMENT.loading()
         self._loading = loading = ModelLoad(functools.partial(self._load, endpoint))
         try:
             self._state = await loading.result()
         except Exception as error:
             cause = loading.cause or str(error)
             raise EngineStartError(f"vLLM cannot serve {self._options.model}: {cause}") from error
+        finally:
+            ENVIRONMENT.loaded(runs=self._state is not None)
         self._loading = None
         self._cores = loading.children()
         self._guard.watch(self._cores)
@@ -132,6 +136,7 @@ class VllmEngine:
         guard, self._guard = self._guard, None
         events, self._events = self._events, None
         if state is not None:
+            ENVIRONMENT.closed()
             state.jobs.abort_all()
             for task in self._tasks:
                 task.cancel()

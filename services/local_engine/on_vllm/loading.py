@@ -14,9 +14,9 @@ from typing import Any
 
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.prefix_log import PrefixLog
-from services.local_engine.engine import Job, ModelFacts
+from services.local_engine.engine import ModelFacts
 from services.local_engine.load_meter import LoadMeter
-from services.local_engine.on_vllm import sampling, seeding
+from services.local_engine.on_vllm import request_params, seeding
 from services.local_engine.on_vllm.adapters import VllmAdapters
 from services.local_engine.on_vllm.answer_parsers import (
     AnswerParsers,
@@ -30,12 +30,14 @@ from services.local_engine.on_vllm.checks import check_options
 from services.local_engine.on_vllm.embedder import VllmEmbedder, embedder_for
 from services.local_engine.on_vllm.form_guard import FormGuard
 from services.local_engine.on_vllm.installed import installed
-from services.local_engine.on_vllm.jobs import NewParams, VllmJobs
+from services.local_engine.on_vllm.jobs import VllmJobs
 from services.local_engine.on_vllm.options import VllmOptions, cpu_variables
 from services.local_engine.on_vllm.outputs import Outputs
 from services.local_engine.on_vllm.parser_names import ParserNames
 from services.local_engine.on_vllm.parsers import check_names
 from services.local_engine.on_vllm.pictures import PictureRenderer, renderer_of
+from services.local_engine.on_vllm.request_params import RequestParams
+from services.local_engine.on_vllm.settled import settle_end
 from services.local_engine.on_vllm.sleep import VllmSleep
 from services.local_engine.on_vllm.steps import StepRecorder
 from services.local_engine.on_vllm.structured import serialised_tokenizer, structured_arguments
@@ -137,7 +139,8 @@ def load(options: VllmOptions, seams: Seams, *, events: str) -> Loaded:
     elif events:
         _log.info("this vLLM does not tell what its prefix cache holds: routers assume it")
     adapters = VllmAdapters(llm, options) if options.max_adapters else None
-    new_params, refusals = _requests(dict(model.get_diff_sampling_param()), draws)
+    refusals = request_params.refusals()
+    settle_end(llm)
     raw = llm.get_tokenizer()
     chat = chat_format(names, raw, template)
     pictures = renderer_of(llm, model, raw, refusals, chat)
@@ -167,7 +170,7 @@ def load(options: VllmOptions, seams: Seams, *, events: str) -> Loaded:
             llm,
             tokenizer,
             seams.meter,
-            new_params,
+            RequestParams(dict(model.get_diff_sampling_param()), draws),
             refusals,
             seams.outputs(llm, vllm.__version__),
             seams.begun,
@@ -241,26 +244,3 @@ def _event_arguments(endpoint: str, known: frozenset[str]) -> dict[str, Any]:
 
 def _field_names(kind: Any) -> frozenset[str]:
     return frozenset(field.name for field in fields(kind))
-
-
-def _requests(
-    defaults: dict[str, Any], draws: seeding.Seeding
-) -> tuple[NewParams, tuple[type[Exception], ...]]:
-    """How to make vLLM's sampling parameters, and what it raises for a bad request."""
-    import vllm.exceptions
-    from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
-
-    # Made anew for each job, they need not be copied deeply: that is half of what a request costs.
-    ours = {"skip_clone": True} if hasattr(SamplingParams, "skip_clone") else {}
-
-    def new_params(job: Job, detokenize: bool) -> Any:
-        arguments = sampling.sampling_arguments(job, defaults, detokenize=detokenize, seeding=draws)
-        constraint = job.sampling.constraint
-        if constraint is not None:
-            form = sampling.constraint_arguments(constraint)
-            arguments["structured_outputs"] = StructuredOutputsParams(**form)
-        return SamplingParams(output_kind=RequestOutputKind.DELTA, **ours, **arguments)
-
-    # VLLMClientError exists since vLLM 0.30; before it, refusals were plain ValueErrors.
-    client_error = getattr(vllm.exceptions, "VLLMClientError", ValueError)
-    return new_params, (ValueError, TypeError, NotImplementedError, client_error)
