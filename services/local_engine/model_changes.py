@@ -238,7 +238,7 @@ class ModelChanges:
         found = self._sources.find(request.source)
         if found.directory is not None and self._settings.engine == "vllm":
             _checkpoint(found.directory)
-        return settings_for(self._settings, request, found.name)
+        return settings_for(self._settings, request, found.name, hub=found.directory is None)
 
     async def _load_adapter(
         self, model: Served, name: str, directory: Path, *, run_time: bool
