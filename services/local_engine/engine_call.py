@@ -23,6 +23,7 @@ from services.local_engine.engine import (
     AnswerParser,
     Continuation,
     Delta,
+    Engine,
     Finish,
     Job,
     Media,
@@ -106,6 +107,11 @@ class EngineCall:
         self._sent = 0
         self.ended = False
         served.enter(self)
+
+    @property
+    def engine(self) -> Engine:
+        """Where it runs."""
+        return self._engine
 
     async def start(self) -> None:
         """Encodes the request and hands it to the engine; what is wrong with it ends it."""
