@@ -6,17 +6,20 @@ The changes themselves are model_changes.py's.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, TypeVar
+from typing import Any
 
 from anabranch.v1 import errors_pb2
 from services.chassis.errors import Fault, Violation, Work, invalid
 from services.local_engine.roster import Served
+from services.local_engine.safetensors_header import BadFile
 
-_T = TypeVar("_T")
-_LEAVES = "its model was taken out of service"
+_LONGEST_CAUSE = 1000
+_CUT_WITHIN_S = 2.0
+LEAVES = "its model was taken out of service"
 
 
 class Phase(Enum):
@@ -47,8 +50,14 @@ async def drained(left: Sequence[Served], drain: float) -> int:
             for one in left:
                 await one.idle()
     except TimeoutError:
-        return sum(one.cut(_LEAVES) for one in left)
-    return 0
+        cut = sum(one.cut(LEAVES) for one in left)
+    else:
+        return 0
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_CUT_WITHIN_S):
+            for one in left:
+                await one.idle()
+    return cut
 
 
 async def pulse(task: asyncio.Task[Any], every: float) -> AsyncIterator[None]:
@@ -59,15 +68,17 @@ async def pulse(task: asyncio.Task[Any], every: float) -> AsyncIterator[None]:
             yield
 
 
-async def settled(work: Coroutine[Any, Any, _T]) -> tuple[_T | None, Exception | None]:
-    try:
-        return await work, None
-    except Exception as error:  # noqa: BLE001 - raised again by whoever waits for it
-        return None, error
-
-
 def refused(why: str) -> Fault:
+    """MODEL_REFUSED; what names in a file make too long for a status is cut."""
+    if len(why) > _LONGEST_CAUSE:
+        half = _LONGEST_CAUSE // 2
+        why = f"{why[:half]} … {why[-half:]}"
     return Fault(errors_pb2.ERROR_REASON_MODEL_REFUSED, why, work=Work.NOT_DISPATCHED)
+
+
+def said(error: BadFile | OSError) -> str:
+    """Why a file cannot be served, without where it lies."""
+    return str(error) if isinstance(error, BadFile) else f"cannot be read: {error.strerror}"
 
 
 def require(**fields: str) -> None:

@@ -76,6 +76,12 @@ class EngineWatch:
         hopeless = tasks.create_task(self._stop_when_hopeless(hang, engine), name=f"{concern}-hang")
         self._watches[engine] = (hang, concern, (lost, hopeless))
 
+    def rests(self, engine: Engine, resting: bool) -> None:
+        """It sleeps, or no more: nothing is expected of it then, and nothing asked."""
+        watch = self._watches.get(engine)
+        if watch is not None:
+            watch[0].resting = resting
+
     async def discard(self, engine: Engine) -> None:
         """It is about to be closed: that it ends is no loss."""
         watch = self._watches.pop(engine, None)

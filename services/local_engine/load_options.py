@@ -98,7 +98,7 @@ def naming_faults(request: pb.LoadModelRequest) -> list[Violation]:
 def settings_for(
     settings: Settings, request: pb.LoadModelRequest, source: str = "", *, hub: bool = False
 ) -> Settings:
-    """The settings of the model to load; `source` replaces the request's, `hub`: it is a name there.
+    """The settings of the model to load; `source` replaces the request's, a hub's name with `hub`.
 
     Raises Fault INVALID_REQUEST that lists every violation of `options`.
     """

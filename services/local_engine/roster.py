@@ -66,14 +66,13 @@ class Served:
         self.state = State.SERVING
         self.sleep_level = 0
         self._running: dict[Running, None] = {}
-        self._asked = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
     @property
     def in_flight(self) -> int:
         """Requests that run or wait."""
-        return len(self._running) + self._asked
+        return len(self._running)
 
     @property
     def info(self) -> pb.ModelInfo:
@@ -91,18 +90,25 @@ class Served:
     def leave(self, request: Running) -> None:
         """It has ended. Harmless when repeated."""
         self._running.pop(request, None)
-        self._settle()
+        if not self._running:
+            self._idle.set()
 
     @contextmanager
     def asked(self) -> Iterator[Engine]:
-        """A small question is asked of its engine, which stays until it is answered."""
-        self._asked += 1
-        self._idle.clear()
+        """A small question is asked of its engine, by the task that enters this.
+
+        Raises Fault BACKEND_LOST when it is cut.
+        """
+        asking = _Asking()
+        self.enter(asking)
         try:
             yield self.engine
+        except asyncio.CancelledError:
+            if asking.was_cut():
+                raise Fault(errors_pb2.ERROR_REASON_BACKEND_LOST, asking.why) from None
+            raise
         finally:
-            self._asked -= 1
-            self._settle()
+            self.leave(asking)
 
     async def idle(self) -> None:
         """Waits until nothing runs on it."""
@@ -115,9 +121,24 @@ class Served:
             request.cut(why)
         return len(running)
 
-    def _settle(self) -> None:
-        if not self.in_flight:
-            self._idle.set()
+
+class _Asking:
+    """A task that asks an engine something."""
+
+    def __init__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._cancelled_before = task.cancelling()
+        self.why = ""
+
+    def cut(self, why: str) -> None:
+        self.why = why
+        self._task.cancel()
+
+    def was_cut(self) -> bool:
+        """Whether that alone has cancelled it, which is undone then."""
+        return bool(self.why) and self._task.uncancel() <= self._cancelled_before
 
 
 class Roster:

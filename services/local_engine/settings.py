@@ -50,8 +50,9 @@ class Settings(TuningSettings):
     max_waiting_tokens: int = setting(
         4_194_304,
         minimum=0,
-        help="Tokens of prompts that may wait for each model to be read; further requests are refused "
-        "as overload, to be tried again once so many have been read. 0: only requests are counted.",
+        help="Tokens of prompts that may wait for each model to be read; further requests are "
+        "refused as overload, to be tried again once so many have been read. 0: only requests are "
+        "counted.",
     )
     hang_after: float = setting(
         60.0,

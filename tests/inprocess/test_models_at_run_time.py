@@ -71,6 +71,10 @@ class Operator:
         answer = await self.ask("ListServedModels")
         return {one.model.name: one for one in answer.models}
 
+    async def count(self, model: str) -> Any:
+        asked = model_pb2.CountTokensRequest(model=model, request=request(model=model))
+        return await self.caller.stub.CountTokens(asked, metadata=self.metadata, timeout=BOUND_S)
+
     async def listed(self) -> list[str]:
         answer = await self.caller.stub.ListModels(
             model_pb2.ListModelsRequest(), metadata=self.metadata, timeout=BOUND_S

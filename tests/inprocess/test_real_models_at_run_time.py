@@ -163,7 +163,7 @@ async def test_what_only_vllm_refuses_of_an_adapter_leaves_its_engine_alive(
 ) -> None:
     """Our own look at the files is switched off: vLLM meets the wrong shapes itself."""
     stream = await Stream(operator, model=NAME, tokens=300).begun()
-    monkeypatch.setattr("services.local_engine.model_changes.check_adapter", lambda *_, **__: 8)
+    monkeypatch.setattr("services.local_engine.adapter_changes.check_adapter", lambda *_, **__: 8)
     write_adapter(operator.root / "other2", modules(outputs=1024), rank=8)
     fault = await operator.refused("LoadAdapter", base=NAME, name="b", source="other2")
     assert fault.reason == errors_pb2.ERROR_REASON_MODEL_REFUSED

@@ -1,4 +1,4 @@
-"""What a model that is loaded at run time takes over from the settings, and what a request may say."""
+"""What a model loaded at run time takes over from the settings, and what a request may say."""
 
 from __future__ import annotations
 
