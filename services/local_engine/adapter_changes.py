@@ -15,9 +15,10 @@ from anabranch.v1 import errors_pb2
 from services.chassis.errors import Fault
 from services.local_engine.abilities import AdapterHost, Refused, adapters_of
 from services.local_engine.adapter_check import check_adapter
-from services.local_engine.change_steps import drained, refused, said
+from services.local_engine.change_steps import drained
 from services.local_engine.change_turn import ChangeTurn
 from services.local_engine.checkpoint_check import Checkpoint, read_checkpoint
+from services.local_engine.model_refusal import refused, said
 from services.local_engine.model_sources import ModelSources
 from services.local_engine.roster import Roster, Served, State
 from services.local_engine.safetensors_header import BadFile

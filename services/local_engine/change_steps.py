@@ -1,4 +1,4 @@
-"""What changes of models have in common: how far they are, waiting for requests, refusals.
+"""What changes of models have in common: how far they are, waiting for requests.
 
 The changes themselves are model_changes.py's.
 """
@@ -12,12 +12,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from anabranch.v1 import errors_pb2
-from services.chassis.errors import Fault, Violation, Work, invalid
+from services.chassis.errors import Violation, invalid
 from services.local_engine.roster import Served
-from services.local_engine.safetensors_header import BadFile
 
-_LONGEST_CAUSE = 1000
 _CUT_WITHIN_S = 2.0
 LEAVES = "its model was taken out of service"
 
@@ -66,19 +63,6 @@ async def pulse(task: asyncio.Task[Any], every: float) -> AsyncIterator[None]:
         await asyncio.wait({task}, timeout=every)
         if not task.done():
             yield
-
-
-def refused(why: str) -> Fault:
-    """MODEL_REFUSED; what names in a file make too long for a status is cut."""
-    if len(why) > _LONGEST_CAUSE:
-        half = _LONGEST_CAUSE // 2
-        why = f"{why[:half]} … {why[-half:]}"
-    return Fault(errors_pb2.ERROR_REASON_MODEL_REFUSED, why, work=Work.NOT_DISPATCHED)
-
-
-def said(error: BadFile | OSError) -> str:
-    """Why a file cannot be served, without where it lies."""
-    return str(error) if isinstance(error, BadFile) else f"cannot be read: {error.strerror}"
 
 
 def require(**fields: str) -> None:

@@ -23,14 +23,13 @@ from services.local_engine.change_steps import (
     Progress,
     drained,
     pulse,
-    refused,
-    said,
 )
 from services.local_engine.change_turn import ChangeTurn
 from services.local_engine.checkpoint_check import read_checkpoint
 from services.local_engine.engine import Engine, EngineStartError
 from services.local_engine.engine_watch import EngineWatch
 from services.local_engine.load_options import naming_faults, settings_for
+from services.local_engine.model_refusal import refused, said
 from services.local_engine.model_sources import ModelSources
 from services.local_engine.roster import Roster, Served, State
 from services.local_engine.safetensors_header import BadFile
