@@ -6,7 +6,8 @@ from anabranch.v1 import errors_pb2
 from services.chassis.errors import Fault, Work
 from services.local_engine.safetensors_header import BadFile
 
-_LONGEST_CAUSE = 1000
+_LONGEST_CAUSE = 500
+"""Characters. A status takes little more, and cuts the end off, which says most."""
 
 
 def refused(why: str) -> Fault:

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from anabranch.v1 import errors_pb2
 from anabranch.v1 import generation_pb2 as pb
-from services.chassis.errors import Fault
+from services.chassis.errors import MODEL_LEFT, Fault
 from services.chassis.prefix_log import PrefixLog
 from services.local_engine import wire
 from services.local_engine.engine import Engine, EngineLoad
@@ -105,7 +105,11 @@ class Served:
             yield self.engine
         except asyncio.CancelledError:
             if asking.was_cut():
-                raise Fault(errors_pb2.ERROR_REASON_BACKEND_LOST, asking.why) from None
+                raise Fault(
+                    errors_pb2.ERROR_REASON_BACKEND_LOST,
+                    asking.why,
+                    metadata={"tokens_delivered": "0", "cause": MODEL_LEFT},
+                ) from None
             raise
         finally:
             self.leave(asking)
@@ -165,6 +169,11 @@ class Roster:
         """All, ordered by name, with those that are being finished; adapters after their model."""
         everything = (*self._served.values(), *self._leaving)
         return tuple(sorted(everything, key=lambda one: (one.base or one.name, one.name)))
+
+    @property
+    def models_loaded(self) -> frozenset[str]:
+        """Names of all models, whether they take requests or not."""
+        return frozenset(one.name for one in self.entries if not one.adapter)
 
     @property
     def names(self) -> tuple[str, ...]:

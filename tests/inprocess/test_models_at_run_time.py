@@ -407,7 +407,10 @@ async def test_the_load_of_a_process_is_that_of_all_its_engines(tmp_path):
 async def test_what_operators_do_is_in_the_trail_before_it_is_done(tmp_path):
     trail = tmp_path / "audit"
     async with operated(tmp_path, audit_dir=trail) as operator:
-        await operator.load("lake", "lake")
+        secret = '{"hf_token": "hf_0123456789", "block_size": 32}'
+        options = {"max_model_len": 2048, "vllm_args": secret}
+        await operator.refused("LoadModel", name="lake", source="lake", options=options)
+        await operator.load("lake", "lake", options={"max_model_len": 2048}, aliases=["pond"])
         await operator.refused("LoadModel", name="lake", source="/etc")
         await operator.ask("LoadAdapter", base="lake", name="d", source="dialect")
         await operator.ask("UnloadAdapter", base="lake", name="d")
@@ -418,6 +421,10 @@ async def test_what_operators_do_is_in_the_trail_before_it_is_done(tmp_path):
     assert files
     lines = "".join(path.read_text() for path in files).splitlines()
     acts = [json.loads(line)["entry"] for line in lines if '"entry"' in line]
+    loads = [a["details"] for a in acts if a["action"] == "engine.load_model"]
+    assert {a["vllm_args"] for a in loads} == {"", "hf_token,block_size"}
+    assert any('"max_model_len": 2048' in a["options"] and a["aliases"] == "pond" for a in loads)
+    assert "hf_0123456789" not in "".join(lines)
     found = [(a["action"], a["succeeded"]) for a in acts if a["action"].startswith("engine.")]
     assert found.count(("engine.load_model", False)) >= 2  # begun, and refused
     for action in (
