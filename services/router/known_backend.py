@@ -123,7 +123,6 @@ class KnownBackend:
         """A session is open, and the backend said what it is."""
         tracker = self.tracker
         self._take_models(ready.models)
-        tracker.state.models = frozenset(self.models) or self._listed_models
         tracker.state.tier = _TIERS.get(ready.tier, Tier.CLOUD)
         tracker.state.zone = ready.zone or tracker.state.zone
         self.version = ready.version or self.version
