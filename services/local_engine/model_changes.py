@@ -234,6 +234,7 @@ class ModelChanges:
 
     def _retire(self, left: Sequence[Served], engine: Engine, drain: float) -> asyncio.Task[int]:
         """Finishes what left the roster and closes its engine, whoever waits for it."""
+        self._watch.leaves(engine)
         return self._turn.begin(self._finish(left, engine, drain), "model-retire")
 
     async def _finish(self, left: Sequence[Served], engine: Engine, drain: float) -> int:

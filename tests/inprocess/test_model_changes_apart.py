@@ -13,7 +13,9 @@ import pytest
 
 from anabranch.v1 import errors_pb2, model_admin_pb2
 from services.chassis.errors import fault_from_rpc_error
+from services.chassis.host import Host
 from services.local_engine.abilities import Refused
+from services.local_engine.app import EngineLost
 from services.local_engine.roster import Roster
 from services.local_engine.simulation.adapters import SimAdapters
 from services.local_engine.simulation.engine import SimEngine
@@ -260,3 +262,50 @@ async def test_a_question_that_outlasts_the_drain_is_cut_off_as_lost(tmp_path, m
         async with asyncio.timeout(BOUND_S):
             await asyncio.wait({counting})
         assert counting.exception() is not None
+
+
+def dies(monkeypatch: pytest.MonkeyPatch, name: str) -> asyncio.Event:
+    """The engine of this name ends once the event is set."""
+    dead = asyncio.Event()
+    lives = SimEngine.lost
+
+    async def lost(engine: SimEngine) -> str:
+        if engine.facts.name != name:
+            return await lives(engine)
+        await dead.wait()
+        return "killed"
+
+    monkeypatch.setattr(SimEngine, "lost", lost)
+    return dead
+
+
+async def test_a_model_that_dies_while_it_leaves_takes_no_other_with_it(tmp_path, monkeypatch):
+    dead = dies(monkeypatch, "lake")
+    async with operated(tmp_path) as operator:
+        await operator.load("lake", "lake")
+        stays = await Stream(operator).begun()
+        leaves = await Stream(operator, model="lake").begun()
+        unloading = asyncio.create_task(operator.ask("UnloadModel", name="lake"))
+        await soon(lambda: "lake" not in roster_of(operator).names)
+        dead.set()
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await leaves.whole()
+        assert fault_from_rpc_error(failed.value).reason == errors_pb2.ERROR_REASON_BACKEND_LOST
+        await unloading
+        await stays.begun()
+        await stays.cancel()
+        assert operator.caller.host.health.is_ready
+
+
+async def test_a_model_that_died_before_it_was_to_leave_ends_the_process(tmp_path, monkeypatch):
+    dead = dies(monkeypatch, "lake")
+    gate = Gate(Host.stop_serving)
+    monkeypatch.setattr(Host, "stop_serving", gate.method)
+    with pytest.RaisesGroup(EngineLost):
+        async with operated(tmp_path) as operator:
+            await operator.load("lake", "lake")
+            dead.set()
+            await gate.reached.wait()
+            await operator.ask("UnloadModel", name="lake")
+            gate.open.set()
+            await asyncio.sleep(BOUND_S)
