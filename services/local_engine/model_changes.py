@@ -92,6 +92,7 @@ class ModelChanges:
         if faults := naming_faults(request):
             raise invalid(faults)
         settings_for(self._settings, request)
+        self._roster.check_began()
         with self._turn.take(f"{request.name!r} is being loaded"):
             yield Progress(Phase.CHECKING, "looking at the files")
             settings = await asyncio.to_thread(self._checked, request)

@@ -185,14 +185,14 @@ class Roster:
 
     def models(self) -> list[pb.ModelInfo]:
         """Those that take requests now. Raises Fault MODEL_LOADING."""
-        self._check_began()
+        self.check_began()
         return [one.info for one in self.entries if one.state is State.SERVING]
 
     def find(self, name: str) -> Served:
         """What a request asks for. Raises Fault MODEL_NOT_FOUND, MODEL_ASLEEP and MODEL_LOADING."""
         found = self._served.get(name) or self._served.get(self._aliases.get(name, ""))
         if found is None:
-            self._check_began()
+            self.check_began()
             raise _unknown(name)
         if found.state is not State.SERVING:
             raise Fault(
@@ -211,7 +211,7 @@ class Roster:
         """The entry of a model. Raises Fault NOT_FOUND."""
         found = self._served.get(name)
         if found is None or found.adapter:
-            self._check_began()
+            self.check_began()
             raise Fault(
                 errors_pb2.ERROR_REASON_NOT_FOUND,
                 f"no model {name!r} is served here",
@@ -268,7 +268,7 @@ class Roster:
 
     def load(self) -> EngineLoad:
         """The load of all engines together. Raises Fault MODEL_LOADING."""
-        self._check_began()
+        self.check_began()
         asleep = {one.engine for one in self._served.values() if one.state is State.ASLEEP}
         return total([engine.load() for engine in self._engines if engine not in asleep])
 
@@ -282,7 +282,8 @@ class Roster:
                 self._aliases.pop(alias, None)
         return left
 
-    def _check_began(self) -> None:
+    def check_began(self) -> None:
+        """Raises Fault MODEL_LOADING."""
         if not self._began:
             raise Fault(
                 errors_pb2.ERROR_REASON_MODEL_LOADING, "the model is being loaded", retry_after=2.0

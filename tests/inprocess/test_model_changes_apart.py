@@ -11,7 +11,8 @@ from typing import Any
 import grpc
 import pytest
 
-from anabranch.v1 import errors_pb2, model_admin_pb2
+from anabranch.v1 import errors_pb2, model_admin_pb2, model_admin_pb2_grpc
+from services.chassis.channels import open_channel
 from services.chassis.errors import fault_from_rpc_error
 from services.chassis.host import Host
 from services.local_engine.abilities import Refused
@@ -20,7 +21,10 @@ from services.local_engine.roster import Roster
 from services.local_engine.simulation.adapters import SimAdapters
 from services.local_engine.simulation.engine import SimEngine
 from tests.inprocess.test_models_at_run_time import MODEL_NAME, Operator, Stream, operated, soon
+from tests.support.auth import bearer
+from tests.support.local_keys import LocalKeys
 from tests.support.waiting import BOUND_S, until
+from tools.cluster.ports import free_port
 
 ASLEEP = model_admin_pb2.SERVED_STATE_ASLEEP
 SERVING = model_admin_pb2.SERVED_STATE_SERVING
@@ -309,3 +313,33 @@ async def test_a_model_that_died_before_it_was_to_leave_ends_the_process(tmp_pat
             await operator.ask("UnloadModel", name="lake")
             gate.open.set()
             await asyncio.sleep(BOUND_S)
+
+
+async def test_nothing_is_loaded_beside_a_first_model_that_still_loads(tmp_path, monkeypatch):
+    """Two at once would take each other's processes for their own."""
+    gate = Gate(SimEngine.start)
+    port = free_port()
+    keys = LocalKeys()
+    over = asyncio.Event()
+
+    async def serve() -> None:
+        async with operated(tmp_path, keys=keys, listen=f"127.0.0.1:{port}") as operator:
+            assert await operator.listed() == [MODEL_NAME]
+            await over.wait()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SimEngine, "start", gate.method)
+        serving = asyncio.create_task(serve())
+        async with asyncio.timeout(BOUND_S), open_channel(f"127.0.0.1:{port}") as channel:
+            await gate.reached.wait()
+            stub = model_admin_pb2_grpc.ModelAdminServiceStub(channel)
+            asked = model_admin_pb2.LoadModelRequest(name="lake", source="lake")
+            with pytest.raises(grpc.aio.AioRpcError) as failed:
+                async for _ in stub.LoadModel(asked, metadata=bearer(keys.token("admin"))):
+                    pass
+            gate.open.set()
+    fault = fault_from_rpc_error(failed.value)
+    assert fault.reason == errors_pb2.ERROR_REASON_MODEL_LOADING
+    assert fault.retry_after
+    over.set()
+    await serving

@@ -83,7 +83,9 @@ class Operator:
 
 
 @asynccontextmanager
-async def operated(tmp_path: Path, **changes: Any) -> AsyncIterator[Operator]:
+async def operated(
+    tmp_path: Path, *, keys: LocalKeys | None = None, **changes: Any
+) -> AsyncIterator[Operator]:
     (tmp_path / "allowed" / "lake").mkdir(parents=True)
     write_adapter(tmp_path / "allowed" / "dialect", {"layers.0.q_proj": (8, 8)}, rank=4)
     fields: dict[str, Any] = {
@@ -99,7 +101,7 @@ async def operated(tmp_path: Path, **changes: Any) -> AsyncIterator[Operator]:
         "step_model": "5000,0,0,0",
         "sim_output_tokens": 4000,
     }
-    keys = LocalKeys()
+    keys = keys or LocalKeys()
     async with (
         running(Settings(**fields | changes), key_source=keys) as host,
         open_channel(host.address) as channel,
