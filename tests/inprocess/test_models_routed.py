@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ import pytest
 from anabranch.v1 import admin_pb2, errors_pb2, model_admin_pb2, model_admin_pb2_grpc, model_pb2
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.errors import Fault, fault_from_rpc_error
+from services.local_engine.engine import ModelFacts
+from services.local_engine.simulation.engine import SimEngine
+from tests.inprocess.test_response_cache import ask, kept, stored
 from tests.support.auth import bearer
 from tests.support.inprocess import MODEL, Cluster, cluster, model_stub
 from tests.support.waiting import BOUND_S, until
@@ -90,11 +93,13 @@ class Stream:
 
 
 @asynccontextmanager
-async def routed(directory: Path, *engines: dict[str, Any]) -> AsyncIterator[Routed]:
+async def routed(
+    directory: Path, *engines: dict[str, Any], router: dict[str, Any] | None = None
+) -> AsyncIterator[Routed]:
     (directory / "allowed" / "lake").mkdir(parents=True)
     sources = {"model_sources": (str(directory / "allowed"),)}
     settings = [SLOW | sources | changes for changes in engines]
-    async with cluster(directory, engines=settings) as running:
+    async with cluster(directory, engines=settings, router=router) as running:
         assert running.router is not None
         channels = [running.channel(engine.host) for engine in running.engines]
         async with running.channel(running.router) as to_router:
@@ -221,3 +226,38 @@ async def test_what_an_operator_cuts_off_is_no_failure_of_the_backend(tmp_path, 
         assert len(rest.tokens) == 4
         (backend,) = await scene.cluster.backends()
         assert backend.breaker == admin_pb2.BREAKER_STATE_CLOSED
+
+
+async def test_answers_of_weights_that_were_swapped_are_not_given_again(tmp_path, monkeypatch):
+    """A directory's name tells weights apart; simulations have none of their own."""
+
+    def facts(engine: SimEngine) -> ModelFacts:
+        weights = f"v{engine._options.context_length}"
+        return replace(told.__get__(engine), source=weights)
+
+    told = SimEngine.facts
+    monkeypatch.setattr(SimEngine, "facts", property(facts))
+    async with routed(tmp_path, {}, router=kept(tmp_path)) as scene:
+        question = ask(model=MODEL)
+
+        async def answered() -> pb.RouteReceipt:
+            answer = await scene.stub.Generate(question, metadata=scene.metadata, timeout=BOUND_S)
+            return answer.receipt
+
+        assert (await answered()).served_model == "v32768"
+        assert scene.cluster.router is not None
+        await stored(scene.cluster.router, 1)
+        assert (await answered()).cache
+        options = {"max_model_len": 2048}
+        await scene.change(0, "LoadModel", name=MODEL, source="lake", options=options)
+
+        async def heard() -> bool:
+            page = await scene.stub.ListModels(
+                model_pb2.ListModelsRequest(), metadata=scene.metadata
+            )
+            return [model.context_length for model in page.models] == [2048]
+
+        await until(heard)
+        fresh = await answered()
+        assert not fresh.cache
+        assert fresh.served_model == "v2048"
