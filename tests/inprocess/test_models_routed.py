@@ -228,15 +228,34 @@ async def test_what_an_operator_cuts_off_is_no_failure_of_the_backend(tmp_path, 
         assert backend.breaker == admin_pb2.BREAKER_STATE_CLOSED
 
 
-async def test_answers_of_weights_that_were_swapped_are_not_given_again(tmp_path, monkeypatch):
+def tell_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """A directory's name tells weights apart; simulations have none of their own."""
+    told = SimEngine.facts
 
     def facts(engine: SimEngine) -> ModelFacts:
-        weights = f"v{engine._options.context_length}"
-        return replace(told.__get__(engine), source=weights)
+        return replace(told.__get__(engine), source=f"v{engine._options.context_length}")
 
-    told = SimEngine.facts
     monkeypatch.setattr(SimEngine, "facts", property(facts))
+
+
+async def test_an_answer_that_outlasts_a_swap_names_the_weights_that_made_it(tmp_path, monkeypatch):
+    tell_weights(monkeypatch)
+    async with routed(tmp_path, {}) as scene:
+        stream = Stream(scene.ask())
+        await stream.begun()
+        options = {"max_model_len": 2048}
+        await scene.change(0, "LoadModel", name=MODEL, source="lake", options=options)
+        await stream.task
+        later = Stream(scene.ask(tokens=4))
+        await later.task
+        assert stream.last is not None
+        assert later.last is not None
+        assert stream.last.receipt.served_model == "v32768"
+        assert later.last.receipt.served_model == "v2048"
+
+
+async def test_answers_of_weights_that_were_swapped_are_not_given_again(tmp_path, monkeypatch):
+    tell_weights(monkeypatch)
     async with routed(tmp_path, {}, router=kept(tmp_path)) as scene:
         question = ask(model=MODEL)
 
