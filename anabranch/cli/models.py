@@ -83,6 +83,10 @@ def list_served(connection: Connection, /, as_json: bool) -> None:
 @click.option("--max-num-seqs", metavar="N", type=click.IntRange(1), help="Requests at once.")
 @click.option("--dtype", metavar="TYPE", default="", help="auto, float32, bfloat16 or float16.")
 @click.option("--quantization", metavar="METHOD", default="", help="By vLLM's name.")
+@click.option("--tool-parser", metavar="NAME", default="", help="Of tool calls, by vLLM's name.")
+@click.option(
+    "--reasoning-parser", metavar="NAME", default="", help="Of reasoning, by vLLM's name."
+)
 @click.option("--vllm-args", metavar="JSON", default="", help="Further arguments of vLLM.")
 @click.option("--cpu-kv-cache-gib", metavar="GIB", type=click.IntRange(1), help="On a CPU.")
 @click.option(

@@ -27,7 +27,7 @@ from anabranch.v1 import options_pb2 as anabranch_dot_v1_dot_options__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x61nabranch/v1/model_admin.proto\x12\x0c\x61nabranch.v1\x1a\x1d\x61nabranch/v1/generation.proto\x1a\x1a\x61nabranch/v1/options.proto\x1a\x1egoogle/protobuf/duration.proto\"\x19\n\x17ListServedModelsRequest\"E\n\x18ListServedModelsResponse\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x19.anabranch.v1.ServedModel\"\xb1\x01\n\x0bServedModel\x12&\n\x05model\x18\x01 \x01(\x0b\x32\x17.anabranch.v1.ModelInfo\x12(\n\x05state\x18\x02 \x01(\x0e\x32\x19.anabranch.v1.ServedState\x12\x0c\n\x04\x62\x61se\x18\x03 \x01(\t\x12\x11\n\tin_flight\x18\x04 \x01(\r\x12\x13\n\x0bsleep_level\x18\x05 \x01(\r\x12\x1a\n\x12loaded_at_run_time\x18\x06 \x01(\x08\"\x9f\x01\n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x0f\n\x07\x61liases\x18\x03 \x03(\t\x12*\n\x07options\x18\x04 \x01(\x0b\x32\x19.anabranch.v1.LoadOptions\x12\x30\n\rdrain_timeout\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xbf\x02\n\x0bLoadOptions\x12#\n\x16gpu_memory_utilization\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x1a\n\rmax_model_len\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x19\n\x0cmax_num_seqs\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x14\n\x0cquantization\x18\x05 \x01(\t\x12\x11\n\tvllm_args\x18\x06 \x01(\t\x12\x1d\n\x10\x63pu_kv_cache_gib\x18\x07 \x01(\x05H\x03\x88\x01\x01\x12\x19\n\x0cmax_adapters\x18\x08 \x01(\x05H\x04\x88\x01\x01\x42\x19\n\x17_gpu_memory_utilizationB\x10\n\x0e_max_model_lenB\x0f\n\r_max_num_seqsB\x13\n\x11_cpu_kv_cache_gibB\x0f\n\r_max_adapters\"\xd1\x02\n\x11LoadModelResponse\x12\x34\n\x05phase\x18\x01 \x01(\x0e\x32%.anabranch.v1.LoadModelResponse.Phase\x12*\n\x07\x65lapsed\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x11\n\tin_flight\x18\x04 \x01(\r\x12(\n\x05model\x18\x05 \x01(\x0b\x32\x19.anabranch.v1.ServedModel\x12\x0f\n\x07\x63ut_off\x18\x06 \x01(\r\"|\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x12\n\x0ePHASE_CHECKING\x10\x01\x12\x11\n\rPHASE_LOADING\x10\x02\x12\x11\n\rPHASE_SERVING\x10\x03\x12\x12\n\x0ePHASE_DRAINING\x10\x04\x12\x0e\n\nPHASE_DONE\x10\x05\"h\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x30\n\rdrain_timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nallow_last\x18\x03 \x01(\x08\"&\n\x13UnloadModelResponse\x12\x0f\n\x07\x63ut_off\x18\x01 \x01(\r\"r\n\x12LoadAdapterRequest\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\x12\x30\n\rdrain_timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"?\n\x13LoadAdapterResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.anabranch.v1.ServedModel\"d\n\x14UnloadAdapterRequest\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x30\n\rdrain_timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"(\n\x15UnloadAdapterResponse\x12\x0f\n\x07\x63ut_off\x18\x01 \x01(\r\"]\n\x0cSleepRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05level\x18\x02 \x01(\r\x12\x30\n\rdrain_timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"J\n\rSleepResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.anabranch.v1.ServedModel\x12\x0f\n\x07\x63ut_off\x18\x02 \x01(\r\"\x1b\n\x0bWakeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"8\n\x0cWakeResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.anabranch.v1.ServedModel*y\n\x0bServedState\x12\x1c\n\x18SERVED_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14SERVED_STATE_SERVING\x10\x01\x12\x19\n\x15SERVED_STATE_DRAINING\x10\x02\x12\x17\n\x13SERVED_STATE_ASLEEP\x10\x03\x32\xad\x05\n\x11ModelAdminService\x12w\n\x10ListServedModels\x12%.anabranch.v1.ListServedModelsRequest\x1a&.anabranch.v1.ListServedModelsResponse\"\x14\xaa\xd4\x18\x10\x12\x05\x61\x64min\x12\x07observe\x12[\n\tLoadModel\x12\x1e.anabranch.v1.LoadModelRequest\x1a\x1f.anabranch.v1.LoadModelResponse\"\x0b\xaa\xd4\x18\x07\x12\x05\x61\x64min0\x01\x12_\n\x0bUnloadModel\x12 .anabranch.v1.UnloadModelRequest\x1a!.anabranch.v1.UnloadModelResponse\"\x0b\xaa\xd4\x18\x07\x12\x05\x61\x64min\x12_\n\x0bLoadAdapter\x12 .anabranch.v1.LoadAdapterRequest\x1a!.anabranch.v1.LoadAdapterResponse\"\x0b\xaa\xd4\x18\x07\x12\x05\x61\x64min\x12\x65\n\rUnloadAdapter\x12\".anabranch.v1.UnloadAdapterRequest\x1a#.anabranch.v1.UnloadAdapterResponse\"\x0b\xaa\xd4\x18\x07\x12\x05\x61\x64min\x12M\n\x05Sleep\x12\x1a.anabranch.v1.SleepRequest\x1a\x1b.anabranch.v1.SleepResponse\"\x0b\xaa\xd4\x18\x07\x12\x05\x61\x64min\x12J\n\x04Wake\x12\x19.anabranch.v1.WakeRequest\x1a\x1a.anabranch.v1.WakeResponse\"\x0b\xaa\xd4\x18\x07\x12\x05\x61\x64minb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x61nabranch/v1/model_admin.proto\x12\x0c\x61nabranch.v1\x1a\x1d\x61nabranch/v1/generation.proto\x1a\x1a\x61nabranch/v1/options.proto\x1a\x1egoogle/protobuf/duration.proto\"\x19\n\x17ListServedModelsRequest\"E\n\x18ListServedModelsResponse\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x19.anabranch.v1.ServedModel\"\xb1\x01\n\x0bServedModel\x12&\n\x05model\x18\x01 \x01(\x0b\x32\x17.anabranch.v1.ModelInfo\x12(\n\x05state\x18\x02 \x01(\x0e\x32\x19.anabranch.v1.ServedState\x12\x0c\n\x04\x62\x61se\x18\x03 \x01(\t\x12\x11\n\tin_flight\x18\x04 \x01(\r\x12\x13\n\x0bsleep_level\x18\x05 \x01(\r\x12\x1a\n\x12loaded_at_run_time\x18\x06 \x01(\x08\"\x9f\x01\n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x0f\n\x07\x61liases\x18\x03 \x03(\t\x12*\n\x07options\x18\x04 \x01(\x0b\x32\x19.anabranch.v1.LoadOptions\x12\x30\n\rdrain_timeout\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xee\x02\n\x0bLoadOptions\x12#\n\x16gpu_memory_utilization\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x1a\n\rmax_model_len\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x19\n\x0cmax_num_seqs\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x14\n\x0cquantization\x18\x05 \x01(\t\x12\x11\n\tvllm_args\x18\x06 \x01(\t\x12\x1d\n\x10\x63pu_kv_cache_gib\x18\x07 \x01(\x05H\x03\x88\x01\x01\x12\x19\n\x0cmax_adapters\x18\x08 \x01(\x05H\x04\x88\x01\x01\x12\x13\n\x0btool_parser\x18\t \x01(\t\x12\x18\n\x10reasoning_parser\x18\n \x01(\tB\x19\n\x17_gpu_memory_utilizationB\x10\n\x0e_max_model_lenB\x0f\n\r_max_num_seqsB\x13\n\x11_cpu_kv_cache_gibB\x0f\n\r_max_adapters\"\xd1\x02\n\x11LoadModelResponse\x12\x34\n\x05phase\x18\x01 \x01(\x0e\x32%.anabranch.v1.LoadModelResponse.Phase\x12*\n\x07\x65lapsed\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x11\n\tin_flight\x18\x04 \x01(\r\x12(\n\x05model\x18\x05 \x01(\x0b\x32\x19.anabranch.v1.ServedModel\x12\x0f\n\x07\x63ut_off\x18\x06 \x01(\r\"|\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x12\n\x0ePHASE_CHECKING\x10\x01\x12\x11\n\rPHASE_LOADING\x10\x02\x12\x11\n\rPHASE_SERVING\x10\x03\x12\x12\n\x0ePHASE_DRAINING\x10\x04\x12\x0e\n\nPHASE_DONE\x10\x05\"h\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x30\n\rdrain_timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nallow_last\x18\x03 \x01(\x08\"&\n\x13UnloadModelResponse\x12\x0f\n\x07\x63ut_off\x18\x01 \x01(\r\"r\n\x12LoadAdapterRequest\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\x12\x30\n\rdrain_timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"?\n\x13LoadAdapterResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.anabranch.v1.ServedModel\"d\n\x14UnloadAdapterRequest\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x30\n\rdrain_timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"(\n\x15UnloadAdapterResponse\x12\x0f\n\x07\x63ut_off\x18\x01 \x01(\r\"]\n\x0cSleepRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05level\x18\x02 \x01(\r\x12\x30\n\rdrain_timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"J\n\rSleepResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.anabranch.v1.ServedModel\x12\x0f\n\x07\x63ut_off\x18\x02 \x01(\r\"\x1b\n\x0bWakeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"8\n\x0cWakeResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.anabranch.v1.ServedModel*y\n\x0bServedState\x12\x1c\n\x18SERVED_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14SERVED_STATE_SERVING\x10\x01\x12\x19\n\x15SERVED_STATE_DRAINING\x10\x02\x12\x17\n\x13SERVED_STATE_ASLEEP\x10\x03\x32\xad\x05\n\x11ModelAdminService\x12w\n\x10ListServedModels\x12%.anabranch.v1.ListServedModelsRequest\x1a&.anabranch.v1.ListServedModelsResponse\"\x14\xaa\xd4\x18\x10\x12\x05\x61\x64min\x12\x07observe\x12[\n\tLoadModel\x12\x1e.anabranch.v1.LoadModelRequest\x1a\x1f.anabranch.v1.LoadModelResponse\"\x0b\xaa\xd4\x18\x07\x12\x05\x61\x64min0\x01\x12_\n\x0bUnloadModel\x12 .anabranch.v1.UnloadModelRequest\x1a!.anabranch.v1.UnloadModelResponse\"\x0b\xaa\xd4\x18\x07\x12\x05\x61\x64min\x12_\n\x0bLoadAdapter\x12 .anabranch.v1.LoadAdapterRequest\x1a!.anabranch.v1.LoadAdapterResponse\"\x0b\xaa\xd4\x18\x07\x12\x05\x61\x64min\x12\x65\n\rUnloadAdapter\x12\".anabranch.v1.UnloadAdapterRequest\x1a#.anabranch.v1.UnloadAdapterResponse\"\x0b\xaa\xd4\x18\x07\x12\x05\x61\x64min\x12M\n\x05Sleep\x12\x1a.anabranch.v1.SleepRequest\x1a\x1b.anabranch.v1.SleepResponse\"\x0b\xaa\xd4\x18\x07\x12\x05\x61\x64min\x12J\n\x04Wake\x12\x19.anabranch.v1.WakeRequest\x1a\x1a.anabranch.v1.WakeResponse\"\x0b\xaa\xd4\x18\x07\x12\x05\x61\x64minb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,8 +48,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODELADMINSERVICE'].methods_by_name['Sleep']._serialized_options = b'\252\324\030\007\022\005admin'
   _globals['_MODELADMINSERVICE'].methods_by_name['Wake']._loaded_options = None
   _globals['_MODELADMINSERVICE'].methods_by_name['Wake']._serialized_options = b'\252\324\030\007\022\005admin'
-  _globals['_SERVEDSTATE']._serialized_start=1970
-  _globals['_SERVEDSTATE']._serialized_end=2091
+  _globals['_SERVEDSTATE']._serialized_start=2017
+  _globals['_SERVEDSTATE']._serialized_end=2138
   _globals['_LISTSERVEDMODELSREQUEST']._serialized_start=139
   _globals['_LISTSERVEDMODELSREQUEST']._serialized_end=164
   _globals['_LISTSERVEDMODELSRESPONSE']._serialized_start=166
@@ -59,31 +59,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOADMODELREQUEST']._serialized_start=418
   _globals['_LOADMODELREQUEST']._serialized_end=577
   _globals['_LOADOPTIONS']._serialized_start=580
-  _globals['_LOADOPTIONS']._serialized_end=899
-  _globals['_LOADMODELRESPONSE']._serialized_start=902
-  _globals['_LOADMODELRESPONSE']._serialized_end=1239
-  _globals['_LOADMODELRESPONSE_PHASE']._serialized_start=1115
-  _globals['_LOADMODELRESPONSE_PHASE']._serialized_end=1239
-  _globals['_UNLOADMODELREQUEST']._serialized_start=1241
-  _globals['_UNLOADMODELREQUEST']._serialized_end=1345
-  _globals['_UNLOADMODELRESPONSE']._serialized_start=1347
-  _globals['_UNLOADMODELRESPONSE']._serialized_end=1385
-  _globals['_LOADADAPTERREQUEST']._serialized_start=1387
-  _globals['_LOADADAPTERREQUEST']._serialized_end=1501
-  _globals['_LOADADAPTERRESPONSE']._serialized_start=1503
-  _globals['_LOADADAPTERRESPONSE']._serialized_end=1566
-  _globals['_UNLOADADAPTERREQUEST']._serialized_start=1568
-  _globals['_UNLOADADAPTERREQUEST']._serialized_end=1668
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=1670
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=1710
-  _globals['_SLEEPREQUEST']._serialized_start=1712
-  _globals['_SLEEPREQUEST']._serialized_end=1805
-  _globals['_SLEEPRESPONSE']._serialized_start=1807
-  _globals['_SLEEPRESPONSE']._serialized_end=1881
-  _globals['_WAKEREQUEST']._serialized_start=1883
-  _globals['_WAKEREQUEST']._serialized_end=1910
-  _globals['_WAKERESPONSE']._serialized_start=1912
-  _globals['_WAKERESPONSE']._serialized_end=1968
-  _globals['_MODELADMINSERVICE']._serialized_start=2094
-  _globals['_MODELADMINSERVICE']._serialized_end=2779
+  _globals['_LOADOPTIONS']._serialized_end=946
+  _globals['_LOADMODELRESPONSE']._serialized_start=949
+  _globals['_LOADMODELRESPONSE']._serialized_end=1286
+  _globals['_LOADMODELRESPONSE_PHASE']._serialized_start=1162
+  _globals['_LOADMODELRESPONSE_PHASE']._serialized_end=1286
+  _globals['_UNLOADMODELREQUEST']._serialized_start=1288
+  _globals['_UNLOADMODELREQUEST']._serialized_end=1392
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=1394
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=1432
+  _globals['_LOADADAPTERREQUEST']._serialized_start=1434
+  _globals['_LOADADAPTERREQUEST']._serialized_end=1548
+  _globals['_LOADADAPTERRESPONSE']._serialized_start=1550
+  _globals['_LOADADAPTERRESPONSE']._serialized_end=1613
+  _globals['_UNLOADADAPTERREQUEST']._serialized_start=1615
+  _globals['_UNLOADADAPTERREQUEST']._serialized_end=1715
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=1717
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=1757
+  _globals['_SLEEPREQUEST']._serialized_start=1759
+  _globals['_SLEEPREQUEST']._serialized_end=1852
+  _globals['_SLEEPRESPONSE']._serialized_start=1854
+  _globals['_SLEEPRESPONSE']._serialized_end=1928
+  _globals['_WAKEREQUEST']._serialized_start=1930
+  _globals['_WAKEREQUEST']._serialized_end=1957
+  _globals['_WAKERESPONSE']._serialized_start=1959
+  _globals['_WAKERESPONSE']._serialized_end=2015
+  _globals['_MODELADMINSERVICE']._serialized_start=2141
+  _globals['_MODELADMINSERVICE']._serialized_end=2826
 # @@protoc_insertion_point(module_scope)

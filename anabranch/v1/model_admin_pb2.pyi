@@ -64,7 +64,7 @@ class LoadModelRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., source: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., options: _Optional[_Union[LoadOptions, _Mapping]] = ..., drain_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class LoadOptions(_message.Message):
-    __slots__ = ("gpu_memory_utilization", "max_model_len", "max_num_seqs", "dtype", "quantization", "vllm_args", "cpu_kv_cache_gib", "max_adapters")
+    __slots__ = ("gpu_memory_utilization", "max_model_len", "max_num_seqs", "dtype", "quantization", "vllm_args", "cpu_kv_cache_gib", "max_adapters", "tool_parser", "reasoning_parser")
     GPU_MEMORY_UTILIZATION_FIELD_NUMBER: _ClassVar[int]
     MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
     MAX_NUM_SEQS_FIELD_NUMBER: _ClassVar[int]
@@ -73,6 +73,8 @@ class LoadOptions(_message.Message):
     VLLM_ARGS_FIELD_NUMBER: _ClassVar[int]
     CPU_KV_CACHE_GIB_FIELD_NUMBER: _ClassVar[int]
     MAX_ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    TOOL_PARSER_FIELD_NUMBER: _ClassVar[int]
+    REASONING_PARSER_FIELD_NUMBER: _ClassVar[int]
     gpu_memory_utilization: float
     max_model_len: int
     max_num_seqs: int
@@ -81,7 +83,9 @@ class LoadOptions(_message.Message):
     vllm_args: str
     cpu_kv_cache_gib: int
     max_adapters: int
-    def __init__(self, gpu_memory_utilization: _Optional[float] = ..., max_model_len: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., vllm_args: _Optional[str] = ..., cpu_kv_cache_gib: _Optional[int] = ..., max_adapters: _Optional[int] = ...) -> None: ...
+    tool_parser: str
+    reasoning_parser: str
+    def __init__(self, gpu_memory_utilization: _Optional[float] = ..., max_model_len: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., vllm_args: _Optional[str] = ..., cpu_kv_cache_gib: _Optional[int] = ..., max_adapters: _Optional[int] = ..., tool_parser: _Optional[str] = ..., reasoning_parser: _Optional[str] = ...) -> None: ...
 
 class LoadModelResponse(_message.Message):
     __slots__ = ("phase", "elapsed", "detail", "in_flight", "model", "cut_off")

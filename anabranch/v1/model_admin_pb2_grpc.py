@@ -39,7 +39,9 @@ class ModelAdminServiceStub:
     FAILED_PRECONDITION with MODEL_LOADING (the process still loads its first
     model; repeat after RetryInfo) and INTERNAL. Only one RPC that changes
     something is worked on at a time: another one meanwhile is FAILED_PRECONDITION
-    with IN_USE, and may be repeated later.
+    with IN_USE, and may be repeated later. A caller that leaves does not end what
+    has begun, but for a load before PHASE_SERVING and for the waiting before a
+    sleep: it goes on to its end, and others wait for that.
     """
 
     def __init__(self, channel):
@@ -99,7 +101,9 @@ class ModelAdminServiceServicer:
     FAILED_PRECONDITION with MODEL_LOADING (the process still loads its first
     model; repeat after RetryInfo) and INTERNAL. Only one RPC that changes
     something is worked on at a time: another one meanwhile is FAILED_PRECONDITION
-    with IN_USE, and may be repeated later.
+    with IN_USE, and may be repeated later. A caller that leaves does not end what
+    has begun, but for a load before PHASE_SERVING and for the waiting before a
+    sleep: it goes on to its end, and others wait for that.
     """
 
     def ListServedModels(self, request, context):
@@ -156,8 +160,10 @@ class ModelAdminServiceServicer:
         fit the model: rank, shapes, layers or kind; the text says what, and nothing
         has changed. FAILED_PRECONDITION with NOT_ENABLED: adapters
         (ANABRANCH_ENGINE_MAX_ADAPTERS) or sources are not allowed. FAILED_PRECONDITION
-        with IN_USE: as many as are allowed are loaded. NOT_FOUND: no such model, or nothing at
-        the source. PERMISSION_DENIED: the source is none of the allowed ones.
+        with IN_USE: as many as are allowed are loaded, or the model sleeps.
+        ALREADY_EXISTS: `base:adapter` is another model's name. NOT_FOUND: no such
+        model, or nothing at the source. PERMISSION_DENIED: the source is none of the
+        allowed ones.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -165,7 +171,7 @@ class ModelAdminServiceServicer:
 
     def UnloadAdapter(self, request, context):
         """Takes an adapter out of service, as UnloadModel does a model. NOT_FOUND: no
-        such adapter.
+        such adapter. FAILED_PRECONDITION with IN_USE: its model sleeps.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -176,8 +182,9 @@ class ModelAdminServiceServicer:
         that model. Running requests finish first, within `drain_timeout`; new ones
         are UNAVAILABLE with MODEL_ASLEEP, and routers send them elsewhere. NOT_FOUND:
         no such model. FAILED_PRECONDITION with NOT_ENABLED: sleeping was not switched
-        on when the model was loaded (ANABRANCH_ENGINE_SLEEP_MODE). UNIMPLEMENTED: this
-        platform cannot, such as a CPU. Idempotent, at the same level.
+        on when the model was loaded (ANABRANCH_ENGINE_SLEEP_MODE), with MODEL_REFUSED:
+        the engine cannot do it now; it serves on. UNIMPLEMENTED: this platform cannot,
+        such as a CPU. Idempotent, at the same level.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -252,7 +259,9 @@ class ModelAdminService:
     FAILED_PRECONDITION with MODEL_LOADING (the process still loads its first
     model; repeat after RetryInfo) and INTERNAL. Only one RPC that changes
     something is worked on at a time: another one meanwhile is FAILED_PRECONDITION
-    with IN_USE, and may be repeated later.
+    with IN_USE, and may be repeated later. A caller that leaves does not end what
+    has begun, but for a load before PHASE_SERVING and for the waiting before a
+    sleep: it goes on to its end, and others wait for that.
     """
 
     @staticmethod

@@ -35,6 +35,10 @@ _LONGEST_TEXT = 256  # characters, of a metadata value or of a part of a violati
 _VIOLATIONS_BYTES = 3072
 
 
+MODEL_LEFT = "model_left"
+"""The `cause` in a BACKEND_LOST's metadata where an operator took the model out of service."""
+
+
 class Work(StrEnum):
     """How far a failed request got: decides whether repeating it is safe."""
 

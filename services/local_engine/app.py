@@ -100,10 +100,11 @@ async def running(
             await changes.begin(engine)
             observe_load(host.meter, roster.load)
             if settings.engine == "vllm":
-                host.telemetry.registry.register(VllmCollector())
+                host.telemetry.registry.register(VllmCollector(lambda: roster.models_loaded))
             for lane in range(EngineHandler.LANES):
                 host.tasks.create_task(handler.encode_requests(lane), name=f"encode-{lane}")
             host.tasks.create_task(follow_roster(roster, host), name="registry-models")
+            host.set_meta({"models": listed(roster.names)})
             await host.serve()
             yield host
     finally:

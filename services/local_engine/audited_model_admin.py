@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any
+
+from google.protobuf.json_format import MessageToJson
 
 from anabranch.v1 import model_admin_pb2 as pb
 from anabranch.v1 import model_admin_pb2_grpc
@@ -12,6 +15,8 @@ from services.chassis.audit.entry import Act, Scalar
 from services.chassis.audit.trail import Trail
 from services.chassis.principal import current_address, current_principal
 from services.local_engine.model_admin import Context, ModelAdmin
+
+_ARGUMENT = re.compile(r'"([a-z_]{1,64})"\s*:')
 
 
 class AuditedModelAdmin(model_admin_pb2_grpc.ModelAdminServiceServicer):
@@ -30,8 +35,8 @@ class AuditedModelAdmin(model_admin_pb2_grpc.ModelAdminServiceServicer):
     async def LoadModel(
         self, request: pb.LoadModelRequest, context: Context
     ) -> AsyncIterator[pb.LoadModelResponse]:
-        """Recorded as "engine.load_model", with where it comes from."""
-        act = _act("engine.load_model", request.name, {"source": request.source})
+        """Recorded as "engine.load_model", with where it comes from and how it is loaded."""
+        act = _act("engine.load_model", request.name, _how(request))
         async with (
             self._trail.act(act) as outcome,
             aclosing(self._inner.LoadModel(request, context)) as steps,  # type: ignore[type-var]
@@ -43,7 +48,8 @@ class AuditedModelAdmin(model_admin_pb2_grpc.ModelAdminServiceServicer):
 
     async def UnloadModel(self, request: pb.UnloadModelRequest, context: Context) -> Any:
         """Recorded as "engine.unload_model"."""
-        return await self._do("engine.unload_model", request.name, request, context)
+        details = {"allow_last": request.allow_last}
+        return await self._do("engine.unload_model", request.name, request, context, details)
 
     async def LoadAdapter(self, request: pb.LoadAdapterRequest, context: Context) -> Any:
         """Recorded as "engine.load_adapter", with where it comes from."""
@@ -78,6 +84,20 @@ class AuditedModelAdmin(model_admin_pb2_grpc.ModelAdminServiceServicer):
             if hasattr(response, "cut_off"):
                 outcome["cut_off"] = response.cut_off
         return response
+
+
+def _how(request: pb.LoadModelRequest) -> dict[str, Scalar]:
+    """What a load is asked for. Of arguments of vLLM only the names, since nobody has looked at
+    the values yet."""
+    options = pb.LoadOptions()
+    options.CopyFrom(request.options)
+    options.vllm_args = ""
+    return {
+        "source": request.source,
+        "aliases": ",".join(request.aliases),
+        "options": MessageToJson(options, indent=None, preserving_proto_field_name=True),
+        "vllm_args": ",".join(_ARGUMENT.findall(request.options.vllm_args)),
+    }
 
 
 def _act(action: str, target: str, details: Mapping[str, Scalar]) -> Act:

@@ -1,4 +1,4 @@
-"""What changes of models have in common: how far they are, waiting for requests, refusals.
+"""What changes of models have in common: how far they are, waiting for requests.
 
 The changes themselves are model_changes.py's.
 """
@@ -6,17 +6,17 @@ The changes themselves are model_changes.py's.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, TypeVar
+from typing import Any
 
-from anabranch.v1 import errors_pb2
-from services.chassis.errors import Fault, Violation, Work, invalid
+from services.chassis.errors import Violation, invalid
 from services.local_engine.roster import Served
 
-_T = TypeVar("_T")
-_LEAVES = "its model was taken out of service"
+_CUT_WITHIN_S = 2.0
+LEAVES = "its model was taken out of service"
 
 
 class Phase(Enum):
@@ -47,8 +47,14 @@ async def drained(left: Sequence[Served], drain: float) -> int:
             for one in left:
                 await one.idle()
     except TimeoutError:
-        return sum(one.cut(_LEAVES) for one in left)
-    return 0
+        cut = sum(one.cut(LEAVES) for one in left)
+    else:
+        return 0
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_CUT_WITHIN_S):
+            for one in left:
+                await one.idle()
+    return cut
 
 
 async def pulse(task: asyncio.Task[Any], every: float) -> AsyncIterator[None]:
@@ -57,17 +63,6 @@ async def pulse(task: asyncio.Task[Any], every: float) -> AsyncIterator[None]:
         await asyncio.wait({task}, timeout=every)
         if not task.done():
             yield
-
-
-async def settled(work: Coroutine[Any, Any, _T]) -> tuple[_T | None, Exception | None]:
-    try:
-        return await work, None
-    except Exception as error:  # noqa: BLE001 - raised again by whoever waits for it
-        return None, error
-
-
-def refused(why: str) -> Fault:
-    return Fault(errors_pb2.ERROR_REASON_MODEL_REFUSED, why, work=Work.NOT_DISPATCHED)
 
 
 def require(**fields: str) -> None:

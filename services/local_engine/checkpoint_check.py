@@ -18,6 +18,9 @@ from services.local_engine.safetensors_header import BadFile, Tensor, read_heade
 _MOST_CONFIG_BYTES = 4 * 1024 * 1024
 _MOST_INDEX_BYTES = 64 * 1024 * 1024
 _MOST_FILES = 2000
+_MOST_TENSOR_BYTES = 256 * 1024 * 1024
+_BYTES_OF_TENSOR = 256
+"""What one takes here beside its name; the largest models have some hundred thousand."""
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 _EMBEDDING = re.compile(r"(?:^|\.)embed_tokens\.weight$")
 
@@ -53,9 +56,16 @@ def read_checkpoint(directory: Path) -> Checkpoint:
         if missing:
             raise BadFile(f"{missing[0]} is missing, which the index names")
         files = [file for file in files if file.name in set(wanted.values())]
+    if "speculators_config" in config:
+        # vLLM would load that one in its stead, from wherever it is said to be.
+        raise BadFile("config.json names another model to load (speculators_config)")
     tensors: dict[str, Tensor] = {}
+    room = _MOST_TENSOR_BYTES
     for file in files:
         found = read_header(file)
+        room -= sum(map(len, found)) + _BYTES_OF_TENSOR * len(found)
+        if room < 0:
+            raise BadFile("its files name more tensors than any model has")
         for name in found:
             if wanted is not None and wanted.get(name, file.name) != file.name:
                 raise BadFile(f"{name} is in {file.name}, and the index says {wanted[name]}")

@@ -6,6 +6,7 @@ What a text's vector is, and which sizes there are, is the engine's.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 
 from anabranch.v1 import errors_pb2, model_pb2
 from anabranch.v1 import generation_pb2 as pb
@@ -20,8 +21,8 @@ _BYTES_AROUND_VECTOR = 16
 
 
 class EmbedDesk:
-    """Takes embed requests. Of all callers together `most_texts` are on their way at most; a
-    request that comes alone may have more.
+    """Takes embed requests. Of all callers together `most_texts` are on their way to an engine at
+    most; a request that comes alone may have more.
 
     `max_message_bytes` is what an answer may be large.
     """
@@ -30,7 +31,7 @@ class EmbedDesk:
         self._metrics = metrics
         self._most_texts = most_texts
         self._max_message_bytes = max_message_bytes
-        self._texts = 0
+        self._texts: Counter[Engine] = Counter()
         self._ids = itertools.count(1)
 
     async def embed(
@@ -43,22 +44,25 @@ class EmbedDesk:
         dimensions = request.dimensions if request.HasField("dimensions") else None
         count = len(request.inputs)
         self._check_size(count, min(dimensions or facts.vector_size, facts.vector_size))
-        if self._texts and self._texts + count > self._most_texts:
+        texts = self._texts[engine]
+        if texts and texts + count > self._most_texts:
             raise Fault(
                 errors_pb2.ERROR_REASON_OVERLOADED,
-                f"{self._texts} texts are being embedded here already",
+                f"{texts} texts are being embedded here already",
                 retry_after=1.0,
             )
         trace = sampled_trace(context.traceparent)
         times = self._metrics.request(request.model, trace, operation="embeddings")
         outcome, read = "error", 0
-        self._texts += count
+        self._texts[engine] += count
         try:
             job = EmbedJob(f"embed-{next(self._ids)}", tuple(request.inputs), dimensions)
             found = await engine.embed(job)
             outcome, read = "ok", found.prompt_tokens
         finally:
-            self._texts -= count
+            self._texts[engine] -= count
+            if not self._texts[engine]:
+                del self._texts[engine]
             times.end(outcome, read, 0)
         answer = model_pb2.EmbedResponse()
         for vector in found.vectors:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from anabranch.v1 import errors_pb2
 from anabranch.v1 import generation_pb2 as pb
-from services.chassis.errors import Fault, Work, fault_of
+from services.chassis.errors import MODEL_LEFT, Fault, Work, fault_of
 from services.chassis.model_handler import Outlet
 from services.chassis.prompt_blocks import (
     BLOCK_BYTES,
@@ -23,6 +23,7 @@ from services.local_engine.engine import (
     AnswerParser,
     Continuation,
     Delta,
+    Engine,
     Finish,
     Job,
     Media,
@@ -107,6 +108,11 @@ class EngineCall:
         self.ended = False
         served.enter(self)
 
+    @property
+    def engine(self) -> Engine:
+        """Where it runs."""
+        return self._engine
+
     async def start(self) -> None:
         """Encodes the request and hands it to the engine; what is wrong with it ends it."""
         if self.ended:
@@ -141,7 +147,7 @@ class EngineCall:
         if self.ended:
             return
         work = Work.OUTPUT_SEEN if self._sent else Work.MAYBE_BILLED
-        told = {"tokens_delivered": str(self._sent)}
+        told = {"tokens_delivered": str(self._sent), "cause": MODEL_LEFT}
         self._fail(Fault(errors_pb2.ERROR_REASON_BACKEND_LOST, why, work=work, metadata=told))
         if self._submitted:
             self._engine.abort(self._job_id)

@@ -5,8 +5,9 @@ vLLM's own metrics are passed on beside these, unrenamed.
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 import prometheus_client
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
@@ -131,10 +132,24 @@ class RequestTimes:
 
 
 class VllmCollector(Collector):
-    """Passes on the metrics that vLLM keeps in prometheus_client's default registry."""
+    """Passes on the metrics that vLLM keeps in prometheus_client's default registry.
+
+    It keeps those of a model that is gone; `served` names the models that are there.
+    """
+
+    def __init__(self, served: Callable[[], Collection[str]]) -> None:
+        self._served = served
 
     def collect(self) -> Iterator[Metric]:
-        """Every metric whose name begins with "vllm:"."""
+        """Every metric whose name begins with "vllm:", of models that are served."""
+        served = self._served()
         for metric in prometheus_client.REGISTRY.collect():
             if metric.name.startswith("vllm:"):
-                yield metric
+                kept = copy.copy(metric)
+                kept.samples = [
+                    sample
+                    for sample in metric.samples
+                    if sample.labels.get("model_name", "") in ("", *served)
+                ]
+                if kept.samples:
+                    yield kept

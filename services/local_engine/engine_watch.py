@@ -1,7 +1,8 @@
 """Watches every engine of the process, from when it serves until it is closed on purpose.
 
 One that dies or hangs for good ends the process with its streams failed, whenever it was loaded:
-what a process serves after that would depend on which of its parts died. Hangs are hang_watch.py's.
+what a process serves after that would depend on which of its parts died. One that was leaving
+anyway is only gone sooner. Hangs are hang_watch.py's.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ class EngineWatch:
         self._hang_exit = hang_exit
         self._numbers = itertools.count(1)
         self._watches: dict[Engine, tuple[HangWatch, str, tuple[asyncio.Task[None], ...]]] = {}
+        self._leaving: set[Engine] = set()
+        self._lost: set[Engine] = set()
 
     @property
     def hung(self) -> bool:
@@ -76,10 +79,22 @@ class EngineWatch:
         hopeless = tasks.create_task(self._stop_when_hopeless(hang, engine), name=f"{concern}-hang")
         self._watches[engine] = (hang, concern, (lost, hopeless))
 
+    def rests(self, engine: Engine, resting: bool) -> None:
+        """It sleeps, or no more: nothing is expected of it then, and nothing asked."""
+        watch = self._watches.get(engine)
+        if watch is not None:
+            watch[0].resting = resting
+
+    def leaves(self, engine: Engine) -> None:
+        """It finishes what it has, and is wanted for nothing else."""
+        self._leaving.add(engine)
+
     async def discard(self, engine: Engine) -> None:
-        """It is about to be closed: that it ends is no loss."""
+        """It is about to be closed: that it ends is no loss. One that was lost before it was to
+        leave still ends the process."""
+        self._leaving.discard(engine)
         watch = self._watches.pop(engine, None)
-        if watch is None:
+        if watch is None or engine in self._lost:
             return
         _, concern, tasks = watch
         for task in tasks:
@@ -90,6 +105,10 @@ class EngineWatch:
     async def _stop_when_lost(self, engine: Engine, concern: str) -> None:
         reason = await engine.lost()
         _log.error("engine lost", extra={"cause": reason})
+        if engine in self._leaving:
+            engine.give_up(reason)
+            return
+        self._lost.add(engine)
         self._host.health.trouble(concern, reason, restart=True)
         # Nothing is left to wait for, whatever the registry takes: its streams are resumed sooner.
         engine.give_up(reason)
@@ -99,6 +118,10 @@ class EngineWatch:
     async def _stop_when_hopeless(self, hang: HangWatch, engine: Engine) -> None:
         reason = await hang.hopeless()
         _log.error("engine given up", extra={"cause": reason})
+        if engine in self._leaving:
+            engine.give_up(reason)
+            return
+        self._lost.add(engine)
         # First out of the registry: what fails next is resumed, and not here.
         await self._host.stop_serving(reason)
         engine.give_up(reason)

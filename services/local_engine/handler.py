@@ -88,7 +88,7 @@ class EngineHandler:
         spec = wire.sampling_of(request)
         parser = served.engine.parser_for(request)
         continuation = wire.continuation_of(request, spec)
-        self._check_room()
+        self._check_room(served.engine)
         self._check_generates(served)
         images = has_images(request)
         if images:
@@ -127,7 +127,7 @@ class EngineHandler:
     ) -> model_pb2.EmbedResponse:
         """Embeds, where the model does that."""
         served = self._check_model(request.model)
-        self._check_room()
+        self._check_room(served.engine)
         with served.asked() as engine:
             return await self._embeds.embed(engine, request, context)
 
@@ -190,15 +190,16 @@ class EngineHandler:
         if pb.CAPABILITY_GENERATE not in served.engine.facts.capabilities:
             raise unsupported("generate", "this model embeds and generates nothing")
 
-    def _check_room(self) -> None:
+    def _check_room(self, engine: Engine) -> None:
+        """Of one engine: that another model is busy keeps nobody from an idle one."""
         if self._lanes.closed or self._hung():
             raise Fault(
                 errors_pb2.ERROR_REASON_BACKEND_LOST,
                 f"the engine {'has stopped' if self._lanes.closed else 'hangs'} and takes no work",
                 retry_after=5.0,
             )
-        load = self._roster.load()
-        waiting = load.waiting + len(self._lanes)
+        load = engine.load()
+        waiting = load.waiting + self._lanes.waiting(engine)
         if waiting >= self._max_waiting:
             raise Fault(
                 errors_pb2.ERROR_REASON_OVERLOADED,

@@ -56,6 +56,8 @@ class HangWatch:
         self._probing = False
         self._given_up = False
         self.hung = False
+        self.resting = False
+        """Whether it sleeps: it ends no step, and is not to be given any work."""
 
     async def hopeless(self) -> str:
         """Waits until only a new process helps, and says why."""
@@ -69,7 +71,10 @@ class HangWatch:
                 # This process was stopped, or its loop held up: it could not hear of steps.
                 self._engine.heartbeat.excuse(late)
                 due = self._clock()
-            if self._after and self._look():
+            if self.resting:
+                self._engine.heartbeat.rest()
+                self._works()
+            elif self._after and self._look():
                 return f"the engine has ended no step for {self._exit:g} s, though it has work"
 
     def _look(self) -> bool:

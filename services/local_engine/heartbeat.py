@@ -53,6 +53,10 @@ class Heartbeat:
         """A step has ended, whatever it computed: the engine's loop goes round."""
         self._since = self._clock() if self._busy else None
 
+    def rest(self) -> None:
+        """No step is due: what silence there was says nothing of what comes after."""
+        self._since = self._clock() if self._busy else None
+
     def excuse(self, seconds: float) -> None:
         """So long this process itself did not run, and could have heard of no step."""
         if self._since is not None:

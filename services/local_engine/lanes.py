@@ -6,8 +6,11 @@ What encoding one means is engine_call.py's; which requests there is room for, h
 from __future__ import annotations
 
 import asyncio
+import functools
+from collections import Counter
 
 from anabranch.v1 import generation_pb2 as pb
+from services.local_engine.engine import Engine
 from services.local_engine.engine_call import EngineCall
 from services.local_engine.images.reader import AT_ONCE
 
@@ -30,12 +33,17 @@ class Lanes:
     def __init__(self) -> None:
         self._queues = tuple(asyncio.Queue[EngineCall]() for _ in range(4))
         self._being_judged: set[asyncio.Task[None]] = set()
+        self._of_engine: Counter[Engine] = Counter()
         self.closed = False
         """Whether a lane has ended: what comes now would never be encoded."""
 
     def __len__(self) -> int:
         """Requests that are not with the engine yet, but for those with images in work."""
         return sum(queue.qsize() for queue in self._queues) + len(self._being_judged)
+
+    def waiting(self, engine: Engine) -> int:
+        """As len(), of those that are for one engine."""
+        return self._of_engine[engine]
 
     @property
     def pictured(self) -> int:
@@ -49,6 +57,7 @@ class Lanes:
         lane = _LONG if request.ByteSize() > LONG_REQUEST_BYTES else _SHORT
         if form:
             lane = _JUDGED
+        self._of_engine[call.engine] += 1
         self._queues[_PICTURED if images else lane].put_nowait(call)
 
     async def run(self, number: int) -> None:
@@ -63,6 +72,7 @@ class Lanes:
                 await self._judge(queue)
             while True:
                 call = await queue.get()
+                self._taken(call)
                 await call.start()
         finally:
             self.closed = True
@@ -75,9 +85,17 @@ class Lanes:
     async def _judge(self, queue: asyncio.Queue[EngineCall]) -> None:
         async with asyncio.TaskGroup() as group:
             while True:
-                task = group.create_task(_start(await queue.get()), name="judged")
+                call = await queue.get()
+                task = group.create_task(_start(call), name="judged")
                 self._being_judged.add(task)
                 task.add_done_callback(self._being_judged.discard)
+                task.add_done_callback(functools.partial(self._taken, call))
+
+    def _taken(self, call: EngineCall, _: object = None) -> None:
+        """It waits here no longer; an engine that has nothing here is not remembered."""
+        self._of_engine[call.engine] -= 1
+        if not self._of_engine[call.engine]:
+            del self._of_engine[call.engine]
 
 
 async def _start(call: EngineCall) -> None:

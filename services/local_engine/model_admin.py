@@ -87,7 +87,8 @@ class ModelAdmin(model_admin_pb2_grpc.ModelAdminServiceServicer):
         if not _ADAPTER_NAME.fullmatch(request.name):
             raise invalid([Violation("name", "must be 1 to 100 letters, digits and . _ -")])
         drain = _drain(request.drain_timeout, request.HasField("drain_timeout"))
-        served = await self._changes.load_adapter(request.base, request.name, request.source, drain)
+        load = self._changes.adapters.load
+        served = await load(request.base, request.name, request.source, drain)
         return pb.LoadAdapterResponse(model=_served(served))
 
     async def UnloadAdapter(
@@ -96,7 +97,7 @@ class ModelAdmin(model_admin_pb2_grpc.ModelAdminServiceServicer):
         """Takes an adapter out of service."""
         require(base=request.base, name=request.name)
         drain = _drain(request.drain_timeout, request.HasField("drain_timeout"))
-        cut = await self._changes.unload_adapter(request.base, request.name, drain)
+        cut = await self._changes.adapters.unload(request.base, request.name, drain)
         return pb.UnloadAdapterResponse(cut_off=cut)
 
     async def Sleep(self, request: pb.SleepRequest, context: Context) -> pb.SleepResponse:

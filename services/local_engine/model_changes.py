@@ -7,38 +7,35 @@ model_admin.py's. A change whose caller leaves is finished here, or undone, neve
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
 from anabranch.v1 import errors_pb2
 from anabranch.v1 import model_admin_pb2 as pb
 from services.chassis.errors import Fault, invalid
 from services.chassis.tasks import Tasks
-from services.local_engine.abilities import Refused, Sleeps, adapters_of
-from services.local_engine.adapter_check import check_adapter
+from services.local_engine.abilities import Refused, Sleeps
+from services.local_engine.adapter_changes import AdapterChanges
 from services.local_engine.change_steps import (
+    LEAVES,
     Phase,
     Progress,
     drained,
     pulse,
-    refused,
-    settled,
 )
-from services.local_engine.checkpoint_check import Checkpoint, read_checkpoint
+from services.local_engine.change_turn import ChangeTurn
+from services.local_engine.checkpoint_check import read_checkpoint
 from services.local_engine.engine import Engine, EngineStartError
 from services.local_engine.engine_watch import EngineWatch
 from services.local_engine.load_options import naming_faults, settings_for
+from services.local_engine.model_refusal import refused, said
 from services.local_engine.model_sources import ModelSources
 from services.local_engine.roster import Roster, Served, State
 from services.local_engine.safetensors_header import BadFile
 from services.local_engine.settings import Settings
 
 _log = logging.getLogger(__name__)
-_T = TypeVar("_T")
 
 TELL_EVERY_S = 5.0
 """A load that says nothing for longer looks dead to whoever waits for it."""
@@ -62,10 +59,9 @@ class ModelChanges:
         self._roster = roster
         self._make = make
         self._watch = watch
-        self._tasks = tasks
-        self._changing = ""
-        self._keys = itertools.count(1)
+        self._turn = ChangeTurn(tasks)
         self._open: set[Engine] = set()
+        self.adapters = AdapterChanges(roster, self._sources, self._turn)
 
     async def begin(self, engine: Engine) -> None:
         """Serves the settings' own model, whose engine has started, with its adapters.
@@ -78,7 +74,7 @@ class ModelChanges:
         loaded = []
         for adapter, path in self._settings.adapter_paths:
             try:
-                loaded.append(await self._load_adapter(served, adapter, Path(path), run_time=False))
+                loaded.append(await self.adapters.made(served, adapter, Path(path), run_time=False))
             except Fault as fault:
                 raise EngineStartError(f"adapter {adapter}: {fault.message}") from fault
         self._roster.put(served)
@@ -89,14 +85,15 @@ class ModelChanges:
     async def close(self) -> None:
         """Closes every engine, those of loads that never ended too."""
         for engine in {*self._roster.engines, *self._open}:
-            await engine.close()
+            await _closed(engine)
 
     async def load(self, request: pb.LoadModelRequest, drain: float) -> AsyncIterator[Progress]:
         """Loads a model and serves it, telling how far it is. Raises Fault as the RPC does."""
         if faults := naming_faults(request):
             raise invalid(faults)
         settings_for(self._settings, request)
-        with self._turn(f"{request.name!r} is being loaded"):
+        self._roster.check_began()
+        with self._turn.take(f"{request.name!r} is being loaded"):
             yield Progress(Phase.CHECKING, "looking at the files")
             settings = await asyncio.to_thread(self._checked, request)
             if taken := self._roster.conflict(request.name, request.aliases):
@@ -113,14 +110,15 @@ class ModelChanges:
                 async for _ in pulse(starting, TELL_EVERY_S):
                     yield Progress(Phase.LOADING)
                 starting.result()
+                before = self._roster.get(request.name)
+                kept = () if before is None else before.aliases
                 served = Served(
                     request.name,
                     engine,
                     source=settings.model,
-                    aliases=request.aliases,
+                    aliases=request.aliases or kept,
                     at_run_time=True,
                 )
-                before = self._roster.get(request.name)
                 left = self._roster.put(served)
             except EngineStartError as error:
                 await self._undo(starting, engine)
@@ -146,7 +144,7 @@ class ModelChanges:
     async def unload(self, name: str, drain: float, *, allow_last: bool) -> int:
         """Takes a model out of service; how many requests were cut off. Raises Fault."""
         served = self._roster.model(name)
-        with self._turn(f"{name!r} is being unloaded"):
+        with self._turn.take(f"{name!r} is being unloaded"):
             others = [one for one in self._roster.entries if one.engine is not served.engine]
             if not allow_last and all(one.state is State.DRAINING for one in others):
                 raise Fault(
@@ -157,50 +155,13 @@ class ModelChanges:
             left = self._roster.remove(served)
             return await asyncio.shield(self._retire(left, served.engine, drain))
 
-    async def load_adapter(self, base: str, name: str, source: str, drain: float) -> Served:
-        """Loads an adapter and serves it. Raises Fault as the RPC does."""
-        model = self._roster.model(base)
-        with self._turn(f"{base}:{name} is being loaded"):
-            host = adapters_of(model.engine)
-            if host is None:
-                raise Fault(
-                    errors_pb2.ERROR_REASON_NOT_ENABLED,
-                    f"{base!r} was loaded without room for adapters",
-                    metadata={"setting": "ANABRANCH_ENGINE_MAX_ADAPTERS"},
-                )
-            before = self._roster.get(f"{base}:{name}")
-            found = await asyncio.to_thread(self._sources.find, source, hub=False)
-            assert found.directory is not None
-            if before is None and len(self._roster.adapters_of(model)) >= host.most:
-                raise Fault(
-                    errors_pb2.ERROR_REASON_IN_USE,
-                    f"{base!r} has {host.most} adapters, as many as are allowed: unload one first",
-                )
-            loading = self._load_adapter(model, name, found.directory, run_time=True)
-            served = await self._whole(loading)
-            left = self._roster.put(served)
-            if left:
-                await asyncio.shield(self._retire(left, None, drain))
-            return served
-
-    async def unload_adapter(self, base: str, name: str, drain: float) -> int:
-        """Takes an adapter out of service; how many requests were cut off. Raises Fault."""
-        served = self._roster.get(f"{base}:{name}")
-        if served is None or not served.adapter:
-            raise Fault(
-                errors_pb2.ERROR_REASON_NOT_FOUND, f"no adapter {base}:{name} is served here"
-            )
-        with self._turn(f"{served.name} is being unloaded"):
-            left = self._roster.remove(served)
-            return await asyncio.shield(self._retire(left, None, drain))
-
     async def sleep(self, name: str, level: int, drain: float) -> tuple[Served, int]:
         """Puts a model to sleep; it, and how many requests were cut off. Raises Fault."""
         served = self._roster.model(name)
         engine = served.engine
         if not isinstance(engine, Sleeps):
             raise Fault(errors_pb2.ERROR_REASON_UNSUPPORTED, "this engine cannot sleep")
-        with self._turn(f"{name!r} is being put to sleep"):
+        with self._turn.take(f"{name!r} is being put to sleep"):
             if served.state is State.ASLEEP:
                 if served.sleep_level != level:
                     raise Fault(
@@ -213,57 +174,51 @@ class ModelChanges:
             self._enter(everything, State.DRAINING)
             try:
                 cut = await drained(everything, drain)
-                await self._whole(engine.sleep(level))
             except BaseException:
                 self._enter(everything, State.SERVING)
                 raise
-            self._enter(everything, State.ASLEEP, level)
+            await self._turn.whole(self._fall_asleep(engine, everything, level))
             return served, cut
 
     async def wake(self, name: str) -> Served:
         """Brings a model back. Raises Fault."""
         served = self._roster.model(name)
-        with self._turn(f"{name!r} is being woken"):
+        with self._turn.take(f"{name!r} is being woken"):
             engine = served.engine
             if served.state is State.ASLEEP and isinstance(engine, Sleeps):
-                try:
-                    await self._whole(engine.wake())
-                except Refused as why:
-                    raise refused(str(why)) from why
-                self._enter([served, *self._roster.adapters_of(served)], State.SERVING)
+                everything = [served, *self._roster.adapters_of(served)]
+                await self._turn.whole(self._wake(engine, everything))
             return served
+
+    async def _fall_asleep(self, engine: Sleeps, everything: Sequence[Served], level: int) -> None:
+        self._watch.rests(everything[0].engine, True)
+        try:
+            await engine.sleep(level)
+        except BaseException as error:
+            self._watch.rests(everything[0].engine, False)
+            self._enter(everything, State.SERVING)
+            if isinstance(error, Refused):
+                raise refused(str(error)) from error
+            raise
+        self._enter(everything, State.ASLEEP, level)
+
+    async def _wake(self, engine: Sleeps, everything: Sequence[Served]) -> None:
+        try:
+            await engine.wake()
+        except Refused as why:
+            raise refused(str(why)) from why
+        self._watch.rests(everything[0].engine, False)
+        self._enter(everything, State.SERVING)
 
     def _checked(self, request: pb.LoadModelRequest) -> Settings:
         """The settings to load it with, its source allowed and its files sound; reads files."""
         found = self._sources.find(request.source)
         if found.directory is not None and self._settings.engine == "vllm":
-            _checkpoint(found.directory)
-        return settings_for(self._settings, request, found.name)
-
-    async def _load_adapter(
-        self, model: Served, name: str, directory: Path, *, run_time: bool
-    ) -> Served:
-        host = adapters_of(model.engine)
-        if host is None:
-            raise refused("adapters are switched off (ANABRANCH_ENGINE_MAX_ADAPTERS)")
-        base = await asyncio.to_thread(_base_of, model)
-        try:
-            await asyncio.to_thread(check_adapter, directory, most_rank=host.most_rank, base=base)
-        except (BadFile, OSError) as bad:
-            raise refused(_said(bad)) from bad
-        key = f"{name}#{next(self._keys)}"
-        try:
-            await host.load(key, directory)
-        except Refused as why:
-            raise refused(str(why)) from why
-        return Served(
-            f"{model.name}:{name}",
-            model.engine,
-            source=str(directory),
-            base=model.name,
-            adapter=key,
-            at_run_time=run_time,
-        )
+            try:
+                read_checkpoint(found.directory)
+            except (BadFile, OSError) as bad:
+                raise refused(said(bad)) from bad
+        return settings_for(self._settings, request, found.name, hub=found.directory is None)
 
     async def _undo(self, starting: asyncio.Task[None], engine: Engine) -> None:
         """Ends a load, and every process of it, even when whoever asked for that leaves too."""
@@ -273,43 +228,25 @@ class ModelChanges:
             await asyncio.wait({starting})
             if not starting.cancelled():
                 starting.exception()
-            await engine.close()
+            await _closed(engine)
             self._open.discard(engine)
 
-        await asyncio.shield(self._tasks.create_task(undo(), name="model-undo"))
+        await asyncio.shield(self._turn.begin(undo(), "model-undo"))
 
-    async def _whole(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """What must not be left half done: a caller that leaves waits for it in vain."""
-        task = self._tasks.create_task(settled(work), name="model-change")
-        try:
-            value, error = await asyncio.shield(task)
-        except asyncio.CancelledError:
-            await asyncio.wait({task})
-            raise
-        if error is not None:
-            raise error
-        return value  # type: ignore[no-any-return]
+    def _retire(self, left: Sequence[Served], engine: Engine, drain: float) -> asyncio.Task[int]:
+        """Finishes what left the roster and closes its engine, whoever waits for it."""
+        self._watch.leaves(engine)
+        return self._turn.begin(self._finish(left, engine, drain), "model-retire")
 
-    def _retire(
-        self, left: Sequence[Served], engine: Engine | None, drain: float
-    ) -> asyncio.Task[int]:
-        """Finishes what left the roster, with its `engine` or without, whoever waits for it."""
-        return self._tasks.create_task(self._finish(left, engine, drain), name="model-retire")
-
-    async def _finish(self, left: Sequence[Served], engine: Engine | None, drain: float) -> int:
+    async def _finish(self, left: Sequence[Served], engine: Engine, drain: float) -> int:
         cut = await drained(left, drain)
         self._roster.gone(left)
-        if engine is None:
-            for one in left:
-                host = adapters_of(one.engine)
-                if host is not None:
-                    await host.unload(one.adapter)
-        else:
-            self._open.add(engine)
-            await self._watch.discard(engine)
-            self._roster.forget(engine)
-            await engine.close()
-            self._open.discard(engine)
+        self._open.add(engine)
+        await self._watch.discard(engine)
+        self._roster.forget(engine)
+        engine.give_up(LEAVES)
+        await _closed(engine)
+        self._open.discard(engine)
         names = ",".join(one.name for one in left)
         _log.info("model taken out of service", extra={"models": names, "cut_off": cut})
         return cut
@@ -319,38 +256,10 @@ class ModelChanges:
             one.state, one.sleep_level = state, level
         self._roster.changed()
 
-    @contextmanager
-    def _turn(self, what: str) -> Iterator[None]:
-        if self._changing:
-            raise Fault(
-                errors_pb2.ERROR_REASON_IN_USE,
-                f"one change at a time: {self._changing}",
-                retry_after=TELL_EVERY_S,
-            )
-        self._changing = what
-        try:
-            yield
-        finally:
-            self._changing = ""
 
-
-def _checkpoint(directory: Path) -> Checkpoint:
+async def _closed(engine: Engine) -> None:
+    """Closes it; that it does not close well is no reason to end the models beside it."""
     try:
-        return read_checkpoint(directory)
-    except (BadFile, OSError) as bad:
-        raise refused(_said(bad)) from bad
-
-
-def _base_of(model: Served) -> Checkpoint | None:
-    """What the model's files say, where it was loaded from a directory."""
-    directory = Path(model.source)
-    if not model.source or not directory.is_dir():
-        return None
-    try:
-        return read_checkpoint(directory)
-    except (BadFile, OSError):
-        return None  # it runs: its files are of another kind, or gone
-
-
-def _said(error: BadFile | OSError) -> str:
-    return str(error) if isinstance(error, BadFile) else f"cannot be read: {error.strerror}"
+        await engine.close()
+    except Exception:  # noqa: BLE001 - whatever it is, it was on its way out
+        _log.exception("an engine was not closed well")

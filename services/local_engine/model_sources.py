@@ -15,6 +15,7 @@ from pathlib import Path
 
 from anabranch.v1 import errors_pb2
 from services.chassis.errors import Fault
+from services.local_engine.model_refusal import refused
 
 SETTING = "ANABRANCH_ENGINE_MODEL_SOURCES"
 HUB = "hf:"
@@ -83,12 +84,22 @@ class ModelSources:
         return next((path for path in inside if path.exists()), inside[0] if inside else None)
 
     def _check_links(self, directory: Path, source: str) -> None:
-        """Raises Fault ACCESS_DENIED for a file in it that is a link to what is not allowed."""
+        """Looks at all that is in it. Raises Fault ACCESS_DENIED for a link to what is not allowed,
+        MODEL_REFUSED for what is neither a file nor a directory, which may be waited for for ever.
+        """
         tops = [Path(os.path.realpath(root)) for root in self._roots]
-        for count, path in enumerate(directory.iterdir()):
-            real = Path(os.path.realpath(path))
-            if count >= _MOST_FILES or not any(real.is_relative_to(top) for top in tops):
-                raise _denied(source)
+        left, seen, count = [directory], {directory}, 0
+        while left:
+            for path in left.pop().iterdir():
+                real = Path(os.path.realpath(path))
+                count += 1
+                if count > _MOST_FILES or not any(real.is_relative_to(top) for top in tops):
+                    raise _denied(source)
+                if real.is_dir():
+                    left += {real} - seen
+                    seen.add(real)
+                elif real.exists() and not real.is_file():
+                    raise refused(f"{path.name} is neither a file nor a directory")
 
 
 def check_patterns(allowed: Sequence[str]) -> None:

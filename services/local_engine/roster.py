@@ -16,7 +16,7 @@ from typing import Protocol
 
 from anabranch.v1 import errors_pb2
 from anabranch.v1 import generation_pb2 as pb
-from services.chassis.errors import Fault
+from services.chassis.errors import MODEL_LEFT, Fault
 from services.chassis.prefix_log import PrefixLog
 from services.local_engine import wire
 from services.local_engine.engine import Engine, EngineLoad
@@ -66,14 +66,13 @@ class Served:
         self.state = State.SERVING
         self.sleep_level = 0
         self._running: dict[Running, None] = {}
-        self._asked = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
     @property
     def in_flight(self) -> int:
         """Requests that run or wait."""
-        return len(self._running) + self._asked
+        return len(self._running)
 
     @property
     def info(self) -> pb.ModelInfo:
@@ -91,18 +90,29 @@ class Served:
     def leave(self, request: Running) -> None:
         """It has ended. Harmless when repeated."""
         self._running.pop(request, None)
-        self._settle()
+        if not self._running:
+            self._idle.set()
 
     @contextmanager
     def asked(self) -> Iterator[Engine]:
-        """A small question is asked of its engine, which stays until it is answered."""
-        self._asked += 1
-        self._idle.clear()
+        """A small question is asked of its engine, by the task that enters this.
+
+        Raises Fault BACKEND_LOST when it is cut.
+        """
+        asking = _Asking()
+        self.enter(asking)
         try:
             yield self.engine
+        except asyncio.CancelledError:
+            if asking.was_cut():
+                raise Fault(
+                    errors_pb2.ERROR_REASON_BACKEND_LOST,
+                    asking.why,
+                    metadata={"tokens_delivered": "0", "cause": MODEL_LEFT},
+                ) from None
+            raise
         finally:
-            self._asked -= 1
-            self._settle()
+            self.leave(asking)
 
     async def idle(self) -> None:
         """Waits until nothing runs on it."""
@@ -115,9 +125,24 @@ class Served:
             request.cut(why)
         return len(running)
 
-    def _settle(self) -> None:
-        if not self.in_flight:
-            self._idle.set()
+
+class _Asking:
+    """A task that asks an engine something."""
+
+    def __init__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._cancelled_before = task.cancelling()
+        self.why = ""
+
+    def cut(self, why: str) -> None:
+        self.why = why
+        self._task.cancel()
+
+    def was_cut(self) -> bool:
+        """Whether that alone has cancelled it, which is undone then."""
+        return bool(self.why) and self._task.uncancel() <= self._cancelled_before
 
 
 class Roster:
@@ -146,6 +171,11 @@ class Roster:
         return tuple(sorted(everything, key=lambda one: (one.base or one.name, one.name)))
 
     @property
+    def models_loaded(self) -> frozenset[str]:
+        """Names of all models, whether they take requests or not."""
+        return frozenset(one.name for one in self.entries if not one.adapter)
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Every name that takes requests now, models before aliases before adapters."""
         ready = [one for one in self._served.values() if one.state is State.SERVING]
@@ -155,14 +185,14 @@ class Roster:
 
     def models(self) -> list[pb.ModelInfo]:
         """Those that take requests now. Raises Fault MODEL_LOADING."""
-        self._check_began()
+        self.check_began()
         return [one.info for one in self.entries if one.state is State.SERVING]
 
     def find(self, name: str) -> Served:
         """What a request asks for. Raises Fault MODEL_NOT_FOUND, MODEL_ASLEEP and MODEL_LOADING."""
         found = self._served.get(name) or self._served.get(self._aliases.get(name, ""))
         if found is None:
-            self._check_began()
+            self.check_began()
             raise _unknown(name)
         if found.state is not State.SERVING:
             raise Fault(
@@ -181,7 +211,7 @@ class Roster:
         """The entry of a model. Raises Fault NOT_FOUND."""
         found = self._served.get(name)
         if found is None or found.adapter:
-            self._check_began()
+            self.check_began()
             raise Fault(
                 errors_pb2.ERROR_REASON_NOT_FOUND,
                 f"no model {name!r} is served here",
@@ -238,7 +268,7 @@ class Roster:
 
     def load(self) -> EngineLoad:
         """The load of all engines together. Raises Fault MODEL_LOADING."""
-        self._check_began()
+        self.check_began()
         asleep = {one.engine for one in self._served.values() if one.state is State.ASLEEP}
         return total([engine.load() for engine in self._engines if engine not in asleep])
 
@@ -252,7 +282,8 @@ class Roster:
                 self._aliases.pop(alias, None)
         return left
 
-    def _check_began(self) -> None:
+    def check_began(self) -> None:
+        """Raises Fault MODEL_LOADING."""
         if not self._began:
             raise Fault(
                 errors_pb2.ERROR_REASON_MODEL_LOADING, "the model is being loaded", retry_after=2.0

@@ -9,14 +9,21 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
-MOST_HEADER_BYTES = 64 * 1024 * 1024
-"""Of one file; the largest checkpoints have some 10 MiB. More is refused before it is read."""
+MOST_HEADER_BYTES = 16 * 1024 * 1024
+"""Of one file; the largest have a few MiB. More is refused before it is read."""
+
+_MOST_PARTS = 3_000_000
+"""Objects and lists of a header, of which a tensor has three: what is built of them takes many
+times the bytes that they are written in."""
+_MOST_DIMENSIONS = 64
+_MOST_NUMBER = 2**63 - 1
 
 _LENGTH_BYTES = 8
 _BITS: Mapping[str, int] = {
@@ -45,8 +52,12 @@ class Tensor:
 def read_header(path: Path) -> dict[str, Tensor]:
     """The tensors of a file, by name. Raises BadFile and OSError."""
     name = path.name
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
+    # A pipe would be waited for without end, by whoever opens or reads it.
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode):
+            raise BadFile(f"{name} is no file")
+        size = about.st_size
         start = file.read(_LENGTH_BYTES)
         if len(start) < _LENGTH_BYTES:
             raise BadFile(f"{name} is no safetensors file: it has only {size} bytes")
@@ -57,6 +68,8 @@ def read_header(path: Path) -> dict[str, Tensor]:
                 f"the file has {size}"
             )
         raw = file.read(length)
+    if raw.count(b"{") + raw.count(b"[") > _MOST_PARTS:
+        raise BadFile(f"{name} is damaged: its header has more parts than a million tensors")
     try:
         header = json.loads(raw)
     except (ValueError, RecursionError):
@@ -80,8 +93,10 @@ def _entry(file: str, key: str, entry: Any) -> tuple[Tensor, int, int]:
         begin, end = entry["data_offsets"]
     except (LookupError, TypeError, ValueError):
         raise BadFile(f"{file} is damaged: its header says too little of {key}") from None
-    numbers = [begin, end, *shape] if isinstance(shape, list) else [None]
-    if not isinstance(dtype, str) or any(type(n) is not int or n < 0 for n in numbers):
+    numbers: list[Any] = [None]
+    if isinstance(shape, list) and len(shape) <= _MOST_DIMENSIONS:
+        numbers = [begin, end, *shape]
+    if not isinstance(dtype, str) or not all(map(_is_size, numbers)):
         raise BadFile(f"{file} is damaged: its header says of {key} what cannot be")
     bits = _BITS.get(dtype)
     if bits is None:
@@ -93,6 +108,10 @@ def _entry(file: str, key: str, entry: Any) -> tuple[Tensor, int, int]:
             f"and its header gives it {end - begin}"
         )
     return Tensor(dtype, tuple(shape)), begin, end
+
+
+def _is_size(number: Any) -> bool:
+    return type(number) is int and 0 <= number <= _MOST_NUMBER
 
 
 def _check_spans(file: str, spans: list[tuple[int, int, str]], data_bytes: int) -> None:

@@ -43,13 +43,16 @@ class Settings(TuningSettings):
     )
     model_aliases: tuple[str, ...] = setting((), help="Other names that requests may use.")
     max_waiting: int = setting(
-        2048, minimum=1, help="Requests that may wait here; further ones are refused as overload."
+        2048,
+        minimum=1,
+        help="Requests that may wait here for each model; further ones are refused as overload.",
     )
     max_waiting_tokens: int = setting(
         4_194_304,
         minimum=0,
-        help="Tokens of prompts that may wait here to be read; further requests are refused as "
-        "overload, to be tried again once so many have been read. 0: only requests are counted.",
+        help="Tokens of prompts that may wait for each model to be read; further requests are "
+        "refused as overload, to be tried again once so many have been read. 0: only requests are "
+        "counted.",
     )
     hang_after: float = setting(
         60.0,

@@ -107,7 +107,9 @@ async def running(
             )
         routing = assemble(host.tokens, host.tasks, policies.current, leases, tls=host.tls)
         pool = routing.pool
-        cache = ResponseCache(routing.decisions.policy_now, stores, time.time, routing.loop.time)
+        cache = ResponseCache(
+            routing.decisions.policy_now, stores, time.time, routing.loop.time, pool.weights
+        )
         handler = RouterHandler(
             routing,
             host.tokens,

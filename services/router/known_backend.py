@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from math import inf
 
 from anabranch.v1 import errors_pb2, generation_pb2, session_pb2
-from services.chassis.errors import Fault
+from services.chassis.errors import MODEL_LEFT, Fault
 from services.chassis.registry import Instance
 from services.router.core.breaker import Breaker
 from services.router.core.policy import BreakerRules
@@ -123,7 +123,6 @@ class KnownBackend:
         """A session is open, and the backend said what it is."""
         tracker = self.tracker
         self._take_models(ready.models)
-        tracker.state.models = frozenset(self.models) or self._listed_models
         tracker.state.tier = _TIERS.get(ready.tier, Tier.CLOUD)
         tracker.state.zone = ready.zone or tracker.state.zone
         self.version = ready.version or self.version
@@ -227,7 +226,9 @@ class KnownBackend:
     def failed(self, generation: int, fault: Fault) -> None:
         """A request failed there; after a few in a row, or too many of all, the backend rests."""
         now = self._clock()
-        if fault.reason in _BACKEND_FAILURES:
+        # A model that leaves takes nothing from the others there.
+        left = fault.metadata.get("cause") == MODEL_LEFT
+        if fault.reason in _BACKEND_FAILURES and not left:
             self.breaker.failed(generation, now)
         else:
             self.breaker.abandoned(generation, now)

@@ -58,7 +58,15 @@ class Routing:
 class Leg:
     """A request at a backend, as number `number` of the session there."""
 
-    __slots__ = ("_asking", "dispatch", "number", "reservation", "sent_at", "uplink")
+    __slots__ = (
+        "_asking",
+        "dispatch",
+        "number",
+        "reservation",
+        "sent_at",
+        "served_model",
+        "uplink",
+    )
 
     def __init__(
         self,
@@ -75,13 +83,10 @@ class Leg:
         self.reservation = reservation
         self.sent_at = sent_at
         self._asking = asking
-
-    @property
-    def served_model(self) -> str:
+        # Kept as it is now: a swap meanwhile makes other weights of the name, not of the answer.
+        info = uplink.backend.models.get(asking.terms.name_in(dispatch.tier))
+        self.served_model = info.served_model if info is not None else ""
         """What its backend really serves under the model's name there."""
-        name = self._asking.terms.name_in(self.dispatch.tier)
-        info = self.uplink.backend.models.get(name)
-        return info.served_model if info is not None else ""
 
     def answers(self, now: float) -> None:
         """Its first chunk came."""

@@ -49,6 +49,7 @@ class Pool:
         self._running: dict[str, asyncio.Task[None]] = {}
         self._drained: set[str] = set()
         self._listed: set[str] = set()
+        self._weights: dict[str, str] = {}
         self._breaker = BreakerRules()
         self._affinity = Affinity()
         self._peers = 1
@@ -92,6 +93,18 @@ class Pool:
     def serves(self, model: str) -> bool:
         """Whether a known backend says that it has a model of this name."""
         return any(model in uplink.backend.model_names for uplink in self._uplinks.values())
+
+    def weights(self, model: str) -> str:
+        """What local backends serve under this name, or did when there last was one; "" unknown."""
+        found = {
+            uplink.backend.models[model].served_model
+            for uplink in self._uplinks.values()
+            if uplink.backend.tier is values.Tier.LOCAL and model in uplink.backend.models
+        }
+        if found:
+            # Only of names that somebody serves, so there are few.
+            self._weights[model] = ",".join(sorted(found))
+        return self._weights.get(model, "")
 
     def uplink(self, backend_id: str) -> Uplink | None:
         """The backend of this id, if it is known."""

@@ -71,6 +71,10 @@ class Operator:
         answer = await self.ask("ListServedModels")
         return {one.model.name: one for one in answer.models}
 
+    async def count(self, model: str) -> Any:
+        asked = model_pb2.CountTokensRequest(model=model, request=request(model=model))
+        return await self.caller.stub.CountTokens(asked, metadata=self.metadata, timeout=BOUND_S)
+
     async def listed(self) -> list[str]:
         answer = await self.caller.stub.ListModels(
             model_pb2.ListModelsRequest(), metadata=self.metadata, timeout=BOUND_S
@@ -79,7 +83,9 @@ class Operator:
 
 
 @asynccontextmanager
-async def operated(tmp_path: Path, **changes: Any) -> AsyncIterator[Operator]:
+async def operated(
+    tmp_path: Path, *, keys: LocalKeys | None = None, **changes: Any
+) -> AsyncIterator[Operator]:
     (tmp_path / "allowed" / "lake").mkdir(parents=True)
     write_adapter(tmp_path / "allowed" / "dialect", {"layers.0.q_proj": (8, 8)}, rank=4)
     fields: dict[str, Any] = {
@@ -95,7 +101,7 @@ async def operated(tmp_path: Path, **changes: Any) -> AsyncIterator[Operator]:
         "step_model": "5000,0,0,0",
         "sim_output_tokens": 4000,
     }
-    keys = LocalKeys()
+    keys = keys or LocalKeys()
     async with (
         running(Settings(**fields | changes), key_source=keys) as host,
         open_channel(host.address) as channel,
@@ -403,7 +409,10 @@ async def test_the_load_of_a_process_is_that_of_all_its_engines(tmp_path):
 async def test_what_operators_do_is_in_the_trail_before_it_is_done(tmp_path):
     trail = tmp_path / "audit"
     async with operated(tmp_path, audit_dir=trail) as operator:
-        await operator.load("lake", "lake")
+        secret = '{"hf_token": "hf_0123456789", "block_size": 32}'
+        options = {"max_model_len": 2048, "vllm_args": secret}
+        await operator.refused("LoadModel", name="lake", source="lake", options=options)
+        await operator.load("lake", "lake", options={"max_model_len": 2048}, aliases=["pond"])
         await operator.refused("LoadModel", name="lake", source="/etc")
         await operator.ask("LoadAdapter", base="lake", name="d", source="dialect")
         await operator.ask("UnloadAdapter", base="lake", name="d")
@@ -414,6 +423,10 @@ async def test_what_operators_do_is_in_the_trail_before_it_is_done(tmp_path):
     assert files
     lines = "".join(path.read_text() for path in files).splitlines()
     acts = [json.loads(line)["entry"] for line in lines if '"entry"' in line]
+    loads = [a["details"] for a in acts if a["action"] == "engine.load_model"]
+    assert {a["vllm_args"] for a in loads} == {"", "hf_token,block_size"}
+    assert any('"max_model_len": 2048' in a["options"] and a["aliases"] == "pond" for a in loads)
+    assert "hf_0123456789" not in "".join(lines)
     found = [(a["action"], a["succeeded"]) for a in acts if a["action"].startswith("engine.")]
     assert found.count(("engine.load_model", False)) >= 2  # begun, and refused
     for action in (

@@ -23,6 +23,7 @@ from tests.support.consul import running_consul
 from tests.support.inprocess import MODEL, cluster, model_stub
 from tests.support.local_keys import LocalKeys
 from tests.support.waiting import BOUND_S, until
+from tests.support.weights import write_adapter
 
 
 async def test_a_router_sends_to_a_model_as_soon_as_it_is_loaded_and_no_longer_when_it_is_gone(
@@ -80,6 +81,7 @@ async def _holds(listed: Any, wanted: list[str]) -> bool:
 
 async def test_consul_hears_of_models_and_its_health_check_goes_on(tmp_path: Path) -> None:
     (tmp_path / "lake").mkdir()
+    adapter = write_adapter(tmp_path / "dialect", {"layers.0.q_proj": (8, 8)}, rank=4)
     keys = LocalKeys()
     async with running_consul() as consul:
         settings = Settings(
@@ -89,6 +91,8 @@ async def test_consul_hears_of_models_and_its_health_check_goes_on(tmp_path: Pat
             served_model_name="river",
             registry=consul.url,
             model_sources=(str(tmp_path),),
+            max_adapters=1,
+            adapters=(f"d={adapter}",),
             drain_timeout=5.0,
         )
         base = f"http://127.0.0.1:{consul.http_port}/v1"
@@ -111,7 +115,7 @@ async def test_consul_hears_of_models_and_its_health_check_goes_on(tmp_path: Pat
                     if check["CheckID"].startswith("service:")
                 ] == [(models, "passing")]
 
-            await until(lambda: healthy("river"))
+            await until(lambda: healthy("river,river:d"))
             watched: list[str] = []
 
             async def watch() -> None:
@@ -130,7 +134,7 @@ async def test_consul_hears_of_models_and_its_health_check_goes_on(tmp_path: Pat
             asked = model_admin_pb2.LoadModelRequest(name="lake", source="lake", aliases=["pond"])
             async for _ in stub.LoadModel(asked, metadata=metadata):
                 pass
-            await until(lambda: healthy("river,lake,pond"))
+            await until(lambda: healthy("river,lake,pond,river:d"))
             await stub.UnloadModel(
                 model_admin_pb2.UnloadModelRequest(name="river"), metadata=metadata
             )
@@ -138,6 +142,17 @@ async def test_consul_hears_of_models_and_its_health_check_goes_on(tmp_path: Pat
             watching.cancel()
             await asyncio.wait({watching})
             assert set(watched) == {"passing"}
+            # What changes while the registry is away is done, and told once it is back.
+            await consul.stop()
+            asked = model_admin_pb2.LoadModelRequest(name="sea", source="lake")
+            async for _ in stub.LoadModel(asked, metadata=metadata):
+                pass
+            await stub.UnloadModel(
+                model_admin_pb2.UnloadModelRequest(name="lake"), metadata=metadata
+            )
+            assert host.health.is_ready
+            await consul.start()
+            await until(lambda: healthy("sea"))
 
 
 async def test_the_command_line_changes_what_an_engine_serves(tmp_path: Path) -> None:

@@ -8,24 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import json
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import pytest_asyncio
 
 from anabranch.v1 import errors_pb2, model_admin_pb2
 from anabranch.v1 import generation_pb2 as pb
 from services.chassis.channels import open_channel
+from services.chassis.errors import fault_from_rpc_error
 from services.local_engine.app import running
 from services.local_engine.settings import Settings
 from tests.inprocess.test_local_engine import Caller, request
-from tests.inprocess.test_models_at_run_time import Operator, Stream
+from tests.inprocess.test_models_at_run_time import Operator, Stream, soon
 from tests.support.engines import MODEL
 from tests.support.local_keys import LocalKeys
+from tests.support.waiting import until
 from tests.support.weights import write_adapter, write_shorter_model
 
 pytestmark = [
@@ -163,7 +169,7 @@ async def test_what_only_vllm_refuses_of_an_adapter_leaves_its_engine_alive(
 ) -> None:
     """Our own look at the files is switched off: vLLM meets the wrong shapes itself."""
     stream = await Stream(operator, model=NAME, tokens=300).begun()
-    monkeypatch.setattr("services.local_engine.model_changes.check_adapter", lambda *_, **__: 8)
+    monkeypatch.setattr("services.local_engine.adapter_changes.check_adapter", lambda *_, **__: 8)
     write_adapter(operator.root / "other2", modules(outputs=1024), rank=8)
     fault = await operator.refused("LoadAdapter", base=NAME, name="b", source="other2")
     assert fault.reason == errors_pb2.ERROR_REASON_MODEL_REFUSED
@@ -202,6 +208,51 @@ async def test_what_only_vllm_finds_wrong_is_said_and_its_process_is_gone(
     assert "shape" in fault.message or "size" in fault.message
     assert (await stream.whole()).finish_reason == pb.FINISH_REASON_LENGTH
     assert await operator.listed() == [NAME]
+
+
+def processes() -> set[int]:
+    """Those that models are computed in."""
+    return {child.pid for child in multiprocessing.active_children() if child.pid is not None}
+
+
+@pytest.mark.parametrize("ends", ["its process is killed", "its operator leaves"])
+async def test_a_load_that_ends_halfway_leaves_nothing_behind_and_what_runs_alone(
+    operator: Operator, ends: str
+) -> None:
+    if not (operator.root / "half").exists():
+        write_shorter_model(MODEL, operator.root / "half", 2)
+    before = processes()
+    stream = await Stream(operator, model=NAME, tokens=450, text="Name the seas.").begun()
+    steps: list[Any] = []
+    call = operator.begin_load("half", "half", options=LOAD)
+
+    async def load() -> None:
+        async for step in call:
+            steps.append(step)
+
+    loading = asyncio.create_task(load())
+    await soon(lambda: processes() > before or loading.done(), operator.patience)
+    assert not loading.done()
+    if ends == "its process is killed":
+        for pid in processes() - before:
+            os.kill(pid, signal.SIGKILL)
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await loading
+        fault = fault_from_rpc_error(failed.value)
+        assert fault.reason == errors_pb2.ERROR_REASON_MODEL_REFUSED
+    else:
+        call.cancel()
+        await asyncio.wait({loading})
+        await soon(lambda: processes() == before, operator.patience)
+    assert (await stream.whole()).finish_reason == pb.FINISH_REASON_LENGTH
+    assert await operator.listed() == [NAME]
+    assert processes() == before
+
+    async def free() -> bool:
+        fault = await operator.refused("LoadModel", name="half", source="missing")
+        return fault.reason == errors_pb2.ERROR_REASON_NOT_FOUND
+
+    await until(free, operator.patience)
 
 
 async def test_a_swap_under_load_loses_no_stream(operator: Operator) -> None:

@@ -91,6 +91,16 @@ async def test_texts_beyond_those_that_fit_are_refused_and_room_comes_back():
     assert [e.values[0] for e in (await first).embeddings] == [1, 2, 3, 4, 5, 6]
 
 
+async def test_texts_for_one_model_keep_nobody_from_another():
+    busy, idle, desk = Slow(), Slow(), desk_of()
+    first = asyncio.create_task(desk.embed(busy, asked(10), CONTEXT))
+    await asyncio.sleep(0)
+    idle.may.set()
+    assert len((await desk.embed(idle, asked(4), CONTEXT)).embeddings) == 4
+    busy.may.set()
+    await first
+
+
 async def test_a_request_that_comes_alone_is_taken_however_many_texts_it_has():
     engine = Slow()
     engine.may.set()

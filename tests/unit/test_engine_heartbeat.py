@@ -267,6 +267,25 @@ async def test_one_that_was_only_slow_answers_the_probe(scene):
     assert len(scene.engine.jobs) == 1
 
 
+async def test_a_sleeping_engine_is_given_nothing_and_wakes_without_a_past(scene):
+    job = scene.engine.meter.admit(10, 1)
+    await scene.passes(10)
+    job.end()
+    assert scene.engine.heartbeat.in_doubt
+    scene.watch.resting = True
+    await scene.passes(2 * EXIT)
+    assert not scene.engine.jobs, "a sleeping engine would never answer"
+    assert scene.live
+    scene.watch.resting = False
+    await scene.passes(2)
+    assert not scene.engine.jobs
+    scene.engine.meter.admit(10, 1)
+    await scene.passes(AFTER - 1)
+    assert scene.live
+    await scene.passes(2)
+    assert not scene.live
+
+
 async def test_a_process_that_was_stopped_blames_its_engine_for_nothing(scene):
     scene.engine.meter.admit(10, 1)
     await scene.passes(5)

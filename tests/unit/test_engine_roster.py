@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import pytest
+
+from anabranch.v1 import errors_pb2
+from services.chassis.errors import Fault
 from services.chassis.prefix_log import PrefixLog, PrefixReader
 from services.local_engine.engine import EngineLoad
 from services.local_engine.joint_prefixes import JointPrefixLog
 from services.local_engine.on_vllm.model_load import cause_in
 from services.local_engine.registry_meta import listed
-from services.local_engine.roster import total
+from services.local_engine.roster import Served, total
+from services.local_engine.simulation.engine import SimEngine
 
 
 def test_counts_of_engines_add_up_and_the_pace_is_the_busiest_ones():
@@ -67,3 +74,34 @@ def test_the_registry_is_told_whole_names_and_no_more_than_it_holds():
     text = listed(names)
     assert len(text) <= 512
     assert text.split(",") == names[: len(text.split(","))]
+
+
+async def asks(served: Served) -> None:
+    with served.asked():
+        await asyncio.Event().wait()
+
+
+async def test_a_question_that_is_cut_fails_as_lost_and_one_whose_asker_leaves_is_cancelled():
+    served = Served("river", SimEngine())
+    cut, gone = (asyncio.create_task(asks(served)) for _ in range(2))
+    await asyncio.sleep(0)
+    assert served.in_flight == 2
+    gone.cancel()
+    await asyncio.wait({gone})
+    assert gone.cancelled()
+    assert served.cut("it leaves") == 1
+    with pytest.raises(Fault, match="it leaves") as lost:
+        await cut
+    assert lost.value.reason == errors_pb2.ERROR_REASON_BACKEND_LOST
+    assert served.in_flight == 0
+    await served.idle()
+
+
+async def test_a_question_that_is_cut_and_whose_asker_leaves_as_well_is_cancelled():
+    served = Served("river", SimEngine())
+    asking = asyncio.create_task(asks(served))
+    await asyncio.sleep(0)
+    asking.cancel()
+    served.cut("it leaves")
+    await asyncio.wait({asking})
+    assert asking.cancelled()

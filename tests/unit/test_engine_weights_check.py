@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from services.local_engine import checkpoint_check
 from services.local_engine.adapter_check import check_adapter
 from services.local_engine.checkpoint_check import read_checkpoint
 from services.local_engine.safetensors_header import BadFile, read_header
@@ -63,6 +66,9 @@ def one(**changes: Any) -> dict[str, Any]:
         (raw(one(shape=[-2]), bytes(8)), "cannot be"),
         (raw(one(shape="ab"), bytes(8)), "cannot be"),
         (raw(one(shape=[True]), bytes(8)), "cannot be"),
+        (raw(one(shape=[2**63]), bytes(8)), "cannot be"),
+        (raw(one(shape=[1] * 100_000), bytes(8)), "cannot be"),
+        (raw(b'{"t":[' + b"[]," * 3_000_000 + b"0]}"), "more parts"),
         (raw(one(shape=[3]), bytes(8)), "takes 12 bytes"),
         (raw(one(data_offsets=[4, 12]), bytes(12)), "does not follow"),
         (raw(one(), bytes(4)), "cut off"),
@@ -74,6 +80,26 @@ def test_a_damaged_file_is_refused_with_what_is_wrong(tmp_path, content, why):
     path.write_bytes(content)
     with pytest.raises(BadFile, match=why):
         read_header(path)
+
+
+def test_numbers_that_are_no_sizes_are_not_multiplied(tmp_path):
+    """A product of such numbers takes minutes, and the whole process waits for it."""
+    path = tmp_path / "model.safetensors"
+    shape = "[" + ",".join(["9" * 4000] * 2000) + "]"
+    header = f'{{"t": {{"dtype": "F32", "shape": {shape}, "data_offsets": [0, 8]}}}}'
+    path.write_bytes(raw(header.encode(), bytes(8)))
+    began = time.process_time()
+    with pytest.raises(BadFile, match="cannot be"):
+        read_header(path)
+    assert time.process_time() - began < 20
+
+
+def test_files_that_name_more_tensors_than_any_model_has_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint_check, "_MOST_TENSOR_BYTES", 3 * (256 + 40))
+    read_checkpoint(checkpoint(tmp_path))
+    write_safetensors(tmp_path / "more.safetensors", {"another.weight": (1,)})
+    with pytest.raises(BadFile, match="more tensors than any model"):
+        read_checkpoint(tmp_path)
 
 
 def no_config(directory: Path) -> None:
@@ -95,6 +121,8 @@ def index(directory: Path, weights: dict[str, str]) -> None:
         (no_config, "no config.json"),
         (lambda d: (d / "config.json").write_text("{"), "config.json is no JSON"),
         (lambda d: checkpoint(d, architectures=[], model_type=""), "neither architectures"),
+        (lambda d: checkpoint(d, speculators_config={}), "another model to load"),
+        (lambda d: os.mkfifo(d / "more.safetensors"), "more.safetensors is no file"),
         (pickles, "weights of other kinds"),
         (lambda d: checkpoint(d, hidden_size=12), "different models"),
         (lambda d: checkpoint(d, num_hidden_layers=4), "layer 2 of 4"),

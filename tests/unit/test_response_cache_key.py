@@ -178,6 +178,7 @@ def test_the_request_is_left_as_it_was():
         HERE._replace(local="river-2"),
         HERE._replace(cloud="river-2"),
         HERE._replace(leaves=False),
+        HERE._replace(weights="river-v2"),
         HERE._replace(masked=frozenset({"email"})),
         # Where one name ends and the next begins matters.
         HERE._replace(tenant="shopriver", model=""),

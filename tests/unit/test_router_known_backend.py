@@ -4,11 +4,33 @@ from math import inf, isfinite, nan
 
 import pytest
 
-from anabranch.v1 import session_pb2
+from anabranch.v1 import errors_pb2, generation_pb2, session_pb2
+from services.chassis.errors import MODEL_LEFT, Fault
 from services.chassis.registry import Instance
 from services.router.core.prediction import outlook, score, time_to_first_token
 from services.router.core.values import Coefficients, Load
 from services.router.known_backend import KnownBackend
+
+
+def test_a_backend_that_serves_nothing_is_not_taken_for_what_the_registry_said_before():
+    listed = Instance("a", "anabranch-engine", "127.0.0.1:1", meta={"models": "river"})
+    known = KnownBackend(listed, lambda: None, lambda: 1.0)
+    assert known.model_names == {"river"}
+    river = generation_pb2.ModelInfo(name="river", aliases=["brook"])
+    known.greeted(session_pb2.SessionReady(models=[river]))
+    assert known.model_names == {"river", "brook"}
+    known.greeted(session_pb2.SessionReady())
+    assert known.model_names == set()
+
+
+@pytest.mark.parametrize(("cause", "rests"), [("", True), (MODEL_LEFT, False)])
+def test_a_backend_rests_after_losses_and_not_after_its_model_has_left(cause, rests):
+    known = KnownBackend(Instance("a", "anabranch-engine", "x:1"), lambda: None, lambda: 1.0)
+    known.greeted(session_pb2.SessionReady())
+    for generation in [known.sent() for _ in range(20)]:
+        lost = Fault(errors_pb2.ERROR_REASON_BACKEND_LOST, "gone", metadata={"cause": cause})
+        known.failed(generation, lost)
+    assert (known.tracker.state.cooling_until > 1.0) == rests
 
 
 def reported(**figures) -> Load:

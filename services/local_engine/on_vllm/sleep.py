@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from anabranch.v1 import errors_pb2
@@ -34,9 +35,15 @@ class VllmSleep:
             raise sleep_is_off()
 
     async def sleep(self, level: int) -> None:
-        """No job may run. Level 2 discards the weights."""
+        """No job may run. Level 2 discards the weights. Raises Refused; it is awake then."""
         self.check()
-        await self._llm.sleep(level)
+        try:
+            await self._llm.sleep(level)
+        except Exception as error:
+            # Its scheduler pauses first: what fails after that must not leave it so.
+            with suppress(Exception):
+                await self._llm.wake_up()
+            raise Refused(f"vLLM cannot put it to sleep: {error}") from error
         self._level = level
 
     async def wake(self) -> None:

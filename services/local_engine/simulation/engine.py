@@ -267,7 +267,7 @@ class SimEngine:
             raise sleep_is_off()
 
     async def sleep(self, level: int) -> None:
-        """Pretends to sleep."""
+        """Pretends to sleep: what it is given waits."""
         self.asleep = level
 
     async def wake(self) -> None:
@@ -312,9 +312,10 @@ class SimEngine:
     async def _run(self) -> None:
         due = self._clock()
         while True:
-            if not self._model.busy or self.stalled:
+            stalled = self.stalled or self.asleep
+            if not self._model.busy or stalled:
                 self._work.clear()
-                if self.stalled:
+                if stalled:
                     await self._sleep(0.01)
                 else:
                     await self._work.wait()

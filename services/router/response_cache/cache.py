@@ -29,7 +29,8 @@ class ResponseCache:
     """The cache of one router process.
 
     `policy` gives the policy in force. `epoch_clock` is in seconds of the epoch, by which stores
-    that are shared tell the age of an answer; `loop_clock` is that of deadlines.
+    that are shared tell the age of an answer; `loop_clock` is that of deadlines. `weights` tells
+    what local backends serve under a name: those that were swapped answer otherwise.
     """
 
     def __init__(
@@ -38,8 +39,10 @@ class ResponseCache:
         stores: Stores,
         epoch_clock: Callable[[], float],
         loop_clock: Callable[[], float],
+        weights: Callable[[str], str] = lambda _: "",
     ) -> None:
         self._policy = policy
+        self._weights = weights
         self._memory, self._slower, self._tasks = stores
         self._now = epoch_clock
         self._loop_clock = loop_clock
@@ -87,7 +90,7 @@ class ResponseCache:
         asked = Participant(
             request, context, outlet, start, time.monotonic, policy, resolved_model=resolved
         )
-        key = answer_key(request, _circumstances(policy, context, model))
+        key = answer_key(request, self._circumstances(policy, context, model))
         key = key._replace(cipher=context.caller.cipher)
         known = self._memory.get(key)
         if known is not None and self._time_left(known, policy.cache) > 0:
@@ -196,16 +199,17 @@ class ResponseCache:
             except Exception as exc:  # noqa: BLE001 - as above
                 participant.fail(fault_of(exc))
 
-
-def _circumstances(policy: Policy, context: CallContext, model: str) -> Circumstances:
-    tenant = context.caller.tenant
-    rules = policy.models.get(model)
-    return Circumstances(
-        tenant=tenant,
-        model=model,
-        local=(rules.local if rules is not None else None) or model,
-        cloud=(rules.cloud if rules is not None else None) or model,
-        leaves=policy.tenant(tenant).cloud,
-        # A relay's own wishes are kinds, which are numbers.
-        masked=policy.masked_for(tenant).union(map(str, context.mask)),
-    )
+    def _circumstances(self, policy: Policy, context: CallContext, model: str) -> Circumstances:
+        tenant = context.caller.tenant
+        rules = policy.models.get(model)
+        local = (rules.local if rules is not None else None) or model
+        return Circumstances(
+            tenant=tenant,
+            model=model,
+            local=local,
+            cloud=(rules.cloud if rules is not None else None) or model,
+            leaves=policy.tenant(tenant).cloud,
+            # A relay's own wishes are kinds, which are numbers.
+            masked=policy.masked_for(tenant).union(map(str, context.mask)),
+            weights=self._weights(local),
+        )

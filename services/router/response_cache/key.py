@@ -12,7 +12,7 @@ from anabranch.v1 import generation_pb2 as pb
 from services.chassis.encryption.ciphers import CipherName
 
 KEY_BYTES = 32
-_FORMAT = 1
+_FORMAT = 2
 """Changes whenever the same request gets another key, or a kept answer another meaning."""
 
 _ASKED_FOR = ("request_id", "labels", "timeout", "model")
@@ -33,7 +33,7 @@ class Circumstances(NamedTuple):
 
     `model` is the public name that an alias was resolved to. `local` and `cloud` are what that is
     called in each tier, `leaves` says whether the tenant may use the cloud, and `masked` names
-    what is masked before a prompt goes there.
+    what is masked before a prompt goes there. `weights` are those behind the local name.
     """
 
     tenant: str
@@ -42,6 +42,7 @@ class Circumstances(NamedTuple):
     cloud: str
     leaves: bool = True
     masked: frozenset[str] = frozenset()
+    weights: str = ""
 
 
 def answer_key(request: pb.GenerateRequest, circumstances: Circumstances) -> AnswerKey:
@@ -50,9 +51,9 @@ def answer_key(request: pb.GenerateRequest, circumstances: Circumstances) -> Ans
     Who asks for it within a tenant, how urgently and at what cost does not matter; fields that
     this version does not know do.
     """
-    tenant, model, local, cloud, leaves, masked = circumstances
+    tenant, model, local, cloud, leaves, masked, weights = circumstances
     hashed = hashlib.sha256(bytes((_FORMAT, leaves)))
-    parts = [tenant, model, local, cloud, *sorted(masked)]
+    parts = [tenant, model, local, cloud, weights, *sorted(masked)]
     hashed.update(len(parts).to_bytes(4))
     for part in parts:
         raw = part.encode()
