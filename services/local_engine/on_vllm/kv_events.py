@@ -7,6 +7,7 @@ store one, so blocks are counted. Socket and message format come with vLLM's own
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import shutil
@@ -18,6 +19,10 @@ from typing import Any
 from services.local_engine.prefix_events import ROOT, PrefixNames, next_key
 
 _log = logging.getLogger(__name__)
+
+_PAUSE_S = 0.1
+"""Between looks at what has come. A burst of prompts stores blocks just when its first tokens are
+to be handed on, and routers do not need to hear of them sooner."""
 
 _LONGEST_PATH = 100  # bytes, with some room: systems allow 103 to 107
 # Events were arrays of these before they became maps; what follows in them is of no use here.
@@ -143,10 +148,14 @@ async def _pass_on(socket: Any, events: BlockEvents) -> None:
 
     while True:
         parts = await socket.recv_multipart()
+        await asyncio.sleep(_PAUSE_S)
         try:
-            _, number, payload = parts
-            _, batch, *_ = msgpack.decode(payload)
-            events.take(int.from_bytes(number, "big"), batch)
+            while parts:
+                _, number, payload = parts
+                _, batch, *_ = msgpack.decode(payload)
+                events.take(int.from_bytes(number, "big"), batch)
+                await asyncio.sleep(0)  # tokens go first
+                parts = await _waiting(socket)
         except (MsgspecError, LookupError, TypeError, ValueError) as error:
             _log.warning(
                 "this vLLM's events of its KV cache cannot be read: routers are told no more of it",
@@ -154,6 +163,18 @@ async def _pass_on(socket: Any, events: BlockEvents) -> None:
             )
             events.give_up()
             return
+
+
+async def _waiting(socket: Any) -> list[bytes]:
+    """The next message, if it has come already; nothing otherwise."""
+    from zmq.constants import Flag
+    from zmq.error import Again
+
+    try:
+        found: list[bytes] = await socket.recv_multipart(flags=Flag.NOBLOCK)
+    except Again:
+        return []
+    return found
 
 
 def _read(event: Any) -> tuple[str, Mapping[str, Any]]:
