@@ -67,6 +67,13 @@ def test_what_is_asked_differently_is_never_taken_for_the_same(one, other):
     assert params(other, True) != params(one, True)
 
 
+def test_how_a_model_thinks_is_no_matter_of_its_parameters():
+    params = RequestParams({}, Seeding.OWN)
+    thinks = job(replace(SPEC, thinking={"enable_thinking": True}))
+    assert params(thinks, True) == params(job(), True)
+    assert len(params._known) == 1
+
+
 def test_what_vllm_refuses_is_refused_each_time():
     params = RequestParams({}, Seeding.OWN)
     for _ in range(2):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from services.local_engine.engine import Job, SamplingSpec
@@ -44,7 +45,8 @@ class RequestParams:
         spec = job.sampling
         if spec.seed is not None or spec.constraint is not None or job.continuation:
             return self._make(job, detokenize)
-        key = (spec, detokenize)
+        # vLLM's parameters do not say how a model thinks, which is a mapping and has no hash.
+        key = (spec if spec.thinking is None else replace(spec, thinking=None), detokenize)
         known = self._known.get(key)
         if known is None:
             known = self._known[key] = self._make(job, detokenize)
