@@ -81,20 +81,23 @@ def _class_is_wide(part: str) -> bool:
     if not part.startswith("[^"):
         return any(True for _ in _codes(part[1:].removesuffix("]")))
     left = set(_ESCAPED)
-    for code in _codes(part[2:].removesuffix("]")):
+    for code in _codes(part[2:].removesuffix("]"), of_sets=False):
         left.discard(code)
         if not left:
             return False
     return True
 
 
-def _codes(inner: str) -> Iterator[int]:
-    """Those characters that JSON escapes which a class names, in ranges and by themselves."""
+def _codes(inner: str, *, of_sets: bool = True) -> Iterator[int]:
+    """Those characters that JSON escapes which a class names, in ranges and by themselves.
+
+    `of_sets` counts what \\D and its like stand for: where it is excluded, old versions err.
+    """
     members = _MEMBERS.findall(inner)
     at = 0
     while at < len(members):
         first = members[at]
-        if first in _WIDE:
+        if of_sets and first in _WIDE:
             yield from ((9, 10, 11, 12, 13) if first == "\\s" else _ESCAPED)
         low = high = _code(first)
         if at + 2 < len(members) and members[at + 1] == "-":
