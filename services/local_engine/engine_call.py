@@ -6,7 +6,8 @@ Where it may run, and whether there is room, the handler has decided before.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 from anabranch.v1 import errors_pb2
 from anabranch.v1 import generation_pb2 as pb
@@ -27,7 +28,6 @@ from services.local_engine.engine import (
     Finish,
     Job,
     Media,
-    Picture,
     SamplingSpec,
 )
 from services.local_engine.engine_metrics import RequestTimes
@@ -37,6 +37,8 @@ from services.local_engine.job_output import JobOutput
 from services.local_engine.load_reports import LoadReports
 from services.local_engine.request_span import RequestSpan
 from services.local_engine.roster import Served
+
+T = TypeVar("T")
 
 
 class EngineCall:
@@ -53,7 +55,6 @@ class EngineCall:
         "_job_id",
         "_outlet",
         "_parser",
-        "_reading",
         "_reports",
         "_request",
         "_request_id",
@@ -65,6 +66,7 @@ class EngineCall:
         "_submitted",
         "_tenant",
         "_times",
+        "_waits_for",
         "ended",
     )
 
@@ -87,7 +89,7 @@ class EngineCall:
         images: ImageReader,
     ) -> None:
         self._images = images
-        self._reading: asyncio.Task[list[Picture]] | None = None
+        self._waits_for: asyncio.Task[Any] | None = None
         self._span = span
         self._served = served
         self._engine = served.engine
@@ -137,8 +139,6 @@ class EngineCall:
         if self._submitted:
             self._engine.abort(self._job_id)
             return
-        if self._reading is not None:
-            self._reading.cancel()
         job = Job(self._job_id, (), self._spec, 0, self._continuation)
         JobOutput(job, self._deliver, self._fail).cancel()
 
@@ -166,10 +166,13 @@ class EngineCall:
         facts, spec = engine.facts, self._spec
         forms.check_combination(spec)
         admission.check_bytes(self._request, facts)
+        self._check_open()
         prompt, media = await self._prompt()
+        self._check_open()
         if continuation.text and not continuation.token_ids:
             # A caller that has only the text: the model goes on after its tokens all the same.
             existing = tuple(await engine.encode_text(continuation.text))
+            self._check_open()
             continuation = Continuation(existing, continuation.text)
         if self._parser is not None:
             continuation = self._parser.begin(self._spec, prompt, continuation)
@@ -188,7 +191,7 @@ class EngineCall:
                 kv_tokens=engine.load().kv_total_tokens,
             )
         if spec.constraint is not None:
-            await engine.check_form(spec.constraint, self._tenant)
+            await self._while_open(engine.check_form(spec.constraint, self._tenant))
         self._room(len(prompt) + len(continuation.token_ids))
         adapter = self._served.adapter
         names: tuple[int, ...] = ()
@@ -216,16 +219,26 @@ class EngineCall:
     async def _prompt(self) -> tuple[list[int], Media | None]:
         if not has_images(self._request):
             return await self._engine.encode(self._request), None
-        # A task of its own: a cancelled request waits for no image, and its lane goes on.
-        reading = asyncio.create_task(self._images.read(self._request), name="images")
-        self._reading = reading
+        pictures = await self._while_open(self._images.read(self._request))
+        return await self._engine.encode_with_images(self._request, pictures)
+
+    async def _while_open(self, work: Coroutine[Any, Any, T]) -> T:
+        """Waits for it in a task of its own, which ends with the request: a cancelled one waits
+        for no image and no verdict, its lane goes on, and nobody works for it any more."""
+        task = asyncio.create_task(work, name="request")
+        self._waits_for = task
         try:
-            await asyncio.wait({reading})
+            await asyncio.wait({task})
         finally:
-            reading.cancel()
-        if reading.cancelled():
+            self._waits_for = None
+            task.cancel()
+        self._check_open()
+        return task.result()
+
+    def _check_open(self) -> None:
+        """Whoever has cancelled it has been told: no further step is taken."""
+        if self.ended:
             raise Fault(errors_pb2.ERROR_REASON_CANCELLED, "the request was cancelled")
-        return await self._engine.encode_with_images(self._request, reading.result())
 
     def _deliver(self, delta: Delta) -> None:
         if self.ended:
@@ -239,10 +252,9 @@ class EngineCall:
                 return
         request_id, self._first = (self._request_id if self._first else ""), False
         last = delta.usage is not None
-        self.ended = last
-        self._sent += len(delta.token_ids)
         if last:
-            self._served.leave(self)
+            self._end()
+        self._sent += len(delta.token_ids)
         self._times.tokens(len(delta.token_ids))
         if self._span is not None:
             if delta.token_ids:
@@ -266,10 +278,15 @@ class EngineCall:
 
     def _fail(self, fault: Fault) -> None:
         if not self.ended:
-            self.ended = True
-            self._served.leave(self)
+            self._end()
             self._times.failed(fault)
             if self._span is not None:
                 self._span.failed(fault)
             self._reports.changed()
             self._outlet.fail(fault)
+
+    def _end(self) -> None:
+        self.ended = True
+        self._served.leave(self)
+        if self._waits_for is not None:
+            self._waits_for.cancel()

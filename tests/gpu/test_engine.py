@@ -31,7 +31,10 @@ CLEAR = 0.1
 
 CITY = {
     "type": "object",
-    "properties": {"city": {"type": "string", "maxLength": 20}, "people": {"type": "integer"}},
+    "properties": {
+        "city": {"type": "string", "maxLength": 20},
+        "people": {"type": "integer", "minimum": 0, "maximum": 99_999_999},
+    },
     "required": ["city", "people"],
     "additionalProperties": False,
 }
@@ -102,18 +105,24 @@ async def test_many_at_once_are_numbered_without_a_gap(caller):
 
 
 async def test_structured_output_parses(caller):
+    """Every answer of this schema ends by itself: at most 60 characters, without white space."""
     schema = pb.ResponseFormat(json_schema=json.dumps(CITY))
     answers = await caller.session(
         *(
-            asked(f"Name a large city of {country}.", greedy_end(96), response_format=schema)
+            asked(f"Name a large city of {country}.", greedy_end(128), response_format=schema)
             for country in ("France", "Japan", "Brazil")
         )
     )
     for answer in answers:
-        assert not answer.error
-        city = json.loads(answer.text)
-        assert isinstance(city["city"], str)
-        assert isinstance(city["people"], int)
+        found = f"error {answer.error!r}, text {answer.text!r}, end {answer.finish}"
+        assert not answer.error, found
+        assert answer.finish == "FINISH_REASON_STOP", found
+        try:
+            city = json.loads(answer.text)
+        except ValueError:
+            pytest.fail(found)
+        assert isinstance(city["city"], str), found
+        assert isinstance(city["people"], int), found
 
 
 def greedy_end(tokens: int) -> pb.Sampling:

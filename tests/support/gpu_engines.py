@@ -46,6 +46,12 @@ class Answer:
     def text(self) -> str:
         return "".join(chunk.text for chunk in self.chunks)
 
+    @property
+    def finish(self) -> str:
+        """Why its last choice ended, by name."""
+        last = self.chunks[-1].finish_reason if self.chunks else pb.FINISH_REASON_UNSPECIFIED
+        return pb.FinishReason.Name(last)
+
 
 class Caller:
     """A caller of one engine."""
@@ -101,7 +107,14 @@ async def engine(folder: Path, **more: Any) -> AsyncIterator[Caller]:
     """An engine with ARGUMENTS and further arguments of vLLM."""
     async with Processes(folder) as processes:
         auth = await processes.auth(identities.IDENTITIES)
-        settings = {"AUTH_TARGET": auth, "MODEL": str(MODEL), "SERVED_MODEL_NAME": NAME}
+        settings = {
+            "AUTH_TARGET": auth,
+            "MODEL": str(MODEL),
+            "SERVED_MODEL_NAME": NAME,
+            # White space has no end of its own; and no test is of a machine's moments of load.
+            "COMPACT_JSON": "true",
+            "GRAMMAR_TIMEOUT": "10",
+        }
         target = await processes.service(
             "engine",
             "services.local_engine",

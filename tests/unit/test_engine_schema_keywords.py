@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from services.local_engine.on_vllm.schema_keywords import unenforced
+from services.local_engine.on_vllm.schema_keywords import doubtful, unenforced
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,15 @@ from services.local_engine.on_vllm.schema_keywords import unenforced
         ({"additionalProperties": {"type": "integer", "multipleOf": 2}}, "multipleOf"),
         ({"type": "string", "pattern": "a+", "maxLength": 3}, "a length beside pattern or format"),
         ({"pattern": "a+"}, "pattern without a type"),
+        ({"type": "string", "pattern": "(?=a)."}, "a lookaround in a pattern"),
+        (
+            {"items": {"type": "string", "pattern": 'a"'}},
+            "a character that JSON escapes in a pattern",
+        ),
+        (
+            {"type": "object", "patternProperties": {"x^a": {}}},
+            "an anchor in the midst in a pattern",
+        ),
         ({"items": {"minimum": 3}}, "minimum without a type"),
         ({"required": ["a"]}, "required without a type"),
         ({"minItems": 1}, "minItems without a type"),
@@ -69,3 +78,10 @@ def test_names_values_and_annotations_are_no_keywords(schema: dict[str, Any]):
 
 def test_what_is_no_json_is_left_to_the_compiler():
     assert unenforced("{") == ""
+
+
+def test_what_only_some_versions_of_xgrammar_enforce_is_told_apart():
+    schema = {"properties": {"x": {"type": "string", "pattern": "yes|no"}}}
+    assert unenforced(json.dumps(schema)) == ""
+    assert doubtful(json.dumps(schema)) == "a choice that is not in parentheses in a pattern"
+    assert doubtful('{"type": "string", "pattern": "(yes|no)"}') == ""

@@ -52,6 +52,7 @@ from services.local_engine.on_vllm.steps import StepRecorder
 _log = logging.getLogger(__name__)
 
 _LOST_POLL_S = 0.25
+_JOBS = "vllm-jobs"
 
 
 class VllmEngine:
@@ -74,6 +75,7 @@ class VllmEngine:
         self._guard: OrphanGuard | None = None
         self._loading: ModelLoad[Loaded] | None = None
         self._cores: list[int] = []
+        self._broken = ""
 
     @property
     def facts(self) -> ModelFacts:
@@ -118,7 +120,7 @@ class VllmEngine:
         self._loading = None
         self._cores = loading.children()
         self._guard.watch(self._cores)
-        self._run(self._state.jobs.run(), "vllm-jobs")
+        self._run(self._state.jobs.run(), _JOBS)
         if self._state.forms is not None:
             self._run(self._state.forms.run(), "form-guard")
         if self._events is not None and self._state.prefixes is not None:
@@ -138,9 +140,11 @@ class VllmEngine:
         if state is not None:
             ENVIRONMENT.closed()
             state.jobs.abort_all()
-            for task in self._tasks:
+            tasks = tuple(self._tasks)
+            for task in tasks:
                 task.cancel()
-            await asyncio.wait(self._tasks)
+            if tasks:
+                await asyncio.wait(tasks)
             await asyncio.to_thread(state.llm.shutdown)
         if guard is not None:
             await asyncio.to_thread(guard.close)
@@ -148,10 +152,10 @@ class VllmEngine:
             events.close()
 
     async def lost(self) -> str:
-        """Waits until vLLM's engine core is dead."""
+        """Waits until vLLM's engine core is dead, or what feeds it here has ended."""
         llm = self._loaded.llm
-        await core_died(self._cores, lambda: llm.errored, _LOST_POLL_S)
-        return "vLLM's engine core has died"
+        await core_died(self._cores, lambda: llm.errored or bool(self._broken), _LOST_POLL_S)
+        return self._broken or "vLLM's engine core has died"
 
     def check_sleep(self) -> None:
         """Raises Fault UNSUPPORTED and NOT_ENABLED."""
@@ -248,7 +252,24 @@ class VllmEngine:
         return self._state
 
     def _run(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        self._tasks.append(asyncio.create_task(work, name=name))
+        task = asyncio.create_task(work, name=name)
+        self._tasks.append(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Nobody waits for these tasks while the engine runs: what ends one is told here."""
+        if task in self._tasks:
+            self._tasks.remove(task)
+        error = None if task.cancelled() else task.exception()
+        if error is None:
+            return
+        name = task.get_name()
+        _log.error(
+            "a task of the engine has failed",
+            extra={"task": name, "error": type(error).__name__},
+        )
+        if name == _JOBS:
+            self._broken = f"jobs no longer reach vLLM: {type(error).__name__}"
 
     def _load(self, events: str) -> Loaded:
         seams = Seams(self._meter, self._outputs, self._new_recorder, self._begun)

@@ -7,8 +7,12 @@ in lines of JSON:
 
     in   {"tokenizer": …, "processes": 2, "memory": bytes, "compact": false}   once
          {"id": 1, "kind": "regex", "text": "…", "seconds": 0.5}               a form
-    out  {"ready": true}                                                       once
-         {"id": 1, "refused": "", "slow": false}                               a verdict
+    out  {"ready": true, "raw_patterns": false}                                once
+         {"id": 1, "refused": "", "passing": false, "lost": ""}                a verdict
+         {"failed": "…"}                                                       before it gives up
+
+A verdict is `passing` when another time may bring another; `lost` says why there is none.
+`raw_patterns` says that this xgrammar takes a schema's expressions just as they are.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ import random
 import resource
 import selectors
 import signal
+import sys
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -46,9 +51,19 @@ _MOST_VERDICT = 4096  # bytes, so that it fits into a pipe
 _NICE = 5
 _NO_MEMORY = "compiling it takes more memory than there is for it"
 
+THREADS = 8
+"""That compile one form."""
+
+_STACK = 8 << 20
+"""Of one thread, at most; a larger one would come off the memory that a form may take."""
+
 
 class Refused(Exception):
     """The form cannot be used; the text says why."""
+
+
+class TooSlow(Refused):
+    """It could not be used this time: how long something takes is the machine's matter, too."""
 
 
 @dataclass(slots=True)
@@ -80,17 +95,18 @@ class Trial:
         """What came of it, once its process has ended with `status`."""
         compiled = self.said.startswith(_COMPILED)
         answer = self.said.removeprefix(_COMPILED)
-        if answer:
-            refused = json.loads(answer)["refused"]
-        elif killed and compiled:
+        if answer.endswith(b"\n"):
+            return {"id": self.number, "lost": "", **json.loads(answer)}
+        if killed and compiled:
             refused = "it compiles, but its answers cannot be followed: each token takes too long"
         elif killed:
             refused = f"compiling it takes longer than {self.seconds:g} s"
         elif os.WIFSIGNALED(status) and os.WTERMSIG(status) != signal.SIGABRT:
-            refused = "compiling it crashes the compiler"
+            name = signal.Signals(os.WTERMSIG(status)).name
+            refused = f"compiling it crashes the compiler ({name})"
         else:
             refused = _NO_MEMORY
-        return {"id": self.number, "refused": refused, "slow": killed and not answer}
+        return {"id": self.number, "refused": refused, "passing": True, "lost": ""}
 
 
 class Compiler:
@@ -100,6 +116,12 @@ class Compiler:
         import xgrammar
 
         self._tokenizer = xgrammar.TokenizerInfo.deserialize_json(told["tokenizer"])
+        # Once here, so that what it sets up for itself is there in each process that judges.
+        # One thread: those that go on would not be in a fork.
+        first = xgrammar.GrammarCompiler(self._tokenizer, max_threads=1, cache_enabled=False)
+        walk(first.compile_json_schema('{"type": "object"}'), self._tokenizer.vocab_size, 0.1)
+        self.raw_patterns = not _takes(first, "^.$", '"\u00e9"') or _takes(first, "^.$", '"""')
+        self.raw_patterns = self.raw_patterns or not _takes(first, "a|b", '"a"')
         self._processes = int(told["processes"])
         self._memory = int(told["memory"])
         self._compact = bool(told["compact"])
@@ -110,7 +132,7 @@ class Compiler:
     def run(self, forms: int, verdicts: int) -> None:
         """Judges what comes on the descriptor `forms` until it is closed."""
         self._selector.register(forms, selectors.EVENT_READ)
-        _say(verdicts, {"ready": True})
+        _say(verdicts, {"ready": True, "raw_patterns": self.raw_patterns})
         unread = b""
         while True:
             timeout = 0.02 if self._trials else None
@@ -131,7 +153,13 @@ class Compiler:
                 os.kill(trial.pid, signal.SIGKILL)
                 _say(verdicts, self._end(trial, killed=True))
             while self._waiting and len(self._trials) < self._processes:
-                self._begin(self._waiting.popleft())
+                form = self._waiting.popleft()
+                try:
+                    self._begin(form)
+                except OSError as error:
+                    lost = f"no process can be begun to judge it: {error.strerror}"
+                    told = {"id": form["id"], "refused": "", "passing": True, "lost": lost}
+                    _say(verdicts, told)
 
     def kill_all(self) -> None:
         """Ends every trial."""
@@ -141,7 +169,12 @@ class Compiler:
 
     def _begin(self, form: dict[str, Any]) -> None:
         reading, writing = os.pipe()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:
+            os.close(reading)
+            os.close(writing)
+            raise
         if pid == 0:
             try:
                 self._judge(form, writing)
@@ -164,26 +197,30 @@ class Compiler:
         seconds = float(form["seconds"])
         # The kernel ends it as well, should the loop that is to kill it be gone.
         signal.setitimer(signal.ITIMER_REAL, 2 * PATIENCE * seconds + 1)
-        memory = _data_bytes() + self._memory
+        # The stacks of its threads count as its data. Where they find no room, xgrammar hangs.
+        memory = _data_bytes() + self._memory + THREADS * _STACK
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        refused = ""
+        refused, passing = "", False
         try:
             compiled = self._compile(form["kind"], form["text"])
             os.write(verdict, _COMPILED)
             walk(compiled, self._tokenizer.vocab_size, _WALK_SHARE * seconds)
         except Refused as wrong:
-            refused = str(wrong)
+            refused, passing = str(wrong), isinstance(wrong, TooSlow)
         except MemoryError:
-            refused = _NO_MEMORY
+            refused, passing = _NO_MEMORY, True
         except Exception as wrong:  # noqa: BLE001 - the edge: whatever xgrammar says of a form
             refused = _cause(wrong)
-        os.write(verdict, json.dumps({"refused": refused}).encode())
+            passing = refused == _NO_MEMORY
+        os.write(verdict, json.dumps({"refused": refused, "passing": passing}).encode() + b"\n")
 
     def _compile(self, kind: str, text: str) -> Any:
         import xgrammar
 
-        compiler = xgrammar.GrammarCompiler(self._tokenizer, max_threads=8, cache_enabled=False)
+        compiler = xgrammar.GrammarCompiler(
+            self._tokenizer, max_threads=THREADS, cache_enabled=False
+        )
         grammar, began = xgrammar.Grammar, time.process_time()
         if kind in ("json_schema", "json_object"):
             schema = text if kind == "json_schema" else '{"type": "object"}'
@@ -195,7 +232,7 @@ class Compiler:
         else:
             grammar.from_ebnf(text)
         if time.process_time() - began > CONVERSION_S:
-            raise Refused("it is too large: reading it alone would hold up other requests")
+            raise TooSlow("it is too large: reading it alone would hold up other requests")
         if kind in ("json_schema", "json_object"):
             return compiler.compile_json_schema(schema, any_whitespace=not self._compact)
         if kind == "regex":
@@ -218,7 +255,7 @@ def walk(compiled: Any, vocabulary: int, seconds: float) -> None:
     draw = random.Random(0)  # noqa: S311 - nothing secret is drawn
     mask = xgrammar.allocate_token_bitmask(1, vocabulary)
     until = time.thread_time() + seconds
-    matcher = xgrammar.GrammarMatcher(compiled)
+    matcher, answer = xgrammar.GrammarMatcher(compiled), list[int]()
     ends = frozenset(matcher.stop_token_ids)
     for position in range(_WALKED_TOKENS):
         began = time.thread_time()
@@ -230,12 +267,44 @@ def walk(compiled: Any, vocabulary: int, seconds: float) -> None:
             if position == 0:
                 raise Refused("no answer has this form")
             matcher.reset()
+            answer.clear()
             continue
         matcher.accept_token(token)
-        if time.thread_time() - began > TOKEN_S:
-            raise Refused("each token of its answers takes too long to find")
+        if time.thread_time() - began > TOKEN_S and _slow_again(compiled, mask, answer, token):
+            raise TooSlow("each token of its answers takes too long to find")
+        answer.append(token)
         if matcher.is_terminated():
             matcher.reset()
+            answer.clear()
+
+
+def _slow_again(compiled: Any, mask: Any, answer: list[int], token: int) -> bool:
+    """Whether the token after that answer takes too long once more, on a matcher of its own.
+
+    A single time says little: a machine that takes its processor away has it look long.
+    """
+    import xgrammar
+
+    matcher = xgrammar.GrammarMatcher(compiled)
+    for earlier in answer:
+        matcher.accept_token(earlier)
+    began = time.thread_time()
+    matcher.fill_next_token_bitmask(mask, 0)
+    matcher.accept_token(token)
+    return time.thread_time() - began > TOKEN_S
+
+
+def _takes(compiler: Any, pattern: str, text: str) -> bool:
+    """Whether a string of that pattern may be written so."""
+    import xgrammar
+
+    schema = json.dumps({"type": "string", "pattern": pattern})
+    try:
+        compiled = compiler.compile_json_schema(schema)
+    except RuntimeError:
+        return False
+    matcher = xgrammar.GrammarMatcher(compiled, terminate_without_stop_token=True)
+    return bool(matcher.accept_string(text)) and bool(matcher.is_terminated())
 
 
 def _draw(draw: random.Random, mask: Any, ends: frozenset[int]) -> int | None:
@@ -265,6 +334,14 @@ def _cause(wrong: Exception) -> str:
     return (rest.partition(": ")[2] if found else text)[:200].strip() or "it is not valid"
 
 
+def _bound_stacks() -> None:
+    """Begins this program anew where its stacks, which are sized at its start, are too large."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    if soft == resource.RLIM_INFINITY or soft > _STACK:
+        resource.setrlimit(resource.RLIMIT_STACK, (_STACK, hard))
+        os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - its own command
+
+
 def _data_bytes() -> int:
     for line in Path("/proc/self/status").read_text("ascii", "replace").splitlines():
         if line.startswith("VmData:"):
@@ -287,6 +364,7 @@ def _say(descriptor: int, verdict: dict[str, Any]) -> None:
 
 def main() -> None:
     """Reads what it is told from stdin, and then judges until stdin is closed."""
+    _bound_stacks()
     # Whatever a library prints must not be taken for a verdict.
     verdicts = os.dup(1)
     os.dup2(2, 1)
@@ -297,11 +375,22 @@ def main() -> None:
         if not more:
             return
         first += more
-    compiler = Compiler(json.loads(first))
+    # PyTorch would look for GPUs, and no driver of one is to be in the processes begun here.
+    for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
+        os.putenv(name, "")  # where drivers look
+    try:
+        compiler = Compiler(json.loads(first))
+    except Exception as error:
+        _say(verdicts, {"failed": f"{type(error).__name__}: {error}"[:200]})
+        raise
     gc.collect()
     gc.freeze()
     try:
         compiler.run(0, verdicts)
+    except Exception as error:
+        # Its text may quote a form.
+        _say(verdicts, {"failed": type(error).__name__})
+        raise
     finally:
         compiler.kill_all()
 

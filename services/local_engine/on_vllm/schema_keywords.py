@@ -7,8 +7,10 @@ schema that has one is refused instead. Annotations, which constrain nothing, ar
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+from services.local_engine.on_vllm.expressions import breaks_json, may_break_json, passed_over
 
 _NOT_ENFORCED = frozenset(
     {
@@ -46,11 +48,39 @@ def unenforced(text: str) -> str:
 
     A text that is no JSON has none: whoever compiles it says what is wrong with it.
     """
+    return next(_found(_parsed(text)), "")
+
+
+def doubtful(text: str) -> str:
+    """What only some versions of xgrammar enforce; or "". See expressions.may_break_json."""
+    return next(_patterns(_parsed(text), may_break_json), "")
+
+
+def _parsed(text: str) -> Any:
     try:
-        schema = json.loads(text)
-    except ValueError:
-        return ""
-    return next(_found(schema), "")
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _patterns(schema: Any, wrong_with: Callable[[str], str]) -> Iterator[str]:
+    """What is wrong with the expressions of a schema and of those within it."""
+    if not isinstance(schema, Mapping):
+        return
+    for expression in _expressions(schema):
+        wrong = wrong_with(expression)
+        if wrong:
+            yield f"{wrong} in a pattern"
+    for inner in _inner(schema):
+        yield from _patterns(inner, wrong_with)
+
+
+def _expressions(schema: Mapping[str, Any]) -> Iterator[str]:
+    if isinstance(schema.get("pattern"), str):
+        yield schema["pattern"]
+    named = schema.get("patternProperties")
+    if isinstance(named, Mapping):
+        yield from named
 
 
 def _found(schema: Any) -> Iterator[str]:
@@ -70,6 +100,10 @@ def _found(schema: Any) -> Iterator[str]:
     bounded = "minLength" in schema or "maxLength" in schema
     if bounded and ("pattern" in schema or "format" in schema):
         yield "a length beside pattern or format"
+    for expression in _expressions(schema):
+        wrong = passed_over(expression) or breaks_json(expression)
+        if wrong:
+            yield f"{wrong} in a pattern"
     for inner in _inner(schema):
         yield from _found(inner)
 
