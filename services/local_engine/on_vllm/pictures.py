@@ -89,9 +89,14 @@ class PictureRenderer:
             _, (prompt,) = await self._renderer.render_chat_async(
                 [turns], params, skip_mm_cache=True
             )
-        except (TemplateError, *self._refusals) as refused:
+        except TemplateError as refused:
             raise invalid(
                 [Violation("messages", f"the model's own processing refuses them: {refused}")]
+            ) from refused
+        except self._refusals as refused:
+            # Not in its words: those of processors quote what they got, with addresses in memory.
+            raise invalid(
+                [Violation("messages", "the model's own processing refuses them")]
             ) from refused
         tokens = list(prompt["prompt_token_ids"])
         if not pictures:
@@ -153,8 +158,10 @@ def _decode(picture: Picture) -> Image.Image:
                 raise ValueError("its header says another size than the decoder finds")
             image.load()
             return _flattened(ImageOps.exif_transpose(image))
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as broken:
-        raise invalid([Violation(picture.at, f"cannot be decoded: {broken}")]) from broken
+    except Exception as broken:
+        # make them stumble over, struct.error and KeyError among it. Their words are not for the
+        # caller: some of them name objects by their address in memory.
+        raise invalid([Violation(picture.at, "cannot be decoded")]) from broken
 
 
 def _flattened(image: Image.Image) -> Image.Image:
