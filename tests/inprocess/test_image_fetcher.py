@@ -119,11 +119,11 @@ async def test_an_image_comes_as_it_is_and_nothing_of_the_caller_goes_along(cert
 @pytest.mark.parametrize(
     ("path", "said"),
     [
-        ("/moved", "was answered with status 302"),
-        ("/nowhere", "was answered with status 404"),
+        ("/moved", "could not be fetched"),
+        ("/nowhere", "could not be fetched"),
         ("/large", f"is larger than {MOST} bytes"),
         ("/endless", f"is larger than {MOST} bytes"),
-        ("/squeezed", "came compressed, which was not asked for"),
+        ("/squeezed", "could not be fetched"),
     ],
 )
 async def test_what_is_no_plain_answer_of_bounded_size_is_refused(certificates, path, said):
@@ -136,7 +136,7 @@ async def test_what_is_no_plain_answer_of_bounded_size_is_refused(certificates, 
 
 async def test_a_host_that_trickles_is_given_up(certificates):
     async with fetching(certificates, timeout=0.5) as (serving, fetcher):
-        with pytest.raises(FetchError, match=r"did not come within 0.5 s"):
+        with pytest.raises(FetchError, match=r"^could not be fetched$"):
             await fetcher.fetch(serving.uri("/slow"), MOST)
 
 
