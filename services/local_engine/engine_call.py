@@ -26,7 +26,6 @@ from services.local_engine.engine import (
     Finish,
     Job,
     Media,
-    Picture,
     SamplingSpec,
 )
 from services.local_engine.engine_metrics import RequestTimes
@@ -86,7 +85,7 @@ class EngineCall:
         images: ImageReader,
     ) -> None:
         self._images = images
-        self._reading: asyncio.Task[list[Picture]] | None = None
+        self._reading: asyncio.Task[tuple[list[int], Media]] | None = None
         self._span = span
         self._served = served
         self._engine = served.engine
@@ -160,6 +159,11 @@ class EngineCall:
         facts, spec = engine.facts, self._spec
         forms.check_combination(spec)
         admission.check_bytes(self._request, facts)
+        if spec.constraint is not None:
+            # Before a turn at pictures is taken, which none may hold while a form is judged.
+            await engine.check_form(spec.constraint, self._tenant)
+        if self.ended:
+            raise Fault(errors_pb2.ERROR_REASON_CANCELLED, "the request was cancelled")
         prompt, media = await self._prompt()
         if continuation.text and not continuation.token_ids:
             # A caller that has only the text: the model goes on after its tokens all the same.
@@ -181,8 +185,6 @@ class EngineCall:
                 prompt_tokens=len(prompt),
                 kv_tokens=engine.load().kv_total_tokens,
             )
-        if spec.constraint is not None:
-            await engine.check_form(spec.constraint, self._tenant)
         self._room(len(prompt) + len(continuation.token_ids))
         adapter = self._served.adapter
         names: tuple[int, ...] = ()
@@ -210,8 +212,14 @@ class EngineCall:
     async def _prompt(self) -> tuple[list[int], Media | None]:
         if not has_images(self._request):
             return await self._engine.encode(self._request), None
-        # A task of its own: a cancelled request waits for no image, and its lane goes on.
-        reading = asyncio.create_task(self._images.read(self._request), name="images")
+        # A task of its own: a cancelled request waits for no image.
+        request, engine = self._request, self._engine
+        reading = asyncio.create_task(
+            self._images.read(
+                request, lambda found: engine.encode_with_images(request, found), self._tenant
+            ),
+            name="images",
+        )
         self._reading = reading
         try:
             await asyncio.wait({reading})
@@ -219,7 +227,7 @@ class EngineCall:
             reading.cancel()
         if reading.cancelled():
             raise Fault(errors_pb2.ERROR_REASON_CANCELLED, "the request was cancelled")
-        return await self._engine.encode_with_images(self._request, reading.result())
+        return reading.result()
 
     def _deliver(self, delta: Delta) -> None:
         if self.ended:

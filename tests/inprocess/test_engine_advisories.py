@@ -21,7 +21,7 @@ from services.local_engine.images.reader import ImageReader
 from services.local_engine.on_vllm.arguments import engine_arguments
 from services.local_engine.on_vllm.options import VllmOptions, further_arguments
 from services.local_engine.settings import Settings
-from tests.inprocess.test_image_fetcher import PICTURE, fetching
+from tests.inprocess.test_image_fetcher import PICTURE, fetching, read
 from tests.inprocess.test_local_engine import engine, refusal, request
 from tests.support import tls
 from tests.support.pictures import linked, user
@@ -121,16 +121,16 @@ async def test_cve_2025_6242_an_allowed_host_cannot_send_the_engine_elsewhere(tm
     async with fetching(certificates) as (serving, fetcher):
         place = Place.parse(f"localhost:{serving.port}")
         reader = ImageReader(ImageLimits(places=(place,)), fetcher)
-        (picture,) = await reader.read(looking_at(serving.uri("/picture")))
+        (picture,) = await read(reader, looking_at(serving.uri("/picture")))
         assert picture.data == PICTURE
         with pytest.raises(Fault, match="could not be fetched"):
-            await reader.read(looking_at(serving.uri("/moved")))
+            await read(reader, looking_at(serving.uri("/moved")))
         assert serving.asked == ["/picture", "/moved"]  # whose answer leads to /picture
     async with fetching(certificates, networks=()) as (serving, fetcher):
         place = Place.parse(f"localhost:{serving.port}")
         reader = ImageReader(ImageLimits(places=(place,)), fetcher)
         with pytest.raises(Fault, match="could not be fetched"):
-            await reader.read(looking_at(serving.uri("/picture")))
+            await read(reader, looking_at(serving.uri("/picture")))
         assert serving.asked == []  # a name on the list, of an address inside
 
 
