@@ -99,9 +99,11 @@ class PictureRenderer:
                 [Violation("messages", "the model's own processing refuses them")]
             ) from refused
         tokens = list(prompt["prompt_token_ids"])
+        places = prompt["mm_placeholders"]["image"] if pictures else ()
+        # Texts that are no mark each may be one together, and tools have texts, too.
+        self._check_outside(tokens, [(place.offset, place.length) for place in places])
         if not pictures:
             return tokens, None
-        places = prompt["mm_placeholders"]["image"]
         return tokens, Media(prompt, min(place.offset for place in places))
 
     async def encode_text_only(
@@ -113,11 +115,21 @@ class PictureRenderer:
             # Templates of such models often read turns in pieces only, which the renderer knows.
             return (await self.encode(request, ()))[0]
         token_ids = await tokenizer.encode(request)
+        self.check(token_ids, "prompt" if request.prompt else "prompt_token_ids")
+        return token_ids
+
+    def check(self, token_ids: Sequence[int], field: str) -> None:
+        """Raises Fault INVALID_REQUEST where tokens without a picture hold the mark of one."""
         found = self._marks.keys() & set(token_ids)
         if found:
-            field = "prompt" if request.prompt else "prompt_token_ids"
             raise invalid([Violation(field, self._refusal(self._marks[min(found)]))])
-        return token_ids
+
+    def _check_outside(self, tokens: list[int], places: Sequence[tuple[int, int]]) -> None:
+        at = 0
+        for offset, length in sorted(places):
+            self.check(tokens[at:offset], "messages")
+            at = max(at, offset + length)
+        self.check(tokens[at:], "messages")
 
     def _check_texts(self, request: pb.GenerateRequest) -> None:
         found = [
