@@ -167,6 +167,9 @@ class EngineCall:
         forms.check_combination(spec)
         admission.check_bytes(self._request, facts)
         self._check_open()
+        if spec.constraint is not None:
+            # Before a turn at pictures is taken, which none may hold while a form is judged.
+            await self._while_open(engine.check_form(spec.constraint, self._tenant))
         prompt, media = await self._prompt()
         self._check_open()
         if continuation.text and not continuation.token_ids:
@@ -190,8 +193,6 @@ class EngineCall:
                 prompt_tokens=len(prompt),
                 kv_tokens=engine.load().kv_total_tokens,
             )
-        if spec.constraint is not None:
-            await self._while_open(engine.check_form(spec.constraint, self._tenant))
         self._room(len(prompt) + len(continuation.token_ids))
         adapter = self._served.adapter
         names: tuple[int, ...] = ()
@@ -219,12 +220,16 @@ class EngineCall:
     async def _prompt(self) -> tuple[list[int], Media | None]:
         if not has_images(self._request):
             return await self._engine.encode(self._request), None
-        pictures = await self._while_open(self._images.read(self._request))
-        return await self._engine.encode_with_images(self._request, pictures)
+        request, engine = self._request, self._engine
+        return await self._while_open(
+            self._images.read(
+                request, lambda found: engine.encode_with_images(request, found), self._tenant
+            )
+        )
 
     async def _while_open(self, work: Coroutine[Any, Any, T]) -> T:
         """Waits for it in a task of its own, which ends with the request: a cancelled one waits
-        for no image and no verdict, its lane goes on, and nobody works for it any more."""
+        for no image and no verdict, and nobody works for it any more."""
         task = asyncio.create_task(work, name="request")
         self._waits_for = task
         try:

@@ -92,7 +92,7 @@ class EngineHandler:
         self._check_generates(served)
         images = has_images(request)
         if images:
-            self._images.check(request, served.engine.facts, self._lanes.pictured)
+            self._images.check(request, served.engine.facts, context.caller.tenant)
         call = EngineCall(
             served=served,
             job_id=str(next(self._job_ids)),
@@ -136,13 +136,17 @@ class EngineHandler:
     ) -> model_pb2.CountTokensResponse:
         """Counts with the model's own tokenizer and chat template."""
         served = self._check_model(request.model)
+        self._check_room(served.engine)
         with served.asked() as engine:
-            if has_images(request.request):
-                self._images.check(request.request, engine.facts)
-                pictures = await self._images.read(request.request)
-                token_ids, _ = await engine.encode_with_images(request.request, pictures)
+            asked, tenant = request.request, context.caller.tenant
+            admission.check_bytes(asked, engine.facts)
+            if has_images(asked):
+                self._images.check(asked, engine.facts, tenant)
+                token_ids, _ = await self._images.read(
+                    asked, lambda found: engine.encode_with_images(asked, found), tenant
+                )
             else:
-                token_ids = await engine.encode(request.request)
+                token_ids = await engine.encode(asked)
             return model_pb2.CountTokensResponse(
                 prompt_tokens=len(token_ids),
                 context_length=engine.facts.context_length,

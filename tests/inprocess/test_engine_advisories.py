@@ -12,12 +12,19 @@ import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from anabranch.v1 import generation_pb2 as pb
+from services.chassis.errors import Fault
 from services.chassis.settings import load
 from services.local_engine.app import make_engine
+from services.local_engine.images.addresses import Place
+from services.local_engine.images.limits import ImageLimits, violations_of
+from services.local_engine.images.reader import ImageReader
 from services.local_engine.on_vllm.arguments import engine_arguments
 from services.local_engine.on_vllm.options import VllmOptions, further_arguments
 from services.local_engine.settings import Settings
+from tests.inprocess.test_image_fetcher import PICTURE, fetching, read
 from tests.inprocess.test_local_engine import engine, refusal, request
+from tests.support import tls
+from tests.support.pictures import linked, user
 from tests.support.waiting import BOUND_S
 
 
@@ -92,18 +99,43 @@ async def test_a_prompt_s_token_ids_are_within_the_vocabulary():
     assert [v.field for v in fault.violations] == ["prompt_token_ids"]
 
 
-@pytest.mark.parametrize("uri", ["http://169.254.169.254/latest", "file:///etc/passwd", "ftp://x"])
-async def test_cve_2025_6242_an_image_s_address_is_https_or_refused_unread(uri):
-    image = pb.ContentPart(image=pb.Image(uri=uri, media_type="image/png"))
-    message = pb.Message(role=pb.ROLE_USER, content=[image])
-    async with engine() as caller:
-        wanted = request()
-        wanted.ClearField("messages")
-        wanted.messages.append(message)
-        fault = await refusal(
-            caller.stub.Generate(wanted, metadata=caller.metadata, timeout=BOUND_S)
-        )
-    assert [v.field for v in fault.violations] == ["messages[0].content[0].image.uri"]
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://images.example.org/a.png",
+        "https://169.254.169.254/latest",
+        "https://images.example.org@169.254.169.254/latest",
+        "file:///etc/passwd",
+    ],
+)
+def test_cve_2025_6242_an_address_that_is_not_on_the_list_is_refused_unread(uri):
+    limits = ImageLimits(places=(Place.parse("images.example.org"),))
+    (wrong,) = violations_of(looking_at(uri), limits, 1)
+    assert wrong.field == "messages[0].content[0].image.uri"
+    # And not because everything is.
+    assert violations_of(looking_at("https://images.example.org/a.png"), limits, 1) == []
+
+
+async def test_cve_2025_6242_an_allowed_host_cannot_send_the_engine_elsewhere(tmp_path):
+    certificates = tls.made(tmp_path)
+    async with fetching(certificates) as (serving, fetcher):
+        place = Place.parse(f"localhost:{serving.port}")
+        reader = ImageReader(ImageLimits(places=(place,)), fetcher)
+        (picture,) = await read(reader, looking_at(serving.uri("/picture")))
+        assert picture.data == PICTURE
+        with pytest.raises(Fault, match="could not be fetched"):
+            await read(reader, looking_at(serving.uri("/moved")))
+        assert serving.asked == ["/picture", "/moved"]  # whose answer leads to /picture
+    async with fetching(certificates, networks=()) as (serving, fetcher):
+        place = Place.parse(f"localhost:{serving.port}")
+        reader = ImageReader(ImageLimits(places=(place,)), fetcher)
+        with pytest.raises(Fault, match="could not be fetched"):
+            await read(reader, looking_at(serving.uri("/picture")))
+        assert serving.asked == []  # a name on the list, of an address inside
+
+
+def looking_at(uri: str) -> pb.GenerateRequest:
+    return pb.GenerateRequest(messages=[user(linked(uri))])
 
 
 async def test_cve_2025_48956_oversize_headers_end_their_call_only():

@@ -65,6 +65,7 @@ class Scene:
     caller: Caller
     expected: dict[str, Any]
     images: Any
+    path: Any
 
     async def look(self, *parts: pb.ContentPart | str, **fields: Any) -> pb.GenerateResponse:
         return await self.ask(request(**self.fields(*parts, **fields)))
@@ -113,7 +114,7 @@ async def scene(tmp_path_factory):
             image_ca_file=certificates / "ca.pem",
         ) as caller,
     ):
-        yield Scene(caller, expected, images)
+        yield Scene(caller, expected, images, directory / NAME)
 
 
 def outcome(answer: pb.GenerateResponse) -> tuple[int, list[int]]:
@@ -276,6 +277,26 @@ async def test_the_mark_of_a_picture_is_no_picture(scene):
         errors_pb2.ERROR_REASON_INVALID_REQUEST,
         "prompt",
     )
+
+
+async def test_the_mark_of_a_picture_in_pieces_is_found_when_they_are_together(scene):
+    for parts in ((IMAGE[:3], IMAGE[3:]), (IMAGE[:3], IMAGE[3:], part(RED), QUESTION)):
+        fault = await scene.refused(*parts)
+        assert fault.reason == errors_pb2.ERROR_REASON_INVALID_REQUEST
+        assert fault.violations[0].field == "messages"
+    answer = await scene.look(part(RED), QUESTION)
+    assert outcome(answer) == tuple(scene.expected["red"][:2])
+
+
+async def test_a_continuation_holds_no_mark_of_a_picture(scene):
+    from transformers import AutoTokenizer
+
+    mark = AutoTokenizer.from_pretrained(scene.path).convert_tokens_to_ids(IMAGE)
+    for continued in (pb.Continuation(token_ids=[5, mark]), pb.Continuation(text=f"A {IMAGE}")):
+        for parts in ((QUESTION,), (part(RED), QUESTION)):
+            fault = await scene.refused(*parts, continuation=continued)
+            assert fault.reason == errors_pb2.ERROR_REASON_INVALID_REQUEST
+            assert fault.violations[0].field == "continuation"
 
 
 async def test_a_prompt_too_long_with_its_images_is_out_of_range(scene):

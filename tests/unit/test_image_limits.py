@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import sys
+from types import FrameType
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,7 +13,12 @@ from hypothesis import strategies as st
 
 from anabranch.v1 import generation_pb2 as pb
 from services.local_engine.images.addresses import Place, is_allowed, may_connect, parse_networks
-from services.local_engine.images.header import MEDIA_TYPES, ImageHeader, read_header
+from services.local_engine.images.header import (
+    MEDIA_TYPES,
+    MOST_MARKERS,
+    ImageHeader,
+    read_header,
+)
 from services.local_engine.images.limits import ImageLimits, has_images, violations_of
 from tests.support.pictures import (
     FORMATS,
@@ -88,6 +96,50 @@ def test_no_bytes_bring_the_header_s_reader_down(media_type, kept, tail):
         read_header(encoded(media_type=media_type)[:kept] + tail)
 
 
+JPEG = encoded(media_type="image/jpeg")
+FOUR_MIB = 4 * 1024 * 1024
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        JPEG[:2] + b"\xff" * FOUR_MIB,
+        JPEG[:2] + b"\xff" * FOUR_MIB + JPEG[2:],
+        JPEG[:2] + b"\xff\xd0" * (FOUR_MIB // 2) + JPEG[2:],
+        JPEG[:2] + b"\xff\xe0\0\x02" * (FOUR_MIB // 4) + JPEG[2:],
+        JPEG[:2] + b"\xff\xff\xff\xe0\0\x02" * (FOUR_MIB // 6) + JPEG[2:],
+    ],
+    ids=["fill", "fill before", "bare markers", "empty segments", "filled segments"],
+)
+def test_a_large_hostile_jpeg_is_judged_in_a_bounded_number_of_steps(data):
+    assert lines_run(data) < 20 * MOST_MARKERS
+
+
+def test_a_jpeg_may_have_as_many_markers_as_a_long_profile_and_fill_bytes():
+    profile = b"\xff\xff\xe2\0\x04ab" * (MOST_MARKERS - 20)
+    told = read_header(JPEG[:2] + profile + JPEG[2:])
+    assert told == ImageHeader("image/jpeg", 100, 60)
+
+
+def lines_run(data: bytes) -> int:
+    """The lines of Python that reading a header takes, whatever comes of it."""
+    count = 0
+
+    def step(_: FrameType, event: str, __: Any) -> Any:
+        nonlocal count
+        count += event == "line"
+        return step
+
+    before = sys.gettrace()
+    sys.settrace(step)
+    try:
+        with contextlib.suppress(ValueError):
+            read_header(data)
+    finally:
+        sys.settrace(before)
+    return count
+
+
 def test_all_that_is_wrong_with_a_request_s_images_is_listed_at_once():
     request = asked(
         part(encoded(), "image/svg+xml"),
@@ -152,6 +204,7 @@ PLACES = tuple(
         "https://images.example.org",
         "https://a.b.cdn.example/x",
         "https://store.example:8443/public/x%20y.png",
+        "https://images.example.org/a.png?X-Amz-Credential=A%2F20260101%2Feu;b",
     ],
 )
 def test_an_address_on_the_list_is_allowed(uri):
@@ -188,6 +241,18 @@ def test_an_address_on_the_list_is_allowed(uri):
         "https://store.example:8443/public/%2e%2e/private/x",
         "https://store.example:8443/public/%2E./private/x",
         "https://store.example:8443/public/..%2fprivate/x",
+        "https://store.example:8443/public/x;y=1/z",
+        "https://store.example:8443/public/x%3by",
+        "https://store.example:8443/public/x%252e%252e",
+        "https://store.example:8443/public/x%3Fy",
+        "https://store.example:8443/public/x%23y",
+        "https://store.example:8443/public/x%5cy",
+        "https://store.example:8443/public/x%00y",
+        "https://store.example:8443/public/x%0d%0ay",
+        "https://store.example:8443/public/x%1Fy",
+        "https://store.example:8443/public/x%7fy",
+        "https://store.example:8443/public/x%y",
+        "https://store.example:8443/public/x?y=%0d%0az",
         "https://images.example.org/" + "a" * 3000,
         "file:///etc/passwd",
         "https:images.example.org/a.png",
@@ -215,13 +280,17 @@ def test_a_list_with_something_that_is_no_host_is_refused(text):
         *("255.255.255.255", "198.18.0.1", "240.0.0.1", "::", "::1", "fe80::1", "fe80::1%eth0"),
         *("fd00:ec2::254", "ff02::1", "::ffff:127.0.0.1", "::ffff:169.254.169.254"),
         *("64:ff9b::7f00:1", "64:ff9b:1::1", "2002:7f00:1::", "2001:0:7f00:1::", "no number", ""),
+        # Forms that hold an IPv4 address, public or not, and what is no global unicast.
+        *("::ffff:93.184.216.34", "64:ff9b::5db8:d822", "2002:5db8:d822::1", "::93.184.216.34"),
+        *("2001:0:5db8:d822::1", "2001:db8::1", "3fff::1", "4000::1", "5f00::1", "1000::1"),
+        *("fec0::1", "100::1", "2606:2800:220:1::5efe:7f00:1", "a000::1"),
     ],
 )
 def test_no_address_inside_is_connected_to(number):
     assert not may_connect(number, ())
 
 
-@pytest.mark.parametrize("number", ["93.184.216.34", "2606:2800:220:1::1", "64:ff9b::5db8:d822"])
+@pytest.mark.parametrize("number", ["93.184.216.34", "2606:2800:220:1::1", "2a00:1450:4001::5"])
 def test_public_addresses_are(number):
     assert may_connect(number, ())
 
@@ -229,9 +298,12 @@ def test_public_addresses_are(number):
 def test_a_private_network_that_is_named_may_be_connected_to_and_no_other():
     named = parse_networks(["10.20.0.0/16", "fd12::/64"])
     assert may_connect("10.20.3.4", named)
-    assert may_connect("::ffff:10.20.3.4", named)
+    assert not may_connect("::ffff:10.20.3.4", named)
     assert may_connect("fd12::7", named)
     assert not may_connect("10.21.3.4", named)
     assert not may_connect("127.0.0.1", named)
+    translated = parse_networks(["64:ff9b::/96"])
+    assert may_connect("64:ff9b::5db8:d822", translated)
+    assert not may_connect("64:ff9b::a9fe:a9fe", translated)
     with pytest.raises(ValueError, match="which is no network"):
         parse_networks(["10.20.0.0/99"])

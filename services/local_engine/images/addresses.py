@@ -19,12 +19,18 @@ _PLAIN = re.compile(r"[\x21-\x7e]+\Z")
 _REST = r"(?:[a-z0-9-]{0,61}[a-z0-9])?"
 _HOST = re.compile(rf"(?:[a-z0-9]{_REST}\.)*[a-z]{_REST}\Z")
 """A name whose last label begins with a letter: no number in any of its spellings is one."""
-_HIDDEN = re.compile(r"%(?:2e|2f|5c|00)", re.IGNORECASE)
+_CONTROL = re.compile(r"%(?:[01][0-9a-f]|7f|(?![0-9a-f]{2}))", re.IGNORECASE)
+"""A control character, or what is no character at all: nowhere in an address."""
+_HIDDEN = re.compile(r";|%(?:2[e35f]|3[bf]|5c)", re.IGNORECASE)
+"""Parameters, and what ends or joins parts of a path for those who decode it before they split it:
+nowhere in a path. In a query, signed addresses hold them."""
+_GLOBAL = ipaddress.ip_network("2000::/3")
+"""All that is allotted of IPv6; see IANA's registry of its address space."""
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _NEVER: tuple[Network, ...] = tuple(
     map(
         ipaddress.ip_network,
-        ("168.63.129.16/32", "192.0.0.0/24", "64:ff9b:1::/48", "3fff::/20", "5f00::/16"),
+        ("168.63.129.16/32", "192.0.0.0/24", "3fff::/20"),
     )
 )
 """Not public though older Pythons say so, or public and yet a cloud's own control plane: the first
@@ -75,7 +81,7 @@ def parse_networks(texts: Sequence[str]) -> tuple[Network, ...]:
 def is_allowed(uri: str, places: Sequence[Place]) -> bool:
     """Whether an address may be fetched, as it is spelled. What is odd about it counts against it:
     two programs may read it differently."""
-    if len(uri) > LONGEST or not _PLAIN.match(uri) or "\\" in uri or _HIDDEN.search(uri):
+    if len(uri) > LONGEST or not _PLAIN.match(uri) or "\\" in uri or _CONTROL.search(uri):
         return False
     try:
         parts = urlsplit(uri)
@@ -87,7 +93,12 @@ def is_allowed(uri: str, places: Sequence[Place]) -> bool:
     if parts.scheme != "https" or parts.netloc not in spelled or not _HOST.match(host):
         return False
     path = parts.path or "/"
-    if "#" in uri or not path.startswith("/") or not {".", ".."}.isdisjoint(path.split("/")):
+    if (
+        "#" in uri
+        or _HIDDEN.search(path)
+        or not path.startswith("/")
+        or not {".", ".."}.isdisjoint(path.split("/"))
+    ):
         return False
     return any(place.covers(host, port, path) for place in places)
 
@@ -99,15 +110,23 @@ def may_connect(number: str, allowed: Sequence[Network]) -> bool:
     except ValueError:
         return False
     if isinstance(found, ipaddress.IPv6Address):
-        if found.ipv4_mapped is not None:
-            found = found.ipv4_mapped
-        elif found in _NAT64:
-            found = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
-        elif found.sixtofour is not None or found.teredo is not None:
+        if found in _NAT64:
+            # Only where the operator says that there is a translator, and then as what is behind.
+            behind = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
+            return _within(found, allowed) and may_connect(str(behind), allowed)
+        if _holds_ipv4(found):
+            return False
+        if found not in _GLOBAL and not _within(found, allowed):
             return False
     if found.is_multicast or found.is_unspecified:
         return False
     return _within(found, allowed) or (found.is_global and not _within(found, _NEVER))
+
+
+def _holds_ipv4(number: ipaddress.IPv6Address) -> bool:
+    """Mapped, 6to4, Teredo and ISATAP: these lead to an IPv4 address that is not looked at."""
+    isatap = (int(number) >> 32) & 0xFDFFFFFF == 0x00005EFE
+    return bool(number.ipv4_mapped or number.sixtofour or number.teredo or isatap)
 
 
 def _within(number: Number, networks: Sequence[Network]) -> bool:

@@ -30,7 +30,12 @@ _HEADERS = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "a
 
 
 class FetchError(Exception):
-    """An image could not be fetched. The text is for the caller and tells nothing of networks."""
+    """An image could not be fetched. The text is for the caller: but for too large a size always
+    the same, or who asks could learn what there is at addresses, and which ports are open."""
+
+
+class _NoImage(Exception):
+    """Why an answer is none that can be taken: for the log."""
 
 
 class ImageFetcher:
@@ -38,7 +43,7 @@ class ImageFetcher:
 
     def __init__(self, session: aiohttp.ClientSession, timeout: float) -> None:
         self._session = session
-        self._timeout = timeout
+        self.timeout = timeout
 
     @classmethod
     @asynccontextmanager
@@ -68,10 +73,9 @@ class ImageFetcher:
         try:
             async with self._session.get(URL(uri, encoded=True), allow_redirects=False) as answer:
                 return await _body(answer, most_bytes)
-        except TimeoutError:
-            raise FetchError(f"did not come within {self._timeout:g} s") from None
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            # Which name led where is for the operator, not for who asks.
+        except (aiohttp.ClientError, OSError, ValueError, _NoImage) as error:
+            # Which name led where is for the operator, not for who asks. A TimeoutError is an
+            # OSError.
             _log.warning(
                 "an image could not be fetched",
                 extra={"host": URL(uri, encoded=True).host, "cause": _cause(error)},
@@ -81,9 +85,9 @@ class ImageFetcher:
 
 async def _body(answer: aiohttp.ClientResponse, most_bytes: int) -> bytes:
     if answer.status != 200:
-        raise FetchError(f"was answered with status {answer.status}")
+        raise _NoImage(f"was answered with status {answer.status}")
     if answer.headers.get("Content-Encoding", "identity") != "identity":
-        raise FetchError("came compressed, which was not asked for")
+        raise _NoImage("came compressed, which was not asked for")
     found = bytearray()
     # What the header says of the length may be wrong: what comes is counted.
     async for piece in answer.content.iter_chunked(_PIECE):

@@ -6,6 +6,7 @@ Of animations the first frame counts. A file that lies here is found out when it
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass
 
@@ -15,6 +16,10 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _MOST_SCANS = 100
 """Of a progressive JPEG. Each costs a pass over all pixels, and takes a few bytes to ask for."""
 _START_OF_SCAN = b"\xff\xda"
+MOST_MARKERS = 1024
+"""Of a JPEG, before it says its size. A colour profile takes 255 at most."""
+_MARKER = re.compile(rb"\xff{1,4096}+[^\xff]", re.DOTALL)
+"""A marker after fill bytes, of which no encoder writes more than a few."""
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _BARE = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a length
 
@@ -52,25 +57,28 @@ def _png(data: bytes) -> ImageHeader:
 
 
 def _jpeg(data: bytes) -> ImageHeader:
-    if data.count(_START_OF_SCAN) > _MOST_SCANS:
-        raise ValueError(f"has more than {_MOST_SCANS} scans")
     at = 2
-    while True:
-        (mark, marker) = struct.unpack_from(">BB", data, at)
-        if mark != 0xFF:
-            raise ValueError("is a JPEG with something between its segments")
-        at += 1 if marker == 0xFF else 2
-        if marker in _BARE or marker == 0xFF:
+    for _ in range(MOST_MARKERS):
+        found = _MARKER.match(data, at)
+        if found is None:
+            if at < len(data) and data[at] != 0xFF:
+                raise ValueError("is a JPEG with something between its segments")
+            raise ValueError("ends within its header")
+        marker, at = data[found.end() - 1], found.end()
+        if marker in _BARE:
             continue
         if marker in (0xD9, 0xDA):
             raise ValueError("is a JPEG that does not say its size")
         (length,) = struct.unpack_from(">H", data, at)
         if marker in _FRAMES:
             height, width = struct.unpack_from(">HH", data, at + 3)
+            if data.count(_START_OF_SCAN, at) > _MOST_SCANS:
+                raise ValueError(f"has more than {_MOST_SCANS} scans")
             return ImageHeader("image/jpeg", width, height)
         if length < 2:
             raise ValueError("is a JPEG with a segment of no length")
         at += length
+    raise ValueError(f"is a JPEG that does not say its size in its first {MOST_MARKERS} markers")
 
 
 def _webp(data: bytes) -> ImageHeader:

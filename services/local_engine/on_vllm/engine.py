@@ -216,6 +216,8 @@ class VllmEngine:
         if self._loaded.embedder is not None:
             self._run(self._loaded.embedder.answer_probe(job, on_delta, on_fail), job.id)
             return
+        if self._loaded.pictures is not None and job.continuation:
+            self._loaded.pictures.check(job.continuation.token_ids, "continuation")
         self._loaded.jobs.submit(job, on_delta, on_fail, on_plain)
 
     def abort(self, job_id: str) -> None:

@@ -89,14 +89,21 @@ class PictureRenderer:
             _, (prompt,) = await self._renderer.render_chat_async(
                 [turns], params, skip_mm_cache=True
             )
-        except (TemplateError, *self._refusals) as refused:
+        except TemplateError as refused:
             raise invalid(
                 [Violation("messages", f"the model's own processing refuses them: {refused}")]
             ) from refused
+        except self._refusals as refused:
+            # Not in its words: those of processors quote what they got, with addresses in memory.
+            raise invalid(
+                [Violation("messages", "the model's own processing refuses them")]
+            ) from refused
         tokens = list(prompt["prompt_token_ids"])
+        places = prompt["mm_placeholders"]["image"] if pictures else ()
+        # Texts that are no mark each may be one together, and tools have texts, too.
+        self._check_outside(tokens, [(place.offset, place.length) for place in places])
         if not pictures:
             return tokens, None
-        places = prompt["mm_placeholders"]["image"]
         return tokens, Media(prompt, min(place.offset for place in places))
 
     async def encode_text_only(
@@ -108,11 +115,21 @@ class PictureRenderer:
             # Templates of such models often read turns in pieces only, which the renderer knows.
             return (await self.encode(request, ()))[0]
         token_ids = await tokenizer.encode(request)
+        self.check(token_ids, "prompt" if request.prompt else "prompt_token_ids")
+        return token_ids
+
+    def check(self, token_ids: Sequence[int], field: str) -> None:
+        """Raises Fault INVALID_REQUEST where tokens without a picture hold the mark of one."""
         found = self._marks.keys() & set(token_ids)
         if found:
-            field = "prompt" if request.prompt else "prompt_token_ids"
             raise invalid([Violation(field, self._refusal(self._marks[min(found)]))])
-        return token_ids
+
+    def _check_outside(self, tokens: list[int], places: Sequence[tuple[int, int]]) -> None:
+        at = 0
+        for offset, length in sorted(places):
+            self.check(tokens[at:offset], "messages")
+            at = max(at, offset + length)
+        self.check(tokens[at:], "messages")
 
     def _check_texts(self, request: pb.GenerateRequest) -> None:
         found = [
@@ -153,8 +170,10 @@ def _decode(picture: Picture) -> Image.Image:
                 raise ValueError("its header says another size than the decoder finds")
             image.load()
             return _flattened(ImageOps.exif_transpose(image))
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as broken:
-        raise invalid([Violation(picture.at, f"cannot be decoded: {broken}")]) from broken
+    except Exception as broken:
+        # make them stumble over, struct.error and KeyError among it. Their words are not for the
+        # caller: some of them name objects by their address in memory.
+        raise invalid([Violation(picture.at, "cannot be decoded")]) from broken
 
 
 def _flattened(image: Image.Image) -> Image.Image:
