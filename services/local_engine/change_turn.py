@@ -46,7 +46,11 @@ class ChangeTurn:
 
     def begin(self, work: Coroutine[Any, Any, _T], name: str) -> asyncio.Task[_T]:
         """Work of the change that has the turn. What escapes it stops the process."""
-        task = self._tasks.create_task(work, name=name)
+        try:
+            task = self._tasks.create_task(work, name=name)
+        except RuntimeError:
+            work.close()  # the process is ending, and closes what is open by itself
+            raise
         self._going_on.add(task)
         task.add_done_callback(self._ended)
         return task

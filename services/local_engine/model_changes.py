@@ -223,8 +223,9 @@ class ModelChanges:
     async def _undo(self, starting: asyncio.Task[None], engine: Engine) -> None:
         """Ends a load, and every process of it, even when whoever asked for that leaves too."""
 
+        starting.cancel()
+
         async def undo() -> None:
-            starting.cancel()
             await asyncio.wait({starting})
             if not starting.cancelled():
                 starting.exception()

@@ -25,15 +25,21 @@ def listed(names: Iterable[str]) -> str:
 
 
 async def follow_roster(roster: Roster, host: Host) -> None:
-    """Until cancelled. A process that serves nothing is not ready."""
+    """Until cancelled. A process that serves nothing is not ready.
+
+    Health knows at once, whatever the registry takes to be told.
+    """
     changed = asyncio.Event()
-    roster.on_change = changed.set
-    while True:
-        await changed.wait()
-        changed.clear()
-        names = roster.names
-        if names:
+
+    def notice() -> None:
+        if roster.names:
             host.health.well(CONCERN)
         else:
             host.health.trouble(CONCERN, "no model takes requests", restart=False)
-        await host.tell({"models": listed(names)})
+        changed.set()
+
+    roster.on_change = notice
+    while True:
+        await changed.wait()
+        changed.clear()
+        await host.tell({"models": listed(roster.names)})

@@ -343,3 +343,40 @@ async def test_nothing_is_loaded_beside_a_first_model_that_still_loads(tmp_path,
     assert fault.retry_after
     over.set()
     await serving
+
+
+async def test_a_load_that_is_cut_short_by_the_end_of_the_process_is_closed(tmp_path, monkeypatch):
+    dead = dies(monkeypatch, MODEL_NAME)
+    closed: list[str] = []
+    close = SimEngine.close
+
+    async def closes(engine: SimEngine) -> None:
+        closed.append(engine._options.name)
+        await close(engine)
+
+    monkeypatch.setattr(SimEngine, "close", closes)
+    with pytest.RaisesGroup(EngineLost):
+        async with operated(tmp_path) as operator:
+            gate = Gate(SimEngine.start)
+            monkeypatch.setattr(SimEngine, "start", gate.method)
+            loading = asyncio.create_task(operator.load("lake", "lake"))
+            await gate.reached.wait()
+            dead.set()
+            await asyncio.sleep(BOUND_S)
+    await asyncio.wait({loading})
+    assert loading.cancelled() or loading.exception() is not None
+    assert set(closed) == {"lake", MODEL_NAME}
+
+
+async def test_health_follows_at_once_though_the_registry_hangs(tmp_path, monkeypatch):
+    async with operated(tmp_path) as operator:
+        host = operator.caller.host
+        gate = Gate(host.tell)
+        monkeypatch.setattr(host, "tell", gate.method)
+        await operator.ask("UnloadModel", name=MODEL_NAME, allow_last=True)
+        async with asyncio.timeout(BOUND_S):
+            await gate.reached.wait()
+        assert not host.health.is_ready
+        await operator.load("lake", "lake")
+        assert host.health.is_ready
+        gate.open.set()
