@@ -83,7 +83,7 @@ async def test_a_call_that_is_cancelled_while_its_form_is_judged_never_begins(wa
     assert [job.sampling.constraint for job in simulation.jobs] == [None]
 
 
-async def test_a_call_that_is_cancelled_while_it_is_encoded_is_not_judged():
+async def test_a_call_that_is_cancelled_while_it_is_encoded_never_begins():
     simulation = Gated("encode")
     async with engine(simulation) as caller:
         wanted = request(response_format=FORM)
@@ -100,5 +100,5 @@ async def test_a_call_that_is_cancelled_while_it_is_encoded_is_not_judged():
         simulation.go_on.set()
         await wait(simulation.left)
         await caller.generate()
-    assert simulation.steps == ["encode", "encode"]
+    assert simulation.steps == ["check_form", "encode", "encode"]
     assert [job.sampling.constraint for job in simulation.jobs] == [None]
