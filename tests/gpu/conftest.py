@@ -5,6 +5,8 @@ Each engine is a real process with the small model; those with the same settings
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from bench.engine.circumstances import gpu
@@ -22,3 +24,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "/gpu/" in item.path.as_posix():
                 item.add_marker(pytest.mark.skip(reason=why))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Says at once what failed: time on a machine with a GPU may end before the last test does."""
+    if report.failed and "/gpu/" in f"/{report.nodeid}":
+        sys.stderr.write(f"\n{report.nodeid}, {report.when}:\n{report.longreprtext}\n")
+        sys.stderr.flush()
