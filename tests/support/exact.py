@@ -20,7 +20,8 @@ from services.local_engine import app as engine_app
 from services.local_engine import settings as engine_settings
 from services.local_engine.on_vllm.engine import VllmEngine
 from services.local_engine.on_vllm.options import VllmOptions
-from services.local_engine.on_vllm.outputs import Outputs, Plain, Receive, outputs_for
+from services.local_engine.on_vllm.output_ways import outputs_for
+from services.local_engine.on_vllm.outputs import Outputs, Plain, Receive
 from tests.support.auth import bearer
 from tests.support.engines import MODEL
 from tests.support.inprocess import Cluster, cluster, model_stub

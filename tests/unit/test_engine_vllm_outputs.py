@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from services.local_engine.on_vllm.outputs import StreamedOutputs, TappedOutputs, outputs_for
+from services.local_engine.on_vllm.output_ways import outputs_for
+from services.local_engine.on_vllm.outputs import StreamedOutputs, TappedOutputs
 
 
 @pytest.mark.parametrize("version", ["0.25.0", "0.25.1+cu130", "0.32.0+cpu", "0.33.9"])

@@ -45,7 +45,8 @@ from services.local_engine.on_vllm.loading import Loaded, Seams, load, set_varia
 from services.local_engine.on_vllm.model_load import ModelLoad
 from services.local_engine.on_vllm.options import VllmOptions, process_variables
 from services.local_engine.on_vllm.orphan_guard import OrphanGuard
-from services.local_engine.on_vllm.outputs import Outputs, outputs_for
+from services.local_engine.on_vllm.output_ways import outputs_for
+from services.local_engine.on_vllm.outputs import Outputs
 from services.local_engine.on_vllm.settled import ENVIRONMENT
 from services.local_engine.on_vllm.steps import StepRecorder
 

@@ -7,16 +7,9 @@ on more than vLLM documents, so it is for versions that it was seen working with
 from __future__ import annotations
 
 import asyncio
-import logging
-import re
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
-
-_log = logging.getLogger(__name__)
-
-KNOWN_FROM, KNOWN_BELOW = (0, 25), (0, 34)
-"""Versions of vLLM whose collectors are known."""
 
 Prompt = Sequence[int] | Mapping[str, Any]
 """Token ids, or a prompt as vLLM's renderer makes them."""
@@ -170,25 +163,3 @@ def _prompt(tokens: Prompt) -> Mapping[str, Any]:
     if isinstance(tokens, Mapping):
         return tokens
     return {"type": "token", "prompt_token_ids": list(tokens)}
-
-
-def outputs_for(llm: Any, version: str) -> Outputs:
-    """The fastest way that this version of vLLM is known to have."""
-    found = re.match(r"(\d+)\.(\d+)", version)
-    if found and KNOWN_FROM <= (int(found[1]), int(found[2])) < KNOWN_BELOW:
-        from services.local_engine.on_vllm.lane import lane_of
-
-        return lane_of(llm) or TappedOutputs(llm)
-    _log.warning(
-        "this version of vLLM is unknown: outputs come through its public stream, which costs a "
-        "task and a wake-up for each request and token",
-        extra={
-            "version": version,
-            "known": f"{_spelled(KNOWN_FROM)} to below {_spelled(KNOWN_BELOW)}",
-        },
-    )
-    return StreamedOutputs(llm)
-
-
-def _spelled(version: tuple[int, int]) -> str:
-    return f"{version[0]}.{version[1]}"
