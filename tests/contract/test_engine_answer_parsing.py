@@ -327,9 +327,10 @@ async def test_a_demanded_call_is_sampled_under_a_constraint_of_its_schema(
     assert ("get_time" in spec.constraint.text) == (not named)
 
 
-async def test_a_demanded_call_comes_out_of_the_json_that_it_was_forced_into(bench):
+@pytest.mark.parametrize("tools", ["pythonic", "granite", "seed_oss", "xlam"])
+async def test_a_demanded_call_comes_out_of_the_json_that_it_was_forced_into(bench, tools):
     required = pb.ToolChoice(mode=pb.ToolChoice.MODE_REQUIRED)
-    parsers, request = bench.parsers("pythonic"), asked(WEATHER, CLOCK, tool_choice=required)
+    parsers, request = bench.parsers(tools), asked(WEATHER, CLOCK, tool_choice=required)
     arguments = {"city": "Zürich, \\ {Kreis}", "days": 2}
     calls = [
         {"name": "get_weather", "parameters": arguments},

@@ -72,12 +72,15 @@ class VllmParsers:
         """A fresh parser, for one choice."""
         kind = self._full if request.tools else self._plain
         assert kind is not None
-        return kind(
+        made = kind(
             self._tokenizer,
             request.tools,
             chat_template_kwargs=dict(template_arguments),
             model_config=self._model_config,
         )
+        if made.tool_parser is not None and request.tool_choice not in ("auto", "none", None):
+            _keep_text(made)
+        return made
 
     def _composed(self, names: ParserNames) -> Any:
         from vllm.parser import ParserManager
@@ -96,6 +99,17 @@ class VllmParsers:
         except Exception as wrong:
             given = ", ".join(filter(None, self.names))
             raise ValueError(f"the parsers {given} do not fit the model: {wrong}") from wrong
+
+
+def _keep_text(parser: Any) -> None:
+    """Has a composed parser read calls that were forced into JSON.
+
+    vLLM looks for them in all the text so far, which it does not keep where both parts work on
+    events: such calls were lost (granite and seed_oss, seen in 0.32.0; 0.25.1 reads alike).
+    """
+    tools = parser.tool_parser
+    if getattr(tools, "supports_required_and_named", False) and is_engine_based(parser):
+        parser._engine_based = parser._stream_state.engine_based = False
 
 
 def _limit_expressions() -> None:
