@@ -347,6 +347,14 @@ async def test_a_demanded_call_comes_out_of_the_json_that_it_was_forced_into(ben
     assert result.finish is Finish.TOOL_CALLS
 
 
+async def test_a_call_that_nothing_would_force_is_not_demanded(bench):
+    required = pb.ToolChoice(mode=pb.ToolChoice.MODE_REQUIRED)
+    parser = bench.parsers("minimax_m3").parser_for(asked(WEATHER, tool_choice=required))
+    with pytest.raises(Fault, match="demanded") as refused:
+        await parser.shape(SamplingSpec())
+    assert refused.value.reason == errors_pb2.ERROR_REASON_UNSUPPORTED
+
+
 async def test_with_tool_choice_none_nothing_is_taken_for_a_call(bench):
     none = pb.ToolChoice(mode=pb.ToolChoice.MODE_NONE)
     result = await parsed(bench, bench.parsers("hermes"), asked(WEATHER, tool_choice=none), CALL)

@@ -81,6 +81,9 @@ class VllmAnswerParser:
         except (ValueError, TypeError, RuntimeError, RecursionError) as refused:
             description = f"the model's parser of tool calls refuses them: {refused}"
             raise invalid([Violation("tools", description)]) from refused
+        if forced and constraint is None:
+            text = "calls in this model's own form cannot be demanded, only hoped for"
+            raise unsupported("tool_choice", text)
         if constraint is not None and spec.constraint is not None:
             raise unsupported("tools with response_format", "this model takes one or the other")
         if constraint is not None and asked.HasField("continuation"):
