@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from anabranch.cli.answer_form import form_arguments, form_options
 from anabranch.cli.connection import Connection, report
 from anabranch.cli.options import (
     conversation,
@@ -16,7 +17,7 @@ from anabranch.cli.options import (
     request_arguments,
     request_options,
 )
-from anabranch.cli.render import print_json, print_receipt, print_stream
+from anabranch.cli.render import print_calls, print_json, print_receipt, print_stream
 from anabranch.errors import AnabranchError
 from anabranch.request import MessageLike
 
@@ -30,6 +31,7 @@ CHAT_HELP = "/reset starts over, /quit or Ctrl-D ends, Ctrl-C stops an answer."
 @click.command()
 @click.argument("prompt", required=False)
 @click.option("--raw", is_flag=True, help="Send the text as it is, without a chat template.")
+@form_options
 @request_options
 @receipt_option
 @json_option
@@ -50,13 +52,19 @@ def generate(
       anabranch generate "Name three rivers." --max-tokens 50
       git diff | anabranch generate -s "Review this change." --residency local-only
       anabranch generate "Name three rivers." --json | jq .usage
+      anabranch generate "Is the Rhine a river?" --choice yes --choice no
+      anabranch generate "The weather in Bern?" --tools tools.json --tool-choice required
+
+    A call of a tool is printed after the text, as its name and its arguments in JSON.
     """
+    form = form_arguments(given)
     text = given_or_stdin(prompt)
     if raw and given["system"]:
         raise click.UsageError("--system needs a chat template; leave out --raw")
     with connection.client(as_json=as_json) as client:
         system = given["system"]
         options = request_arguments(client, **given)
+        options |= form
         if raw:
             options["prompt"] = text
         else:
@@ -66,6 +74,7 @@ def generate(
             return
         with client.stream(**options) as stream:
             print_stream(stream)
+        print_calls(stream.answer)
         if receipt:
             print_receipt(stream)
 

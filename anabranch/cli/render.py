@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from anabranch.transcript import Chunk, Transcript
-from anabranch.types import Backend, Explanation, Model, RoutingPolicy, as_dict
+from anabranch.types import Answer, Backend, Explanation, Model, RoutingPolicy, as_dict
 from anabranch.vocabulary import BackendState, BreakerState
 
 _CONTROLS = dict.fromkeys({*range(0x20), *range(0x7F, 0xA0)} - {ord("\n"), ord("\t")})
@@ -54,6 +54,13 @@ def print_stream(chunks: Iterable[Chunk]) -> None:
                 ended_line = chunk.text.endswith("\n")
     if not ended_line:
         click.echo()
+
+
+def print_calls(answer: Answer) -> None:
+    """Prints the tools that an answer calls, a line each."""
+    drop = _CONTROLS if sys.stdout.isatty() else {}
+    for call in answer.tool_calls:
+        click.echo(f"{call.name} {call.arguments}".translate(drop))
 
 
 @contextmanager

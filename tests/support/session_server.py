@@ -8,6 +8,7 @@ What it does to a request is in its own prompt or last message, so a test reads 
     "flood N"        N chunks of 1 KiB at once
     "cancelled N"    N tokens, then FINISH_REASON_CANCELLED
     "unfinished"     the last chunk carries no finish reason
+    "repeat"         the request's form, tools and choice of tools in JSON, and a call of each tool
 Run as a module it prints its address, for tests whose client needs another process.
 """
 
@@ -15,12 +16,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 
 import grpc
+from google.protobuf import json_format
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
 
@@ -141,6 +144,9 @@ class Conversation:
                 chunk = generation_pb2.GenerateChunk(first_token=position, text="x" * 1024)
                 yield session_pb2.SessionResponseFrame(stream=stream, chunk=chunk, tokens=1)
             yield _last(stream, int(argument), 1)
+        elif verb == "repeat":
+            yield session_pb2.SessionResponseFrame(stream=stream, chunk=_repeated(request))
+            yield _last(stream, 0, 3)
         elif verb == "unfinished":
             chunk = generation_pb2.GenerateChunk(text="half", token_ids=[1])
             yield session_pb2.SessionResponseFrame(stream=stream, chunk=chunk, last=True, tokens=1)
@@ -172,6 +178,18 @@ class Conversation:
                         await self.changed.wait()
             else:
                 await asyncio.sleep(self.script.pace)
+
+
+def _repeated(request: generation_pb2.GenerateRequest) -> generation_pb2.GenerateChunk:
+    asked = generation_pb2.GenerateRequest(
+        tools=request.tools,
+        tool_choice=request.tool_choice if request.HasField("tool_choice") else None,
+        response_format=request.response_format if request.HasField("response_format") else None,
+    )
+    chunk = generation_pb2.GenerateChunk(text=json.dumps(json_format.MessageToDict(asked)))
+    for index, tool in enumerate(request.tools):
+        chunk.tool_calls.add(index=index, id=f"call-{index}", name=tool.name, arguments='{"a": 1}')
+    return chunk
 
 
 def _last(stream: int, tokens: int, finish: int) -> session_pb2.SessionResponseFrame:
