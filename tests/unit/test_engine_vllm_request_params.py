@@ -67,6 +67,14 @@ def test_what_is_asked_differently_is_never_taken_for_the_same(one, other):
     assert params(other, True) != params(one, True)
 
 
+def test_a_model_that_reasons_has_its_parameters_kept_too():
+    params = RequestParams({}, Seeding.OWN)
+    thinks = replace(SPEC, thinking={"enable_thinking": True})
+    for spec in (thinks, thinks, replace(SPEC, thinking={"enable_thinking": False}), SPEC):
+        assert params(job(spec), True) == RequestParams({}, Seeding.OWN)(job(SPEC), True)
+    assert len(params._known) == 1
+
+
 def test_what_vllm_refuses_is_refused_each_time():
     params = RequestParams({}, Seeding.OWN)
     for _ in range(2):

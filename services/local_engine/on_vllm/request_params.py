@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from services.local_engine.engine import Job, SamplingSpec
@@ -44,6 +45,9 @@ class RequestParams:
         spec = job.sampling
         if spec.seed is not None or spec.constraint is not None or job.continuation:
             return self._make(job, detokenize)
+        if spec.thinking is not None:
+            # No parameter of vLLM's, and a mapping, which no key can hold.
+            spec = replace(spec, thinking=None)
         key = (spec, detokenize)
         known = self._known.get(key)
         if known is None:
