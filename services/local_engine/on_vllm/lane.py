@@ -46,6 +46,8 @@ class LaneOutputs:
     vLLM's statistics of what it takes, and leaves everything else to vLLM.
     """
 
+    refuses_late = False
+
     def __init__(self, llm: Any, gaps: Callable[[float, int], None] | None) -> None:
         self._llm = llm
         self._tapped = TappedOutputs(llm)
