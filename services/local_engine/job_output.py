@@ -49,6 +49,10 @@ class JobOutput:
         """Tokens emitted so far, over all choices."""
         return sum(self._counts) - len(self._counts) * len(self.job.continuation.token_ids)
 
+    def runs(self, index: int) -> bool:
+        """Whether choice `index` has not ended."""
+        return not self.ended and index in self._open
+
     def found_cached(self, tokens: int) -> None:
         """A choice found so many tokens of the prompt in the cache.
 

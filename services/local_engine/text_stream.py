@@ -13,6 +13,9 @@ Decode = Callable[[Sequence[int]], str]
 
 _PARTIAL = "\N{REPLACEMENT CHARACTER}"
 _CONTEXT_TOKENS = 8
+_UNSETTLED = 3
+"""Replacement characters at a text's end that may still become one of several bytes: some
+tokenizers show each of those by itself."""
 
 
 class IncrementalText:
@@ -32,17 +35,24 @@ class IncrementalText:
         """The text that these tokens complete."""
         pieces = []
         for token_id in token_ids:
-            before = self._decode(self._window[: self._known]).rstrip(_PARTIAL)
+            before = _settled(self._decode(self._window[: self._known]))
             self._window.append(token_id)
             after = self._decode(self._window)
-            whole = not after.endswith(_PARTIAL)
-            # Bytes that never become a character are not waited for.
-            whole = whole or len(self._window) - self._known > _CONTEXT_TOKENS
-            if whole and len(after) > len(before):
+            if after.endswith(_PARTIAL):
+                if len(self._window) - self._known <= _CONTEXT_TOKENS:
+                    continue
+                # Bytes that never become a character are not waited for.
+                after = _settled(after)
+            if len(after) > len(before):
                 pieces.append(after[len(before) :])
                 del self._window[:-_CONTEXT_TOKENS]
                 self._known = len(self._window)
         return "".join(pieces)
+
+
+def _settled(text: str) -> str:
+    """Without what may still become another character."""
+    return text[: max(len(text.rstrip(_PARTIAL)), len(text) - _UNSETTLED)]
 
 
 def ends_inside_character(decode: Decode, token_ids: Sequence[int]) -> bool:

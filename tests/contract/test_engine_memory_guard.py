@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import random
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -184,3 +185,36 @@ def test_where_the_guard_is_unsafe_it_stays_off_and_says_why():
         assert install(wrong, VERSION)
         assert wrong.parallel_config.distributed_executor_backend is before
     assert "unknown" in install(asked(), "0.34.0")
+
+
+@pytest.mark.parametrize(
+    ("module", "owner", "method", "other"),
+    [
+        ("core.sched.scheduler", "Scheduler", "reset_prefix_cache", lambda self: True),
+        ("executor.uniproc_executor", "UniProcExecutor", "sample_tokens", lambda self, grammar: 0),
+        ("executor.uniproc_executor", "UniProcExecutor", "execute_model", None),
+    ],
+)
+def test_a_vllm_whose_parts_are_called_otherwise_is_left_unguarded_and_they_are_named(
+    module, owner, method, other, monkeypatch
+):
+    from services.local_engine.on_vllm.in_core.memory_guard import install
+
+    monkeypatch.setattr(f"vllm.v1.{module}.{owner}.{method}", other)
+    config = SimpleNamespace(
+        parallel_config=SimpleNamespace(distributed_executor_backend="uni"),
+        scheduler_config=SimpleNamespace(scheduler_cls=None, async_scheduling=True),
+    )
+    assert f"{owner}.{method}" in install(config, VERSION)
+    assert config.parallel_config.distributed_executor_backend == "uni"
+
+
+def test_a_vllm_without_the_guard_s_parts_starts_without_it(monkeypatch):
+    from services.local_engine.on_vllm.loading import guard_memory
+
+    monkeypatch.delitem(
+        sys.modules, "services.local_engine.on_vllm.in_core.memory_guard", raising=False
+    )
+    monkeypatch.delattr("services.local_engine.on_vllm.in_core.memory_guard", raising=False)
+    monkeypatch.setitem(sys.modules, "vllm.v1.core.sched.async_scheduler", None)
+    assert "vllm.v1.core.sched.async_scheduler" in guard_memory(None, VERSION)

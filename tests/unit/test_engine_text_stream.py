@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.local_engine.on_vllm.token_bytes import ByteText, TokenBytes
 from services.local_engine.text_stream import (
     AnswerText,
     IncrementalText,
@@ -40,8 +41,34 @@ def test_a_prompt_that_ends_inside_a_character_is_noticed_and_not_echoed():
 
 def test_bytes_that_never_become_a_character_do_not_hold_the_rest_back():
     incremental = IncrementalText(decode)
-    text = incremental.push([0xFF] * 30) + incremental.push(b"ok")
-    assert text.endswith("ok")
+    early = incremental.push([0xFF] * 30)
+    assert early
+    assert early + incremental.push(b"ok") == "\N{REPLACEMENT CHARACTER}" * 30 + "ok"
+
+
+def test_a_character_after_many_tokens_without_text_is_waited_for():
+    silent = 300
+    incremental = IncrementalText(lambda ids: decode([i for i in ids if i != silent]))
+    pieces = [incremental.push((token,)) for token in [silent] * 9 + list("日".encode())]
+    assert "".join(pieces) == "日"
+
+
+_BYTES = st.sampled_from([0xFF, 0x80, 0xC3, 0xE2, 0x82, 0xAC, *b"ab"])
+_RUNS = st.lists(st.tuples(_BYTES, st.integers(1, 14)), max_size=6)
+
+
+@given(_RUNS, st.data())
+def test_an_answer_of_any_bytes_can_be_resumed_anywhere(runs, data):
+    tokens = [byte for byte, times in runs for _ in range(times)]
+    cut = data.draw(st.integers(0, len(tokens)))
+    table = TokenBytes([bytes((n,)) for n in range(256)])
+    first, whole = ByteText(table), ByteText(table)
+    sent = first.feed(tokens[:cut]).decode()
+    rest = AnswerText(decode, b"prompt", continued=tokens[:cut], continued_text=sent)
+    text = sent + rest.push(tokens[cut:])[0]
+    # What is never followed by a character may or may not be shown.
+    shown = (text.rstrip("\ufffd"), whole.feed(tokens).decode().rstrip("\ufffd"))
+    assert shown[0] == shown[1]
 
 
 def scan(stops: Sequence[str], pieces: Sequence[str], sent: str = "") -> tuple[str, str]:

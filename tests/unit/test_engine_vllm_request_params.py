@@ -67,10 +67,11 @@ def test_what_is_asked_differently_is_never_taken_for_the_same(one, other):
     assert params(other, True) != params(one, True)
 
 
-def test_how_a_model_thinks_is_no_matter_of_its_parameters():
+def test_a_model_that_reasons_has_its_parameters_kept_too():
     params = RequestParams({}, Seeding.OWN)
-    thinks = job(replace(SPEC, thinking={"enable_thinking": True}))
-    assert params(thinks, True) == params(job(), True)
+    thinks = replace(SPEC, thinking={"enable_thinking": True})
+    for spec in (thinks, thinks, replace(SPEC, thinking={"enable_thinking": False}), SPEC):
+        assert params(job(spec), True) == RequestParams({}, Seeding.OWN)(job(SPEC), True)
     assert len(params._known) == 1
 
 

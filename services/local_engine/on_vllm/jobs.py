@@ -37,15 +37,19 @@ of them is not to hold up the first tokens of those that are there already."""
 
 
 class _Running:
-    """One job inside vLLM. `texts`, one a choice, is set for jobs whose text vLLM does not make."""
+    """One job inside vLLM. `texts`, one a choice, is set for jobs whose text vLLM does not make.
 
-    __slots__ = ("load", "on_plain", "output", "texts")
+    `cut`: a stop string was found here, so vLLM goes on with a choice that has ended.
+    """
+
+    __slots__ = ("cut", "load", "on_plain", "output", "texts")
 
     def __init__(self, output: JobOutput, load: JobLoad, on_plain: OnPlain | None) -> None:
         self.output = output
         self.load = load
         self.on_plain = on_plain
         self.texts: list[AnswerText] | list[ByteText] = []
+        self.cut = False
 
 
 class VllmJobs:
@@ -141,7 +145,7 @@ class VllmJobs:
         try:
             if self._needs_own_text(job):
                 running.texts = [self._own_text(job) for _ in range(job.sampling.n)]
-            elif (table := self._tokenizer.token_bytes) is not None and _is_ordinary(job):
+            elif (table := self._tokenizer.token_bytes) is not None and _is_bytes(job):
                 running.texts = [ByteText(table) for _ in range(job.sampling.n)]
             params = self._new_params(job, not running.texts)
             tokens = [*job.prompt_token_ids, *job.continuation.token_ids]
@@ -186,9 +190,13 @@ class VllmJobs:
         return plain.take
 
     def _broke(self, running: _Running, error: Exception) -> None:
-        """What came from vLLM could not be handed on: the job fails, and vLLM is to forget it."""
+        """What came from vLLM could not be handed on: the job fails, and vLLM is to forget it.
+
+        Nothing is the request's fault any more, whatever the error's kind.
+        """
         self._commands.put_nowait(running.output.job.id)
-        self._fail(running, error)
+        lost = self._llm.errored and not isinstance(error, Fault)
+        self._end(running, running.output.lost(_DIED) if lost else fault_of(error))
 
     def _needs_own_text(self, job: Job) -> bool:
         """Whether vLLM's own text would be wrong.
@@ -221,7 +229,8 @@ class VllmJobs:
     def _receive(self, running: _Running, output: Any) -> None:
         if isinstance(output, Exception):
             # After output, or as no refusal, it is the end of vLLM's output loop.
-            if not running.output.started and isinstance(output, self._refusals):
+            refuses = self._outputs.refuses_late and not running.output.started
+            if refuses and isinstance(output, self._refusals):
                 self._fail(running, output)
             else:
                 self._end(running, running.output.lost(_DIED))
@@ -241,6 +250,8 @@ class VllmJobs:
         except Exception as error:  # noqa: BLE001 - the edge: this runs inside vLLM's output loop
             self._broke(running, error)
         if running.output.ended:
+            if running.cut:
+                self._commands.put_nowait(running.output.job.id)
             self._forget(running)
 
     def _deliver(self, running: _Running, part: Any) -> None:
@@ -249,6 +260,8 @@ class VllmJobs:
         failure = core_failure(part.finish_reason, part.stop_reason)
         if failure is not None:
             raise failure
+        if not output.runs(part.index):
+            return  # vLLM does not know yet, or the job's other choices go on
         token_ids, text = part.token_ids, part.text
         finish = vllm_sampling.finish_of(part.finish_reason)
         matched = part.stop_reason if isinstance(part.stop_reason, str) else ""
@@ -258,7 +271,8 @@ class VllmJobs:
             text, matched, counted = running.texts[part.index].push(shown, last=finish is not None)
             if matched:
                 token_ids, finish = token_ids[:counted], Finish.STOP
-                self._commands.put_nowait(output.job.id)
+                # Told to vLLM once no choice goes on: it can only be told of the whole job.
+                running.cut = True
         if not token_ids and not text and finish is None:
             return
         running.load.produced(len(token_ids))
@@ -305,6 +319,11 @@ class VllmJobs:
 def _is_ordinary(job: Job) -> bool:
     """Whether nothing but text and tokens is wanted, and no text ends it."""
     return job.sampling.logprobs is None and not job.sampling.stop
+
+
+def _is_bytes(job: Job) -> bool:
+    """Whether a table of bytes has the job's text: special tokens have none in it."""
+    return _is_ordinary(job) and not job.sampling.special_tokens
 
 
 def _tell_waits(output: JobOutput, stats: Any) -> None:

@@ -21,8 +21,30 @@ _log = logging.getLogger(__name__)
 _UNUSUAL = ("finish_reason", "events", "prefill_stats", "kv_transfer_params", "new_logprobs")
 """Of an engine core's output: where one of them is there, vLLM deals with it."""
 
-_unusual = attrgetter(*_UNUSUAL)
-_PLAIN = (None,) * len(_UNUSUAL)
+_USUAL = frozenset(
+    (
+        *("request_id", "new_token_ids", "stop_reason", "trace_headers", "num_nans_in_logits"),
+        *("new_prompt_logprobs_tensors", "prompt_token_id_logprobs", "pooling_output"),
+        *("ec_transfer_params", "mm_cache_miss_hashes", "new_sampling_mask"),
+        *("routed_experts", "spec_decode_metrics"),
+    )
+)
+"""What else it has in the versions that were read: asked for by none of our requests, or said only
+beside something unusual. A field that is in neither list is dealt with by vLLM where it is set."""
+
+
+def _marks(kind: Any) -> dict[str, Any]:
+    """The fields of vLLM's outputs, a struct, that are looked at, each with its usual value."""
+    plain = kind("", [])
+    unknown = [name for name in kind.__struct_fields__ if name not in {*_USUAL, *_UNUSUAL}]
+    return {name: getattr(plain, name) for name in (*_UNUSUAL, *unknown)}
+
+
+_CALLS = {
+    "update": ("new_token_ids", "stop_terminated"),
+    "get_next_output_text": ("finished", "delta"),
+}
+"""What vLLM's detokenizers are called with."""
 
 
 class _Request:
@@ -46,7 +68,13 @@ class LaneOutputs:
     vLLM's statistics of what it takes, and leaves everything else to vLLM.
     """
 
-    def __init__(self, llm: Any, gaps: Callable[[float, int], None] | None) -> None:
+    refuses_late = False
+
+    def __init__(
+        self, llm: Any, gaps: Callable[[float, int], None] | None, marks: Mapping[str, Any]
+    ) -> None:
+        self._marks = attrgetter(*marks)
+        self._plain = tuple(marks.values())
         self._llm = llm
         self._tapped = TappedOutputs(llm)
         self._processor = llm.output_processor
@@ -101,13 +129,13 @@ class LaneOutputs:
         **more: Any,
     ) -> Any:
         """As vLLM's own: one step's outputs, at most one a request."""
-        requests = self._requests
+        requests, marks, plain = self._requests, self._marks, self._plain
         others = []
         count = gaps = 0
         before: float | None = None  # when most of them had their token before
         for output in engine_core_outputs:
             request = requests.get(output.request_id)
-            if request is None or request.state.is_prefilling or _unusual(output) != _PLAIN:
+            if request is None or request.state.is_prefilling or marks(output) != plain:
                 others.append(output)
                 continue
             token_ids = output.new_token_ids
@@ -142,7 +170,10 @@ class LaneOutputs:
 
 def lane_of(llm: Any) -> LaneOutputs | None:
     """The lane of an AsyncLLM in which all that it relies on is found; None otherwise."""
-    missing = _missing(llm)
+    try:
+        missing = _missing(llm)
+    except (ImportError, AttributeError, TypeError) as error:
+        missing = str(error)
     if missing:
         _log.warning(
             "this version of vLLM is not as the short way of its outputs needs it: each token "
@@ -152,7 +183,9 @@ def lane_of(llm: Any) -> LaneOutputs | None:
         return None
     if llm.output_processor.stream_interval != 1:
         return None
-    return LaneOutputs(llm, gap_counter(llm))
+    from vllm.v1.engine import EngineCoreOutput
+
+    return LaneOutputs(llm, gap_counter(llm), _marks(EngineCoreOutput))
 
 
 def _missing(llm: Any) -> str:
@@ -174,13 +207,15 @@ def _missing(llm: Any) -> str:
     parameters = tuple(inspect.signature(OutputProcessor.process_outputs).parameters)
     if parameters[1:4] != ("engine_core_outputs", "engine_core_timestamp", "iteration_stats"):
         return "process_outputs"
+    for owner in (BaseIncrementalDetokenizer, IncrementalDetokenizer):
+        for method, names in _CALLS.items():
+            if tuple(inspect.signature(getattr(owner, method)).parameters)[1:] != names:
+                return f"{owner.__name__}.{method}"
     relied: tuple[tuple[Any, tuple[str, ...]], ...] = (
         (EngineCoreOutput("", []), ("request_id", "new_token_ids", *_UNUSUAL)),
         (RequestStateStats(), ("num_generation_tokens", "last_token_ts")),
         (IterationStats(), ("num_generation_tokens", "inter_token_latencies_iter")),
         (processor, ("request_states", "stream_interval")),
-        (BaseIncrementalDetokenizer, ("update", "get_next_output_text")),
-        (IncrementalDetokenizer, ("update", "get_next_output_text")),
         (RequestOutputCollector, ("put", "get_nowait")),
     )
     for thing, names in relied:

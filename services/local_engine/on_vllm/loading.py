@@ -87,6 +87,15 @@ class Seams:
     begun: Callable[[], None]
 
 
+def guard_memory(config: Any, version: str) -> str:
+    """Has a VllmConfig load in_core/memory_guard.py; returns why it cannot, or an empty text."""
+    try:
+        from services.local_engine.on_vllm.in_core import memory_guard
+    except ImportError as missing:
+        return f"vLLM {version} lacks what the guard is made of: {missing}"
+    return memory_guard.install(config, version)
+
+
 def load(options: VllmOptions, seams: Seams, *, events: str) -> Loaded:
     """Configures and starts vLLM, which takes from 15 s to minutes. Blocks.
 
@@ -100,8 +109,6 @@ def load(options: VllmOptions, seams: Seams, *, events: str) -> Loaded:
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.executor.uniproc_executor import UniProcExecutor
     from vllm.v1.metrics.stats import SchedulerStats
-
-    from services.local_engine.on_vllm.in_core import memory_guard
 
     here = installed()
     check_options(options, here)
@@ -126,7 +133,7 @@ def load(options: VllmOptions, seams: Seams, *, events: str) -> Loaded:
     # Its defaults for a server: steps of the size that its own server takes on such a device.
     config = AsyncEngineArgs(**arguments).create_engine_config(UsageContext.OPENAI_API_SERVER)
     draws = seeding.choose(config)
-    unguarded = memory_guard.install(config, vllm.__version__)
+    unguarded = guard_memory(config, vllm.__version__)
     if unguarded:
         _log.warning("a step that runs out of memory ends the engine", extra={"cause": unguarded})
     if is_cpu:

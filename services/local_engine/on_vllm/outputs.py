@@ -24,6 +24,10 @@ Plain = Callable[[Sequence[int], str], None]
 class Outputs(Protocol):
     """Begins requests and delivers what they bring. Entered by the task that begins them."""
 
+    refuses_late: bool
+    """Whether `receive` may get what vLLM refuses a request with; else an exception that it gets
+    is the end of vLLM's output loop."""
+
     async def __aenter__(self) -> Self: ...
 
     async def __aexit__(
@@ -58,6 +62,8 @@ class TappedOutputs:
 
     Relies on `add_request` returning a collector whose `put` receives each output.
     """
+
+    refuses_late = False
 
     def __init__(self, llm: Any) -> None:
         self._llm = llm
@@ -106,6 +112,8 @@ class TappedOutputs:
 
 class StreamedOutputs:
     """AsyncLLM.generate, as documented: a task a request, and a wake-up for each of its outputs."""
+
+    refuses_late = True
 
     def __init__(self, llm: Any) -> None:
         self._llm = llm

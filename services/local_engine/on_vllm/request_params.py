@@ -45,8 +45,10 @@ class RequestParams:
         spec = job.sampling
         if spec.seed is not None or spec.constraint is not None or job.continuation:
             return self._make(job, detokenize)
-        # vLLM's parameters do not say how a model thinks, which is a mapping and has no hash.
-        key = (spec if spec.thinking is None else replace(spec, thinking=None), detokenize)
+        if spec.thinking is not None:
+            # No parameter of vLLM's, and a mapping, which no key can hold.
+            spec = replace(spec, thinking=None)
+        key = (spec, detokenize)
         known = self._known.get(key)
         if known is None:
             known = self._known[key] = self._make(job, detokenize)

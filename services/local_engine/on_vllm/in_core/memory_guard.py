@@ -12,6 +12,7 @@ KNOWN_BELOW; with others, and with what is listed in `install`, the guard is off
 from __future__ import annotations
 
 import gc
+import inspect
 import re
 from collections.abc import Iterable
 from concurrent.futures import Future
@@ -40,6 +41,18 @@ _HELD = "anabranch_held"
 """The attribute of a step in which nothing is computed because another has failed."""
 
 
+_CALLS: tuple[tuple[type, str, tuple[str, ...]], ...] = (
+    (Scheduler, "reset_prefix_cache", ("reset_running_requests",)),
+    (Scheduler, "reset_encoder_cache", ()),
+    (Scheduler, "finish_requests", ("request_ids", "finished_status")),
+    (Scheduler, "update_from_output", ("scheduler_output", "model_runner_output")),
+    (SchedulerOutput, "make_empty", ()),
+    (UniProcExecutor, "execute_model", ("scheduler_output", "non_block")),
+    (UniProcExecutor, "sample_tokens", ("grammar_output", "non_block")),
+)
+"""What is called or stood in for, and with which parameters."""
+
+
 def install(config: Any, version: str) -> str:
     """Has a VllmConfig load the guard; returns why it cannot, or an empty text."""
     found = re.match(r"(\d+)\.(\d+)", version)
@@ -55,8 +68,10 @@ def install(config: Any, version: str) -> str:
     for what in ("speculative_config", "kv_transfer_config", "ec_transfer_config"):
         if getattr(config, what, None) is not None:
             return f"{what} keeps a state of its own"
-    if not hasattr(Scheduler, "reset_prefix_cache") or not hasattr(Scheduler, "finish_requests"):
-        return "vLLM's scheduler cannot begin anew"
+    for owner, method, names in _CALLS:
+        called = getattr(owner, method, None)
+        if called is None or not set(names) <= set(inspect.signature(called).parameters):
+            return f"vLLM's {owner.__name__}.{method} is not as it was seen"
     parallel.distributed_executor_backend = GuardedExecutor
     scheduling.scheduler_cls = (
         GuardedAsyncScheduler if scheduling.async_scheduling else GuardedScheduler
