@@ -62,6 +62,7 @@ class CountedOutputs:
 
     def __init__(self, outputs: Outputs) -> None:
         self._outputs = outputs
+        self.refuses_late = outputs.refuses_late
         self.short = 0
         self.allowed = True
 

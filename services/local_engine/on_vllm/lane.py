@@ -208,8 +208,8 @@ def _missing(llm: Any) -> str:
     if parameters[1:4] != ("engine_core_outputs", "engine_core_timestamp", "iteration_stats"):
         return "process_outputs"
     for owner in (BaseIncrementalDetokenizer, IncrementalDetokenizer):
-        for method, names in _CALLS.items():
-            if tuple(inspect.signature(getattr(owner, method)).parameters)[1:] != names:
+        for method, called in _CALLS.items():
+            if tuple(inspect.signature(getattr(owner, method)).parameters)[1:] != called:
                 return f"{owner.__name__}.{method}"
     relied: tuple[tuple[Any, tuple[str, ...]], ...] = (
         (EngineCoreOutput("", []), ("request_id", "new_token_ids", *_UNUSUAL)),
