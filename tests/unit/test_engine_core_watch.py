@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
 
 import pytest
 
+from services.local_engine.on_vllm import orphan_guard
 from services.local_engine.on_vllm.core_failures import OUT_OF_MEMORY, core_failure
 from services.local_engine.on_vllm.core_watch import core_died
 from tests.support.waiting import BOUND_S
 
 NEVER = 1e9
+
+
+async def test_a_process_that_ends_by_itself_keeps_no_other_one_alive(monkeypatch):
+    """It ends between the look at it and the signal."""
+    gone, left = await child(), await child()
+    births = {process.pid: orphan_guard._birth(process.pid) for process in (gone, left)}
+    gone.kill()
+    await gone.wait()
+    monkeypatch.setattr(orphan_guard, "_birth", births.__getitem__)
+    try:
+        orphan_guard._guard([f"{pid} {birth}\n" for pid, birth in births.items()])
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            left.terminate()
+    async with asyncio.timeout(BOUND_S):
+        assert await left.wait() == -signal.SIGKILL
 
 
 async def child() -> asyncio.subprocess.Process:

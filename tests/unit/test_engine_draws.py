@@ -131,3 +131,21 @@ def test_tokens_of_equal_probability_stay_together_at_the_edge():
         for position in range(200)
     }
     assert tokens == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("top_p", [1e-9, 1e-7, 1e-3, 0.5])
+def test_a_flat_distribution_is_drawn_from_whatever_top_p_leaves(top_p):
+    flat, one = torch.zeros(1, 50_000), [Draw(1, 0, 0, 0, top_p)]
+    assert draw(flat, one).tolist() == race_all(flat, one).tolist()
+
+
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf, torch.inf])
+@pytest.mark.parametrize("limits", [(0, 1.0), (0, 0.9), (5, 0.9)])
+def test_logits_that_are_no_numbers_give_some_token_and_end_no_engine(value, limits):
+    rows = torch.zeros(2, 300)
+    rows[0] = value
+    one = Draw(1, 0, 0, *limits)
+    for way in (draw, race_all):
+        broken, sound = way(rows, [one, one]).tolist()
+        assert 0 <= broken < 300
+        assert sound == way(rows[1:], [one]).tolist()[0]

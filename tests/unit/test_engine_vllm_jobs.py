@@ -172,6 +172,21 @@ async def test_vllm_makes_the_text_that_keeps_special_tokens():
         assert vllm.made_by_vllm == [True, False]
 
 
+async def test_an_abort_that_vllm_does_not_take_holds_up_no_other_job(monkeypatch, caplog):
+    async def broken(_: str) -> None:
+        raise RuntimeError("no socket")
+
+    async with running() as (jobs, vllm):
+        caller = await begun(jobs, vllm, b"a", SamplingSpec())
+        monkeypatch.setattr(vllm, "abort", broken)
+        jobs.abort("job")
+        assert caller.finishes() == {0: Finish.CANCELLED}
+        await begun(jobs, vllm, b"a", SamplingSpec())
+        assert len(vllm.made_by_vllm) == 2
+        (record,) = caplog.records
+        assert (record.levelname, record.cause) == ("WARNING", "RuntimeError")
+
+
 @pytest.mark.parametrize("error", [ValueError("bad"), RuntimeError("bad")])
 async def test_the_end_of_vllm_s_outputs_is_no_fault_of_a_request_that_has_had_none(error):
     async with running() as (jobs, vllm):

@@ -69,11 +69,12 @@ def outputs_of(**more: Any) -> type:
     """vLLM's outputs of a version with these fields besides, each with its usual value."""
     names = ("new_logprobs", "finish_reason", "events", "kv_transfer_params", "prefill_stats")
     fields = dict.fromkeys((*names, "trace_headers", "stop_reason")) | more
-    return msgspec.defstruct(
+    made: type = msgspec.defstruct(
         "Output",
         [("request_id", str), ("new_token_ids", list)]
         + [(name, Any, usual) for name, usual in fields.items()],
     )
+    return made
 
 
 def lane_for(kind: type) -> tuple[LaneOutputs, list[Any], list[Any]]:

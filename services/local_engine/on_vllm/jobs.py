@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,8 @@ from services.local_engine.on_vllm.plain_output import PlainOutput, TokenChunks
 from services.local_engine.on_vllm.token_bytes import ByteText
 from services.local_engine.prefix_events import PrefixNames
 from services.local_engine.text_stream import AnswerText, ends_inside_character
+
+_log = logging.getLogger(__name__)
 
 NewParams = Callable[[Job, bool], Any]
 """Makes vLLM's SamplingParams for a job; the flag says whether vLLM makes its text."""
@@ -135,10 +138,16 @@ class VllmJobs:
                     await asyncio.sleep(0)
                 command = await self._commands.get()
                 if isinstance(command, str):
-                    await self._llm.abort(command)
-                    self._outputs.forget(command)
+                    await self._abort(command)
                 elif not command.output.ended:
                     await self._add(command)
+
+    async def _abort(self, job_id: str) -> None:
+        try:
+            await self._llm.abort(job_id)
+        except Exception as error:  # noqa: BLE001 - the edge: other jobs wait to be passed on
+            _log.warning("vLLM did not take an abort", extra={"cause": type(error).__name__})
+        self._outputs.forget(job_id)
 
     async def _add(self, running: _Running) -> None:
         job = running.output.job

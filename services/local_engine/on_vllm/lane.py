@@ -40,7 +40,7 @@ def _marks(kind: Any) -> dict[str, Any]:
     return {name: getattr(plain, name) for name in (*_UNUSUAL, *unknown)}
 
 
-_CALLS = {
+_CALLS: dict[str, tuple[str, ...]] = {
     "update": ("new_token_ids", "stop_terminated"),
     "get_next_output_text": ("finished", "delta"),
 }
@@ -208,8 +208,8 @@ def _missing(llm: Any) -> str:
     if parameters[1:4] != ("engine_core_outputs", "engine_core_timestamp", "iteration_stats"):
         return "process_outputs"
     for owner in (BaseIncrementalDetokenizer, IncrementalDetokenizer):
-        for method, called in _CALLS.items():
-            if tuple(inspect.signature(getattr(owner, method)).parameters)[1:] != called:
+        for method, taken in _CALLS.items():
+            if tuple(inspect.signature(getattr(owner, method)).parameters)[1:] != taken:
                 return f"{owner.__name__}.{method}"
     relied: tuple[tuple[Any, tuple[str, ...]], ...] = (
         (EngineCoreOutput("", []), ("request_id", "new_token_ids", *_UNUSUAL)),

@@ -7,6 +7,7 @@ closes, the guard kills what it was told of. Standard library only: this file is
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -53,7 +54,9 @@ def _guard(lines: Iterable[str]) -> None:
     watched = [line.split() for line in lines]  # returns once the pipe is closed
     for entry in watched:
         if len(entry) == 2 and _birth(int(entry[0])) == entry[1]:
-            os.kill(int(entry[0]), signal.SIGKILL)
+            # One that ends just now keeps none of the others alive.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(entry[0]), signal.SIGKILL)
 
 
 if __name__ == "__main__":

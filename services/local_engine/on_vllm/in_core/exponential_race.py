@@ -11,6 +11,7 @@ every token does, because finding out would make the device wait for the host.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -88,14 +89,19 @@ def race_all(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
 
 def _race(logits: torch.Tensor, one: Draw) -> int:
     """The token drawn from one row, on a CPU."""
+    top = logits.max()
+    if not math.isfinite(top):
+        # A model that overflows, or a row of which nothing is left: an error would end the engine.
+        return int(logits.argmax())
     if 0 < one.top_k < len(logits):
         edge = logits.topk(one.top_k).values[-1]
         logits = logits.masked_fill(logits < edge, -torch.inf)
-    candidates = (logits >= logits.max() - REACH).nonzero().squeeze(1)
+    candidates = (logits >= top - REACH).nonzero().squeeze(1)
     if one.top_p < 1.0:
         probabilities = logits.softmax(dim=-1)[candidates]
-        # What is not likelier than this has in sum no more than what top-p leaves out.
-        likely = probabilities[probabilities > (1.0 - one.top_p) / len(logits)]
+        # What is rarer than this has in sum no more than what top-p leaves out.
+        rare = min((1.0 - one.top_p) / len(logits), float(probabilities.max()))
+        likely = probabilities[probabilities >= rare]
         ordered = likely.sort(descending=True).values
         before = ordered.cumsum(dim=-1, dtype=torch.float64) - ordered
         kept = max(1, int((before < one.top_p).sum()))
