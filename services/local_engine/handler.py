@@ -139,8 +139,9 @@ class EngineHandler:
         self._check_room(served.engine)
         with served.asked() as engine:
             asked, tenant = request.request, context.caller.tenant
-            admission.check_bytes(asked, engine.facts)
             if has_images(asked):
+                # Text alone is counted whatever its length: nothing of it is kept.
+                admission.check_bytes(asked, engine.facts)
                 self._images.check(asked, engine.facts, tenant)
                 token_ids, _ = await self._images.read(
                     asked, lambda found: engine.encode_with_images(asked, found), tenant
